@@ -1,0 +1,38 @@
+# Two environments, each made when it is first needed: .venv/run is what a clinic installs, .venv/dev is everything.
+PYTHON ?= python3
+DATA ?= ../shared/data/t1ce-validation
+INSTALL = bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RUN = .venv/run/bin/python
+DEV = .venv/dev/bin/python
+
+.PHONY: demo test evaluate bench clean
+
+demo: .venv/run/installed  ## upscale a real volume ×2.5 with the shipped model
+	$(RUN) examples/demo.py out/demo
+
+test: .venv/dev/installed  ## what CI runs
+	$(DEV) -m ruff check .
+	$(DEV) -m ruff format --check .
+	$(DEV) -m mypy --strict -p runtime
+	$(DEV) -m mypy -p train -p export
+	$(DEV) -m pytest
+	$(DEV) -m pytest benchmarks --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
+
+evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was not trained on
+	$(DEV) -m train.evaluate --data $(DATA)
+
+bench: .venv/dev/installed  ## time the stage against the trunk; keep the machine quiet
+	$(DEV) -m pytest benchmarks --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
+
+.venv/run/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv/run
+	.venv/run/$(INSTALL) -e '.[cpu]'
+	touch $@
+
+.venv/dev/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv/dev
+	.venv/dev/$(INSTALL) -e '.[cpu,export,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv out build *.egg-info .pytest_cache .mypy_cache .ruff_cache

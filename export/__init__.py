@@ -1,0 +1,1 @@
+"""A checkpoint of `train` → a bundle for `runtime`, verified against the checkpoint."""

@@ -1,0 +1,71 @@
+"""Is a bundle true to its checkpoint? `runtime` itself answers, over scales, shapes and both of its paths."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from runtime import Upscaler, grid
+from runtime.errors import MetasrganError
+from runtime.intensity import Intensity
+from train.generator import Generator
+
+# Largest difference as a part of the output's range. float32 differs by the order of sums; half-precision weights have
+# 11 significant bits each.
+TOLERANCE = {False: 1e-4, True: 2e-3}
+
+# Integer, rational with short and long periods, irrational; square and not, odd sizes, one axis scaled differently.
+CASES: tuple[tuple[tuple[int, int], tuple[str, str]], ...] = (
+    ((48, 48), ("2", "2")),
+    ((37, 61), ("3", "3")),
+    ((40, 33), ("4", "4")),
+    ((51, 46), ("1.1", "1.1")),
+    ((45, 64), ("2.5", "2.5")),
+    ((64, 45), ("2.1", "2.1")),
+    ((33, 29), ("3.9", "3.9")),
+    ((40, 56), ("32/15", "32/15")),
+    ((41, 39), ("1.5707963267948966", "1.5707963267948966")),  # π/2
+    ((36, 50), ("2", "3")),
+    ((50, 35), ("1.7320508075688772", "1.25")),  # √3
+)
+
+
+class VerificationError(MetasrganError, RuntimeError):
+    """A bundle that does not give its checkpoint's pixels."""
+
+
+def verify(upscaler: Upscaler, generator: Generator, half: bool) -> dict[str, float]:
+    """The largest error of each case, as a part of the output's range. Raises VerificationError over the tolerance."""
+    errors = {}
+    for shape, texts in CASES:
+        scales = (Fraction(texts[0]), Fraction(texts[1]))
+        errors[f"{shape[0]}×{shape[1]} ×{texts[0]},{texts[1]}"] = _error(upscaler, generator, shape, scales)
+    worst = max(errors, key=lambda case: errors[case])
+    if not errors[worst] <= TOLERANCE[half]:
+        raise VerificationError(
+            f"the bundle differs from its checkpoint by {errors[worst]:.1e} of the range at {worst}, more than "
+            f"{TOLERANCE[half]:.0e}: {'export without --fp16' if half else 'report it, with the checkpoint'}"
+        )
+    return errors
+
+
+def _error(upscaler: Upscaler, generator: Generator, shape: tuple[int, int], scales: grid.Scales) -> float:
+    image = _phantom(shape)
+    with torch.no_grad():
+        expected = generator(torch.from_numpy(image)[None, None], scales)[0, 0].numpy()
+    actual = upscaler.upscale_slice(image, Intensity(low=0.0, high=1.0, white=1.0), scales, np.float32)
+    return float(np.abs(actual - np.clip(expected, 0, 1)).max())  # the runtime keeps within [low, high]
+
+
+def _phantom(shape: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """A head: an ellipse with a bright rim, smooth and fine texture inside, and sharp spots; 0 to 1."""
+    rng = np.random.default_rng(shape)
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    radius = np.hypot(y / 0.9, x / 0.75)
+    image = np.where(radius < 1, 0.4 + 0.15 * np.sin(9 * x + 4 * y) + 0.05 * rng.standard_normal(shape), 0.0)
+    image[(radius > 0.85) & (radius < 0.95)] = 0.8
+    spots = rng.random(shape) > 0.995
+    image[spots & (radius < 0.8)] = 0.95
+    return np.clip(image, 0, 1).astype(np.float32)

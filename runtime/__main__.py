@@ -1,0 +1,121 @@
+"""`python -m runtime`: upscale a NIfTI volume, a picture or an array."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from . import Upscaler, __version__, images, volume
+from .engine import DEVICES
+from .errors import InputFileError, MetasrganError
+from .files import check_output
+from .grid import MAX_SCALE
+from .intensity import to_dtype
+
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        _upscale_file(args)
+    except MetasrganError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: the result does not fit into memory: use a smaller --scale or --shape", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped: nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m runtime", description=__doc__)
+    add = parser.add_argument
+    add("input", type=Path, help=f"a .nii or .nii.gz volume, a picture or an array ({', '.join(images.SUFFIXES)})")
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--scale", nargs="+", metavar="R", help=f"1 to {MAX_SCALE}, as 2.5 or 5/2; or two, for rows and columns")
+    size.add_argument("--shape", nargs=2, type=int, metavar=("ROWS", "COLUMNS"), help="exact output size of a slice, in pixels")
+    add("-o", "--out", type=Path, help="output file; its suffix chooses the format (default: INPUT with _sr in its name)")
+    add("--bundle", type=Path, help="the network (default: the shipped one)")
+    add("--device", default="auto", metavar="DEVICE", help=f"one of {', '.join(DEVICES)} (default: auto)")
+    add("--threads", type=int, help="processor threads (default: all that this process may use)")
+    add("--axis", type=int, choices=(0, 1, 2), help="array axis across which a volume's slices lie (default: the thickest)")
+    add("--dtype", choices=DTYPES, help="type of the output's values (default: the input's)")
+    add("--cache-dir", type=Path, help="folder that keeps phase tables between runs")
+    add("--force", action="store_true", help="replace an existing output")
+    add("--quiet", action="store_true", help="no progress bar, no summary")
+    add("--version", action="version", version=f"metasrgan-edge {__version__}")
+    return parser
+
+
+def _upscale_file(args: argparse.Namespace) -> None:
+    path: Path = args.input
+    if not path.exists():
+        raise InputFileError(f"{path} does not exist: check the name")
+    nifti = volume.is_nifti(path)
+    if not nifti and not images.is_image(path):
+        raise InputFileError(f"{path} has no suffix of a known format: give .nii, .nii.gz or {', '.join(images.SUFFIXES)}")
+    out = args.out or _default_output(path)
+    check_output(out, args.force)
+    if volume.is_nifti(out) != nifti:
+        raise InputFileError(f"{path} cannot become {out}: volumes stay NIfTI, pictures and arrays stay pictures or arrays")
+    size: dict[str, Any] = {"scale": _scale(args.scale)} if args.scale else {"shape": tuple(args.shape)}
+
+    began = time.perf_counter()
+    with Upscaler.load(args.bundle, device=args.device, threads=args.threads, cache_dir=args.cache_dir) as upscaler:
+        before, after = (_nifti if nifti else _image)(upscaler, path, out, size, args)
+        device = upscaler.device
+    if not args.quiet:
+        seconds = time.perf_counter() - began
+        print(f"{path} {before} → {out} {after}, on {device} in {seconds:.1f} s")
+
+
+def _nifti(upscaler: Upscaler, path: Path, out: Path, size: dict[str, Any], args: argparse.Namespace) -> tuple[str, str]:
+    image = volume.load(path)
+    with tqdm(unit="slice", disable=args.quiet or not sys.stderr.isatty(), leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = volume.upscale(upscaler, image, **size, axis=args.axis, dtype=args.dtype, progress=show)
+    volume.save(out, result, args.force)
+    return _size(image.shape), _size(result.shape)
+
+
+def _image(upscaler: Upscaler, path: Path, out: Path, size: dict[str, Any], args: argparse.Namespace) -> tuple[str, str]:
+    pixels = images.read(path)
+    dtype = np.dtype(args.dtype) if args.dtype else pixels.dtype
+    colour = pixels.ndim == 3 and path.suffix.lower() != ".npy"
+    images.check_writable_as(out, dtype, pixels.ndim, colour)
+    planes = np.moveaxis(pixels, -1, 0) if colour else pixels  # a picture's colours share one intensity range
+    result = to_dtype(upscaler(planes, **size), dtype)
+    result = np.ascontiguousarray(np.moveaxis(result, 0, -1)) if colour else result
+    images.write(out, result, args.force)
+    return _size(pixels.shape), _size(result.shape)
+
+
+def _scale(texts: list[str]) -> Any:
+    return texts[0] if len(texts) == 1 else tuple(texts)
+
+
+def _default_output(path: Path) -> Path:
+    stem, dot, suffix = path.name.partition(".nii") if volume.is_nifti(path) else (path.stem, "", path.suffix)
+    return path.with_name(f"{stem}_sr{dot}{suffix}")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

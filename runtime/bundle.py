@@ -1,0 +1,154 @@
+"""The bundle format: what `export` writes and this package reads. docs/bundle-format.md is its specification."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import grid
+from .errors import BundleError
+from .files import write_atomically
+from .phases import WeightPredictor
+
+FORMAT = "metasrgan-edge bundle"
+VERSION = 1
+PREDICTOR = ("w1", "b1", "w2", "b2")
+GRAPHS = ("trunk.onnx", "stage.onnx", "table_free.onnx")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the runtime must know of the network."""
+
+    projection: grid.Projection
+    channels: int  # of the features, the skip's image channel not counted
+    skip: bool
+    mean: float  # of images scaled to [0, 1]
+    std: float
+    radius: int  # receptive radius in input pixels, trunk and stage: a tile's halo
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory. `sha256` is that of the whole file, and its identity."""
+
+    manifest: dict[str, Any]
+    model: Model
+    files: dict[str, bytes]
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> Bundle:
+        """Read and check a bundle. Raises BundleError for anything but a whole, undamaged bundle of a known version."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror}): give a .bundle made by `python -m export`") from None
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> Bundle:
+        """A bundle from a file's bytes; `name` is for error messages."""
+        try:
+            archive = zipfile.ZipFile(io.BytesIO(content))
+            manifest = json.loads(archive.read("manifest.json"))
+            known = manifest["format"] == FORMAT
+        except (zipfile.BadZipFile, KeyError, ValueError, TypeError, NotImplementedError, OSError, RuntimeError):
+            raise BundleError(f"{name} is no bundle, or is damaged: make it again with `python -m export`") from None
+        if not known:
+            raise BundleError(f"{name} is a {manifest['format']!r}, not a {FORMAT!r}: give a bundle of `python -m export`")
+        if manifest.get("version") != VERSION:
+            raise BundleError(
+                f"{name} has format version {manifest.get('version')}, this release reads {VERSION}: "
+                "install a newer metasrgan-edge, or export the checkpoint with this one"
+            )
+        sealed = archive.comment == _seal(content[: len(content) - len(archive.comment)])
+        files, missing = {}, []
+        for member, expected in manifest["files"].items():
+            try:
+                files[member] = archive.read(member)
+            except KeyError:
+                missing.append(member)
+                continue
+            except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, RuntimeError):
+                files[member] = b""
+            sealed &= hashlib.sha256(files[member]).hexdigest() == expected["sha256"]
+        missing += [m for m in (*GRAPHS, *map(_predictor_file, PREDICTOR)) if m not in manifest["files"]]
+        if missing:
+            raise BundleError(f"{name} lacks {', '.join(missing)}: make it again with `python -m export`")
+        if not sealed:
+            raise BundleError(
+                f"{name} is damaged (its checksum differs): copy it again, or make it again with `python -m export`"
+            )
+        return cls(manifest, Model(**manifest["model"]), files, hashlib.sha256(content).hexdigest())
+
+    def predictor(self) -> WeightPredictor:
+        """The weight predictor in float32."""
+        w1, b1, w2, b2 = (self._array(_predictor_file(part)).astype(np.float32) for part in PREDICTOR)
+        return WeightPredictor(w1, b1, w2, b2, self.model.projection)
+
+    def table(self, scales: grid.Scales) -> NDArray[np.float32] | None:
+        """The phase table (p_y, p_x, 9·C) that the bundle carries for a scale, in float32, or None."""
+        name = table_file(scales[0])
+        if scales[0] != scales[1] or name not in self.files:
+            return None
+        return self._array(name).astype(np.float32)
+
+    def _array(self, member: str) -> NDArray[Any]:
+        return cast(NDArray[Any], np.load(io.BytesIO(self.files[member]), allow_pickle=False))
+
+
+def write(path: Path, model: Model, files: dict[str, bytes], about: dict[str, Any], overwrite: bool) -> None:
+    """Write a bundle whole or not at all; the same content gives the same bytes."""
+    content = serialise(model, files, about)
+    write_atomically(path, lambda file: file.write(content), overwrite)
+
+
+def serialise(model: Model, files: dict[str, bytes], about: dict[str, Any]) -> bytes:
+    """The bytes of a bundle. `about` joins the manifest: who made it, from what, how well it was verified."""
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": asdict(model),
+        "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()},
+        **about,
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.comment = b"\0" * len(_seal(b""))
+        for name, data in {"manifest.json": json.dumps(manifest, indent=1).encode(), **files}.items():
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data)
+    body = buffer.getvalue()[: -len(_seal(b""))]
+    return body + _seal(body)
+
+
+def table_file(scale: Fraction) -> str:
+    return f"tables/{scale.numerator}-{scale.denominator}.npy"
+
+
+def _predictor_file(part: str) -> str:
+    return f"predictor/{part}.npy"
+
+
+def array_bytes(array: NDArray[Any]) -> bytes:
+    """An array as the bytes of an NPY file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _seal(body: bytes) -> bytes:
+    """The archive comment: the SHA-256, in hexadecimal, of every byte before it."""
+    return b"sha256 " + hashlib.sha256(body).hexdigest().encode()

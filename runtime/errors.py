@@ -1,0 +1,33 @@
+"""Everything that a caller may want to catch. Each error keeps a builtin base, says what it got, and what to do."""
+
+
+class MetasrganError(Exception):
+    """Base of every error that this project raises on purpose; its text is one line, fit for a person."""
+
+
+class ScaleError(MetasrganError, ValueError):
+    """A scale, an output shape or a window that cannot be served."""
+
+
+class ImageError(MetasrganError, ValueError):
+    """Input pixels that cannot be upscaled: wrong dimensions, not real numbers, NaN or infinity."""
+
+
+class InputFileError(MetasrganError, OSError):
+    """An input file that is missing, truncated or not what its name says."""
+
+
+class OutputFileError(MetasrganError, OSError):
+    """An output file that exists already or could not be written; nothing half-written is left behind."""
+
+
+class BundleError(MetasrganError, ValueError):
+    """A bundle that is damaged, incomplete, or made by a newer release."""
+
+
+class DeviceError(MetasrganError, RuntimeError):
+    """A device that does not exist or cannot run here."""
+
+
+class ClosedError(MetasrganError, RuntimeError):
+    """An `Upscaler` that was used after `close`."""

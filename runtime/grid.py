@@ -1,0 +1,183 @@
+"""The grid that all rooms share: which output pixel reads which input pixel, at what sub-pixel offset, and where in
+millimetres it lies. Pure integer arithmetic, no I/O, no floating-point floors.
+
+Pixel areas tile the same field of view with their top-left edges aligned. For a scale r = p/q, an axis of n pixels becomes
+n·p // q pixels. Source: Hu et al., *Meta-SR*, CVPR 2019 (the corner projection), and this project's own centred variant.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Rational, Real
+from typing import Literal, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ScaleError
+
+Projection = Literal["corner", "centred"]
+ScaleLike = Union[int, float, str, Fraction, Decimal]  # one axis
+Scales = tuple[Fraction, Fraction]  # rows, columns
+
+MAX_SCALE = 16  # four times what the network is trained for; beyond it the pixels are smooth guesses
+MAX_TABLE_SLOTS = 4096  # 9.6 MB of filters; the paper's scales need at most 40². Beyond it, stages work without a table
+_MAX_TERM = 1 << 62  # phases are kept as int64
+
+PAPER_SCALES = tuple(Fraction(n, 10) for n in range(11, 41))  # 1.1, 1.2 … 4.0
+
+
+def parse_scale(value: ScaleLike) -> Fraction:
+    """The exact rational that a number's decimal text names: 2.1 → 21/10, "5/2" → 5/2, never the binary float.
+
+    Raises ScaleError outside 1…16, for NaN, infinity, booleans and anything that is not a number.
+    """
+    hint = f"give a number from 1 to {MAX_SCALE}, such as 2.5 or 5/2"
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (str, Real, Decimal)):
+        raise ScaleError(f"scale {value!r} is not a number: {hint}")
+    try:
+        scale = Fraction(value) if isinstance(value, Rational) else Fraction(str(value).strip())
+    except (ValueError, ZeroDivisionError):
+        raise ScaleError(f"scale {str(value)!r} is not a number: {hint}") from None
+    if not 1 <= scale <= MAX_SCALE:
+        raise ScaleError(f"scale {value} is outside what can be upscaled: {hint}")
+    if 2 * scale.numerator >= _MAX_TERM:
+        raise ScaleError(f"scale {value} has too many digits: round it to 17")
+    return scale
+
+
+def parse_scales(value: ScaleLike | tuple[ScaleLike, ...] | list[ScaleLike]) -> Scales:
+    """(row scale, column scale) of a scale given once for both axes or as a pair."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ScaleError(f"scale {value!r} has {len(value)} entries: give one number, or two (rows, columns)")
+        return parse_scale(value[0]), parse_scale(value[1])
+    scale = parse_scale(value)
+    return scale, scale
+
+
+def scales_for_shape(shape_in: tuple[int, int], shape_out: tuple[int, int]) -> Scales:
+    """The scales n_out/n_in that turn `shape_in` into exactly `shape_out`."""
+    try:
+        rows, cols = (int(n) if float(n) == int(n) else -1 for n in shape_out)
+    except (TypeError, ValueError, OverflowError):
+        raise ScaleError(f"shape {shape_out!r} is not two whole numbers: give (rows, columns)") from None
+    if not all(n <= m <= MAX_SCALE * n for n, m in zip(shape_in, (rows, cols))):
+        raise ScaleError(
+            f"shape {shape_out} cannot be made of an image of {shape_in[0]}×{shape_in[1]}: "
+            f"each axis may grow by a factor of 1 to {MAX_SCALE}"
+        )
+    return Fraction(rows, shape_in[0]), Fraction(cols, shape_in[1])
+
+
+def output_size(size: int, scale: Fraction) -> int:
+    """n·p // q in integers: 45 pixels at ×1.4 are 63, where int(45 * 1.4) is 62."""
+    return size * scale.numerator // scale.denominator
+
+
+def phase_offsets(scale: Fraction, projection: Projection) -> NDArray[np.float64]:
+    """The sub-pixel offset of each of the p phases of scale p/q, ascending, in input pixels; shape (p,), float64.
+
+    corner: phase/p in [0, 1), from the input pixel's top-left edge. centred: in [-1/2, 1/2), from its centre.
+    """
+    p, q = scale.numerator, scale.denominator
+    phases = np.arange(p)
+    if projection == "corner":
+        return phases / p
+    return (2 * phases + q % 2) / (2 * p) - 0.5
+
+
+def skip_taps(scale: Fraction, projection: Projection, offset: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Half-pixel-centred linear interpolation as three taps on the pixels source-1, source, source+1; shape (…, 3).
+
+    Whatever the projection, the taps interpolate between pixel centres, so that a ramp stays where it lies.
+    """
+    centred = offset if projection == "centred" else offset + float(1 / (2 * scale)) - 0.5
+    return np.stack([np.maximum(-centred, 0), 1 - np.abs(centred), np.maximum(centred, 0)], axis=-1)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of an image on the grid of one scale.
+
+    Output i reads input `source[i]` at phase `phase[i]`, the index into `phase_offsets`; both int64, shape (n_out,).
+    `rank[i]` counts the outputs before i that have the same source: no input pixel has more than `slots` outputs.
+    """
+
+    n_in: int
+    scale: Fraction
+    projection: Projection
+    source: NDArray[np.int64]
+    phase: NDArray[np.int64]
+    rank: NDArray[np.int64]
+
+    @property
+    def n_out(self) -> int:
+        return len(self.source)
+
+    @property
+    def slots(self) -> int:
+        return -(-self.scale.numerator // self.scale.denominator)
+
+    @property
+    def offset(self) -> NDArray[np.float64]:
+        """Sub-pixel offset of each output, float64, shape (n_out,), without a table of all p phases."""
+        p, q = self.scale.numerator, self.scale.denominator
+        if self.projection == "corner":
+            return self.phase / p
+        return (2 * self.phase + q % 2) / (2 * p) - 0.5
+
+    def slot_phases(self) -> NDArray[np.int64]:
+        """Phase of the k-th output of every input pixel congruent a modulo q; shape (q, slots), unused slots 0."""
+        period = project(self.scale.denominator, self.scale, self.projection)
+        phases = np.zeros((self.scale.denominator, self.slots), np.int64)
+        phases[period.source, period.rank] = period.phase
+        return phases
+
+
+def project(n_in: int, scale: Fraction, projection: Projection) -> Axis:
+    """Project every output pixel of an axis onto its input pixel, exactly.
+
+    corner:  source = i·q // p,           phase = i·q mod p
+    centred: source = (2i+1)·q // 2p,     phase = ((2i+1)·q mod 2p) // 2
+    Exact for any p, q: where 64-bit products would overflow, Python's integers do the work.
+    """
+    p, q = scale.numerator, scale.denominator
+    n_out = output_size(n_in, scale)
+    fits = (2 * n_out + 1) * q < _MAX_TERM
+    i = np.arange(n_out, dtype=np.int64 if fits else object)
+    if projection == "corner":
+        source, phase = i * q // p, i * q % p
+    elif projection == "centred":
+        source, phase = (2 * i + 1) * q // (2 * p), (2 * i + 1) * q % (2 * p) // 2
+    else:
+        raise ValueError(f"projection {projection!r} is unknown: use 'corner' or 'centred'")
+    source, phase = source.astype(np.int64), phase.astype(np.int64)
+    rank = np.arange(n_out) - np.searchsorted(source, source)
+    return Axis(n_in, scale, projection, source, phase, rank)
+
+
+def has_table(scales: Scales) -> bool:
+    """Whether a scale's slots, q·⌈p/q⌉ an axis, are few enough to keep a filter for each: every scale of the paper has."""
+    rows, cols = (r.denominator * -(-r.numerator // r.denominator) for r in scales)
+    return rows * cols <= MAX_TABLE_SLOTS
+
+
+def predictor_scale(scales: Scales) -> float:
+    """The third predictor input: 1/r, or 1/√(r_y·r_x) where the axes differ."""
+    return 1 / math.sqrt(scales[0] * scales[1])
+
+
+def upscaled_affine(affine: NDArray[np.float64], scales: tuple[Fraction, ...]) -> NDArray[np.float64]:
+    """The voxel-to-millimetre affine (4, 4) of a volume upscaled by `scales`, one for each of its three array axes.
+
+    Voxels shrink by r and the outer edge of the first one stays in place, so its centre moves by (1/r - 1)/2 old voxels.
+    """
+    shrink = np.array([float(1 / r) for r in scales])
+    result = np.array(affine, dtype=np.float64)
+    result[:3, :3] = affine[:3, :3] * shrink
+    result[:3, 3] = affine[:3, 3] + affine[:3, :3] @ ((shrink - 1) / 2)
+    return result

@@ -1,0 +1,78 @@
+"""Grey values ↔ the network's units, by one affine map for a whole volume, so that no slice flickers against its neighbour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from .errors import ImageError
+
+_WHITE_PERCENTILE = 99.9  # a few hot voxels must not darken everything else
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """`low` becomes 0 and `white` becomes 1; an output never leaves the input's own range [low, high]."""
+
+    low: float
+    high: float
+    white: float
+
+    @classmethod
+    def of(cls, volume: NDArray[Any]) -> Intensity:
+        """The range of an array of any shape. Raises ImageError for NaN or infinity and says where it is."""
+        if volume.dtype.kind == "f" and not np.isfinite(volume).all():
+            where = tuple(int(k) for k in np.argwhere(~np.isfinite(volume))[0])
+            raise ImageError(f"the value at index {where} is {volume[where]}: replace NaN and infinity before upscaling")
+        low, high = float(volume.min()), float(volume.max())
+        white = float(np.percentile(volume, _WHITE_PERCENTILE))
+        return cls(low, high, white if white > low else high)
+
+    def normalise(self, image: NDArray[Any]) -> NDArray[np.float32]:
+        """Any real dtype → float32 with low at 0 and white at 1; a constant image becomes 0."""
+        wide = image.astype(np.result_type(image.dtype, np.float32), copy=False)  # int32 and up: float64
+        with np.errstate(over="ignore"):
+            unit = (wide - self.low) / ((self.white - self.low) or 1.0)
+        return unit.astype(np.float32, copy=False)
+
+    def restore(self, unit: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
+        """The inverse, clipped to [low, high], in `dtype`; integers are rounded and clipped, never wrapped."""
+        dtype = np.dtype(dtype)
+        exact: DTypeLike = np.float32 if dtype.itemsize <= 2 or dtype == np.float32 else np.float64
+        grey = unit.astype(exact) * (self.white - self.low) + self.low
+        return to_dtype(np.clip(grey, self.low, self.high, out=grey), dtype)
+
+
+def to_dtype(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """Real values in another dtype: integers are rounded to even and clipped to what they can hold, never wrapped."""
+    dtype = np.dtype(dtype)
+    if dtype.kind in "iu" and values.dtype != dtype:
+        limits = np.iinfo(dtype)
+        low: Any
+        top: Any
+        if values.dtype.kind == "f":
+            low, top = values.dtype.type(limits.min), values.dtype.type(limits.max)
+            if int(top) > limits.max:  # float32(2**31 - 1) is 2**31, which would wrap
+                top = np.nextafter(top, values.dtype.type(0))
+            values = np.rint(values)
+        else:
+            own = np.iinfo(values.dtype)
+            low, top = max(limits.min, own.min), min(limits.max, own.max)
+        values = np.clip(values, low, top)
+    converted: NDArray[Any] = values.astype(dtype, copy=False)
+    return converted
+
+
+def real_array(image: ArrayLike) -> NDArray[Any]:
+    """`image` as an array of real numbers in native byte order. Raises ImageError for anything else."""
+    array = np.asarray(image)
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    if array.dtype.kind not in "iuf":
+        raise ImageError(f"pixels of type {array.dtype} cannot be upscaled: give integers or floats")
+    if not array.size:
+        raise ImageError(f"the image is empty (shape {array.shape}): there is nothing to upscale")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

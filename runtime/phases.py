@@ -1,0 +1,163 @@
+"""The custom Meta-Upscale stage's filters: the weight predictor in numpy, a scale's phase table, and where tables are kept.
+
+A scale p/q has p phases an axis, hence p_y·p_x filters, whatever the image's size. That table is predicted once a scale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import grid
+from .errors import OutputFileError
+from .files import write_atomically
+
+log = logging.getLogger(__name__)
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class WeightPredictor:
+    """The MLP 3 → hidden → 9·C: (row offset, column offset, 1/r) → one 3×3×C filter, as W₂·relu(W₁·position + b₁) + b₂.
+
+    float32: w1 (hidden, 3), b1 (hidden,), w2 (9·C, hidden), b2 (9·C,), filters ordered (tap row, tap column, channel).
+    """
+
+    w1: Float
+    b1: Float
+    w2: Float
+    b2: Float
+    projection: grid.Projection
+
+    def table(self, scales: grid.Scales) -> Float:
+        """The phase table: the filters of every pair of phases, (p_y, p_x, 9·C), float32."""
+        row_offsets, col_offsets = (grid.phase_offsets(r, self.projection) for r in scales)
+        rows, cols = self.hidden_parts(row_offsets, col_offsets, scales)
+        hidden = np.maximum(rows[:, None] + cols[None], 0)
+        shape = (len(rows), len(cols), len(self.b2))
+        table: Float = hidden.reshape(-1, hidden.shape[-1]) @ self.w2.T + self.b2
+        return table.reshape(shape)
+
+    def hidden_parts(
+        self, row_offsets: NDArray[np.float64], col_offsets: NDArray[np.float64], scales: grid.Scales
+    ) -> tuple[Float, Float]:
+        """The hidden layer before its relu is a sum of a row part (rows, hidden) and a column part (cols, hidden)."""
+        row_part = np.outer(row_offsets, self.w1[:, 0])
+        col_part = np.outer(col_offsets, self.w1[:, 1]) + grid.predictor_scale(scales) * self.w1[:, 2] + self.b1
+        return row_part.astype(np.float32), col_part.astype(np.float32)
+
+    def units(self, skip: bool) -> Float:
+        """What the stage without a table multiplies patches by, (9·C', hidden + 1 + 9): W₂ᵀ, b₂, and the skip's nine taps.
+
+        The filter of a position is this matrix times (relu(hidden), 1, taps), so patches · units · that vector is a pixel.
+        """
+        channels = len(self.b2) // 9
+        units = np.zeros((9, channels + skip, len(self.b1) + 1 + 9), np.float32)
+        units[:, :channels, : len(self.b1)] = self.w2.reshape(9, channels, -1)
+        units[:, :channels, len(self.b1)] = self.b2.reshape(9, channels)
+        if skip:
+            units[:, channels, -9:] = np.eye(9)
+        return units.reshape(9 * (channels + skip), -1)
+
+    def digest(self) -> str:
+        """SHA-256 of the weights and the projection: what a table depends on, beside its scale."""
+        content = hashlib.sha256(self.projection.encode())
+        for array in (self.w1, self.b1, self.w2, self.b2):
+            content.update(np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()
+
+
+def slot_filters(table: Float, scales: grid.Scales, projection: grid.Projection, skip: bool) -> Float:
+    """A phase table laid out for the stage: (q_y·q_x, 9·C', n_y·n_x) float32.
+
+    Input pixels congruent modulo (q_y, q_x) share one matrix, a column for each of their up to n_y·n_x output pixels.
+    With `skip` the image rides as one more channel, C' = C + 1, whose filters interpolate linearly.
+    """
+    axes = [grid.project(r.denominator, r, projection) for r in scales]
+    (phase_y, phase_x), (ny, nx) = (a.slot_phases() for a in axes), (a.slots for a in axes)
+    filters = table[phase_y[:, None, :, None], phase_x[None, :, None, :]]  # (qy, qx, ny, nx, 9C)
+    if skip:
+        taps_y, taps_x = (
+            grid.skip_taps(r, projection, grid.phase_offsets(r, projection))[phase]
+            for r, phase in zip(scales, (phase_y, phase_x))
+        )  # (q, n, 3)
+        taps = np.einsum("akt,blu->abkltu", taps_y, taps_x).astype(np.float32)
+        shape = (*filters.shape[:4], 3, 3)
+        filters = np.concatenate([filters.reshape(*shape, -1), taps.reshape(*shape, 1)], axis=-1)
+    filters = filters.reshape(len(phase_y) * len(phase_x), ny * nx, -1)
+    return np.ascontiguousarray(filters.transpose(0, 2, 1))
+
+
+class FilterCache:
+    """Slot filters by scale: in memory up to `max_bytes`, the least recently used leave first; safe between threads.
+
+    A table comes from the first that has it: `stored` (the bundle's own), the folder `directory` (optional), the predictor.
+    """
+
+    def __init__(
+        self,
+        predictor: WeightPredictor,
+        skip: bool,
+        stored: Callable[[grid.Scales], Float | None] = lambda scales: None,
+        directory: Path | None = None,
+        max_bytes: int = 32 << 20,
+    ) -> None:
+        self._predictor, self._skip, self._stored = predictor, skip, stored
+        self._directory, self._max_bytes = directory, max_bytes
+        self._digest = predictor.digest() if directory else ""
+        self._filters: OrderedDict[grid.Scales, Float] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, scales: grid.Scales) -> Float:
+        with self._lock:
+            if scales in self._filters:
+                self._filters.move_to_end(scales)
+                return self._filters[scales]
+        table = self._stored(scales)
+        if table is None:
+            table = self._from_disk(scales) if self._directory else self._predictor.table(scales)
+        filters = slot_filters(table, scales, self._predictor.projection, self._skip)
+        with self._lock:
+            self._filters[scales] = filters
+            while self.bytes > self._max_bytes and len(self._filters) > 1:
+                self._filters.popitem(last=False)
+        return filters
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held in memory."""
+        return sum(f.nbytes for f in self._filters.values())
+
+    def _from_disk(self, scales: grid.Scales) -> Float:
+        """The table in the folder, or predicted and then kept there. A file is its content's SHA-256, then the content."""
+        assert self._directory is not None
+        (py, qy), (px, qx) = ((r.numerator, r.denominator) for r in scales)
+        path = self._directory / f"{self._digest[:32]}_{py}-{qy}_{px}-{qx}.table"
+        shape = (py, px, len(self._predictor.b2))
+        try:
+            content = path.read_bytes()
+            if content[:32] == hashlib.sha256(content[32:]).digest() and len(content) - 32 == 4 * int(np.prod(shape)):
+                return np.frombuffer(content, np.float32, offset=32).reshape(shape)
+            log.warning("the cached table %s is damaged: predicting it again", path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("the cached table %s cannot be read (%s): predicting it again", path, error)
+        table = self._predictor.table(scales)
+        data = np.ascontiguousarray(table).tobytes()
+        try:
+            os.makedirs(self._directory, exist_ok=True)
+            write_atomically(path, lambda file: file.write(hashlib.sha256(data).digest() + data), overwrite=True)
+        except (OutputFileError, OSError) as error:
+            log.warning("the table cache is not kept: %s", error)
+        return table

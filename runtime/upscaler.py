@@ -1,0 +1,255 @@
+"""The embedding interface: load once, upscale as often as you like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from . import grid, tiles
+from .bundle import Bundle
+from .engine import CpuEngine, choose
+from .errors import ClosedError, DeviceError, ImageError, ScaleError
+from .intensity import Intensity, real_array
+from .phases import FilterCache, WeightPredictor
+
+Float = NDArray[np.float32]
+ScaleOrPair = grid.ScaleLike | tuple[grid.ScaleLike, grid.ScaleLike]
+Window = tuple[int, int, int, int]  # row, column, height, width in output pixels
+
+SHIPPED = "brain.bundle"
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Where a tile lies in a slice, and its features."""
+
+    rows: tiles.Extent
+    cols: tiles.Extent
+    features: Float
+
+
+class Upscaler:
+    """Upscales brain-MR slices and volumes to any size with one loaded bundle. Safe to share between threads.
+
+    Use `Upscaler.load`; the constructor takes the parts.
+    """
+
+    def __init__(self, bundle: Bundle, engine: CpuEngine, filters: FilterCache, predictor: WeightPredictor) -> None:
+        self.bundle = bundle
+        self._engine: CpuEngine | None = engine
+        self._filters, self._predictor = filters, predictor
+        self._units = predictor.units(bundle.model.skip)
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Upscaler:
+        """Load a bundle, by default the shipped one, for a device: auto or cpu.
+
+        `threads` is by default the number of processors this process may use; `cache_dir` keeps phase tables on disk.
+        Raises BundleError for a bundle that is missing or damaged, DeviceError for a device that cannot run here.
+        """
+        if bundle is None:
+            content = resources.files(__package__).joinpath(SHIPPED).read_bytes()
+            loaded = Bundle.parse(content, f"the shipped {SHIPPED}")
+        else:
+            loaded = Bundle.read(Path(bundle))
+        return cls.of(loaded, device=device, threads=threads, cache_dir=cache_dir)
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Upscaler:
+        """`load` for a bundle that is in memory already."""
+        if threads is not None and threads < 1:
+            raise DeviceError(f"threads is {threads}: give 1 or more, or nothing for all processors")
+        engine = choose(device).load(bundle, threads)
+        predictor = bundle.predictor()
+        filters = FilterCache(predictor, bundle.model.skip, bundle.table, Path(cache_dir) if cache_dir else None)
+        return cls(bundle, engine, filters, predictor)
+
+    @property
+    def device(self) -> str:
+        """What really does the arithmetic."""
+        return self._running.device
+
+    def __call__(
+        self,
+        image: ArrayLike,
+        scale: ScaleOrPair | None = None,
+        *,
+        shape: tuple[int, int] | None = None,
+    ) -> Float:
+        """Upscale a slice (H, W), or the slices of one volume (N, H, W) with one intensity range, to float32 in its units.
+
+        `scale` is one number for both axes or (rows, columns), and gives H·p // q rows for p/q; `shape` is the exact
+        output size instead. The output keeps within the input's own range. Raises ScaleError and ImageError.
+        """
+        array = _checked(image, (2, 3))
+        scales = resolve_scales(array.shape[-2:], scale, shape)
+        intensity = Intensity.of(array)
+        out = np.empty((*array.shape[:-2], *output_shape(array.shape[-2:], scales)), np.float32)
+        for index in np.ndindex(array.shape[:-2]):
+            out[index] = self.upscale_slice(array[index], intensity, scales, np.float32)
+        return out
+
+    def encode(self, image: ArrayLike) -> View:
+        """Run the trunk once on a slice (H, W); the view then renders any scale and window of it, each at little cost."""
+        array = _checked(image, (2,))
+        intensity = Intensity.of(array)
+        return View(self, array.shape, intensity, tuple(self._encode(array, intensity)))
+
+    def volume(
+        self,
+        image: Any,
+        scale: ScaleOrPair | None = None,
+        *,
+        shape: tuple[int, int] | None = None,
+        axis: int | None = None,
+        dtype: DTypeLike | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """Upscale a nibabel NIfTI image slice by slice, in the two axes other than `axis` (the thickest by default).
+
+        Returns an image of the same class whose affine keeps every point in its place, with the same dtype (or `dtype`)
+        and the rest of the header. `progress(done, total)` is called after each slice.
+        """
+        from . import volume  # nibabel is imported by those who need it
+
+        return volume.reopened(volume.upscale(self, image, scale, shape=shape, axis=axis, dtype=dtype, progress=progress))
+
+    def upscale_slice(self, image: NDArray[Any], intensity: Intensity, scales: grid.Scales, dtype: DTypeLike) -> NDArray[Any]:
+        """One checked slice (H, W) of a volume with this intensity range, in `dtype`; its tiles are dropped one by one."""
+        return intensity.restore(self._render(self._encode(image, intensity), image.shape, scales), dtype)
+
+    def close(self) -> None:
+        """Release the engine and its memory. Harmless when repeated; any other use afterwards raises ClosedError."""
+        self._engine = None
+
+    def __enter__(self) -> Upscaler:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def _running(self) -> CpuEngine:
+        if self._engine is None:
+            raise ClosedError("this Upscaler is closed: load it again")
+        return self._engine
+
+    def _encode(self, image: NDArray[Any], intensity: Intensity) -> Iterator[_Tile]:
+        model, engine = self.bundle.model, self._running
+        standard = (intensity.normalise(image) - np.float32(model.mean)) / np.float32(model.std)
+        for rows in tiles.extents(image.shape[0], model.radius):
+            for cols in tiles.extents(image.shape[1], model.radius):
+                yield _Tile(rows, cols, engine.encode(standard[rows.first : rows.last, cols.first : cols.last]))
+
+    def _render(
+        self, encoded: Iterable[_Tile], shape: tuple[int, ...], scales: grid.Scales, window: Window | None = None
+    ) -> Float:
+        """The window, or the whole, in units of black 0 and white 1."""
+        model, engine = self.bundle.model, self._running
+        rows, cols = (grid.project(n, r, model.projection) for n, r in zip(shape, scales))
+        top, left, height, width = window or (0, 0, rows.n_out, cols.n_out)
+        out = np.empty((height, width), np.float32)
+        for tile in encoded:
+            y = tile.rows.outputs(rows, top, top + height)
+            x = tile.cols.outputs(cols, left, left + width)
+            if not len(y) or not len(x):
+                continue
+            if grid.has_table(scales):
+                pixels = engine.render(tile.features, y, x, self._filters[scales])
+            else:
+                hidden = self._predictor.hidden_parts(y.offset, x.offset, scales)
+                taps_y, taps_x = (
+                    grid.skip_taps(r, model.projection, s.offset).astype(np.float32) for r, s in zip(scales, (y, x))
+                )
+                pixels = engine.render_table_free(tile.features, y, x, self._units, hidden, (taps_y, taps_x))
+            out[y.start - top : y.stop - top, x.start - left : x.stop - left] = pixels
+        return out * np.float32(model.std) + np.float32(model.mean)
+
+
+class View:
+    """An encoded slice. It holds features of 260 bytes an input pixel and the `Upscaler` that made it."""
+
+    def __init__(self, upscaler: Upscaler, shape: tuple[int, ...], intensity: Intensity, encoded: tuple[_Tile, ...]) -> None:
+        self.shape = shape
+        self._upscaler, self._intensity, self._encoded = upscaler, intensity, encoded
+
+    def render(
+        self,
+        scale: ScaleOrPair | None = None,
+        *,
+        shape: tuple[int, int] | None = None,
+        window: Window | None = None,
+    ) -> Float:
+        """The slice at a scale or of an output shape, or only the `window` (row, column, height, width) of it, float32.
+
+        The window counts in output pixels and equals that part of the whole. Raises ScaleError where it leaves it.
+        """
+        scales = resolve_scales(self.shape, scale, shape)
+        if window is not None:
+            window = _checked_window(window, output_shape(self.shape, scales))
+        unit = self._upscaler._render(self._encoded, self.shape, scales, window)
+        return self._intensity.restore(unit, np.float32)
+
+
+def resolve_scales(shape_in: tuple[int, ...], scale: ScaleOrPair | None, shape: tuple[int, int] | None) -> grid.Scales:
+    """The exact (row, column) scales that a caller asked for by exactly one of `scale` and `shape`."""
+    if (scale is None) == (shape is None):
+        raise ScaleError(f"got scale={scale!r} and shape={shape!r}: give exactly one of them")
+    if shape is not None:
+        return grid.scales_for_shape((shape_in[0], shape_in[1]), shape)
+    assert scale is not None
+    return grid.parse_scales(scale)
+
+
+def output_shape(shape_in: tuple[int, ...], scales: grid.Scales) -> tuple[int, int]:
+    """(rows, columns) that a slice of `shape_in` becomes."""
+    return grid.output_size(shape_in[0], scales[0]), grid.output_size(shape_in[1], scales[1])
+
+
+def _checked(image: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:
+    array = real_array(image)
+    if array.ndim not in ndims:
+        forms = " or ".join({2: "(H, W)", 3: "(N, H, W)"}[n] for n in ndims)
+        raise ImageError(f"the image has shape {array.shape}: give {forms}")
+    check_slice_shape(array.shape[-2:])
+    return array
+
+
+def check_slice_shape(shape: tuple[int, ...]) -> None:
+    """Raise ImageError for a slice without two pixels an axis: nothing lies between them to be resolved."""
+    if min(shape) < 2:
+        raise ImageError(f"a slice of {shape[0]}×{shape[1]} pixels holds no structure to upscale: give at least 2×2")
+
+
+def _checked_window(window: Window, whole: tuple[int, int]) -> Window:
+    try:
+        row, col, height, width = (int(v) for v in window)
+    except (TypeError, ValueError):
+        raise ScaleError(f"window {window!r} is not (row, column, height, width)") from None
+    if row < 0 or col < 0 or height < 1 or width < 1 or row + height > whole[0] or col + width > whole[1]:
+        raise ScaleError(
+            f"window {window} leaves the output of {whole[0]}×{whole[1]} pixels: "
+            "give (row, column, height, width) inside it, in output pixels"
+        )
+    return row, col, height, width

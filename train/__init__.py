@@ -1,0 +1,1 @@
+"""Making the network: data, generator, loop, evaluation. PyTorch."""

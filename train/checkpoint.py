@@ -1,0 +1,42 @@
+"""Checkpoints: plain tensors, numbers and text in one file, which load without running code and rebuild their model."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.errors import InputFileError
+from runtime.files import write_atomically
+
+from .generator import Generator, build
+
+FORMAT = "metasrgan-edge checkpoint 1"
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **content}, file), overwrite=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint's content on the CPU. Raises InputFileError for what is missing, damaged or of another kind."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputFileError(f"{path} does not exist: give a checkpoint such as runs/first/best.pt") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise InputFileError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputFileError(f"{path} is no checkpoint of this project: make one with `python -m train`")
+    return content
+
+
+def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
+    """The generator of a checkpoint, in evaluation mode, and the checkpoint's whole content."""
+    content = load(path)
+    generator = build(content["generator"])
+    generator.load_state_dict(content["weights"])
+    return generator.eval(), content

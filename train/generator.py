@@ -1,0 +1,182 @@
+"""The generator, whole: SRGAN's residual trunk and the Meta-Upscale stage, by configuration.
+
+Tan, Zhu, Liò, *Arbitrary Scale Super-Resolution for Brain MRI Images*, AIAI 2020; Hu et al., *Meta-SR*, CVPR 2019.
+Shapes are written at the line that makes them: N images, H×W low-resolution pixels, C channels, k = 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from runtime import grid
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """What rebuilds a generator; a checkpoint carries it. `mean` and `std` are of images scaled to [0, 1]."""
+
+    channels: int = 64
+    blocks: int = 5
+    head_kernel: int = 9
+    batch_norm: bool = True
+    projection: grid.Projection = "corner"
+    skip: bool = False  # output = linear interpolation of the input + Meta-Upscale of the features
+    predictor_hidden: int = 256
+    mean: float = 0.370
+    std: float = 0.117
+
+
+CONFIGS = {
+    # The authors' generator: 561,926 parameters, 410,688 multiply-adds an lr pixel.
+    "paper": GeneratorConfig(),
+    # The shipped one. Without batch norm, projected from pixel centres, learning only what linear interpolation lacks;
+    # black is zero, so that zero padding at the border is background.
+    "edge": GeneratorConfig(batch_norm=False, projection="centred", skip=True, mean=0.0, std=0.25),
+}
+
+
+class ResidualBlock(nn.Module):
+    """conv3×3-(BN)-PReLU-conv3×3-(BN), and the input added."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = _conv(config), _norm(config)
+        self.act = nn.PReLU()
+        self.conv2, self.norm2 = _conv(config), _norm(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm1(self.conv1(x)))
+        return x + self.norm2(self.conv2(y))
+
+
+class MetaUpscale(nn.Module):
+    """Features → pixels at any scale: every output pixel is the 3×3 patch at its source times the filter of its phase.
+
+    All p² filters of a scale are predicted at once, and the patches of all input pixels congruent modulo q, which need
+    the same filters, share one matrix product.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.projection = config.projection
+        hidden = nn.Linear(3, config.predictor_hidden)
+        last = nn.Linear(config.predictor_hidden, 9 * config.channels)  # ordered (tap row, tap column, channel)
+        self.predictor = nn.Sequential(hidden, nn.ReLU(), last)
+        # Filters of variance 1/(9C) keep the features' scale; behind a skip they start near zero.
+        gain = 0.01 if config.skip else 1.0
+        nn.init.normal_(last.weight, std=gain / (9 * config.channels * config.predictor_hidden) ** 0.5)
+        nn.init.normal_(last.bias, std=gain / (9 * config.channels) ** 0.5)
+
+    def forward(self, features: Tensor, scales: grid.Scales) -> Tensor:
+        """(N, C, H, W) → (N, 1, H·p_y // q_y, W·p_x // q_x), in the features' dtype."""
+        rows, cols = (grid.project(n, r, self.projection) for n, r in zip(features.shape[-2:], scales))
+        by_phase = self._by_table if grid.has_table(scales) else self._by_row
+        return by_phase(features.permute(0, 2, 3, 1), rows, cols, scales)[:, None]
+
+    def _by_table(self, x: Tensor, rows: grid.Axis, cols: grid.Axis, scales: grid.Scales) -> Tensor:
+        N, H, W, C = x.shape
+        row_offsets, col_offsets = (grid.phase_offsets(r, self.projection) for r in scales)
+        table = self.filters(row_offsets, col_offsets, scales)  # (p_y, p_x, 9C)
+        (qy, qx), (ny, nx) = (r.denominator for r in scales), (rows.slots, cols.slots)
+        phase_y, phase_x = (torch.from_numpy(axis.slot_phases()) for axis in (rows, cols))
+        filters = table.to(x.dtype)[phase_y[:, None, :, None], phase_x[None, :, None, :]]  # (qy, qx, ny, nx, 9C)
+        filters = filters.reshape(qy * qx, ny * nx, -1).transpose(1, 2)  # (qy·qx, 9C, ny·nx)
+
+        R, S = -(-H // qy), -(-W // qx)  # blocks of qy×qx input pixels, the last ones padded
+        patches = _patches(F.pad(x, (0, 0, 0, S * qx - W, 0, R * qy - H)))
+        patches = patches.reshape(N, R, qy, S, qx, 9 * C).permute(2, 4, 0, 1, 3, 5)
+        slots = patches.reshape(qy * qx, N * R * S, 9 * C) @ filters  # (qy·qx, N·R·S, ny·nx)
+
+        slots = slots.reshape(qy, qx, N, R, S, ny, nx).permute(2, 3, 0, 5, 4, 1, 6)
+        slots = slots.reshape(N, R * qy * ny, S * qx * nx)
+        keep_y, keep_x = (torch.from_numpy(axis.source * axis.slots + axis.rank) for axis in (rows, cols))
+        return slots[:, keep_y][:, :, keep_x]
+
+    def _by_row(self, x: Tensor, rows: grid.Axis, cols: grid.Axis, scales: grid.Scales) -> Tensor:
+        """For periods too long for a table: a filter for every pixel, one output row at a time."""
+        patches = _patches(x)[:, :, torch.from_numpy(cols.source)]  # (N, H, w, 9C)
+        out = []
+        for source, offset in zip(rows.source, rows.offset):
+            filters = self.filters(np.array([offset]), cols.offset, scales)  # (1, w, 9C)
+            out.append((patches[:, source] * filters.to(x.dtype)).sum(-1))
+        return torch.stack(out, 1)
+
+    def filters(self, row_offsets: np.ndarray, col_offsets: np.ndarray, scales: grid.Scales) -> Tensor:
+        """The filters of every pair of sub-pixel offsets, (rows, cols, 9C), float32."""
+        device = next(self.parameters()).device
+        row, col = (torch.tensor(offsets, dtype=torch.float32, device=device) for offsets in (row_offsets, col_offsets))
+        inverse = torch.tensor(grid.predictor_scale(scales), device=device)
+        position = torch.stack(torch.broadcast_tensors(row[:, None], col[None, :], inverse), -1)  # (rows, cols, 3)
+        with torch.autocast(device.type, enabled=False):
+            filters: Tensor = self.predictor(position)
+        return filters
+
+
+def _patches(x: Tensor) -> Tensor:
+    """The 3×3 patch of every pixel, zeros beyond the border: (N, H, W, C) → (N, H, W, 9C)."""
+    height, width = x.shape[1:3]
+    x = F.pad(x, (0, 0, 1, 1, 1, 1))
+    return torch.cat([x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], -1)
+
+
+class Generator(nn.Module):
+    """Low-resolution images → images of any larger size. Images are (N, 1, H, W), black 0 and white 1."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        k = config.head_kernel
+        self.head = nn.Conv2d(1, config.channels, k, padding=k // 2)
+        self.head_act = nn.PReLU()
+        self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.blocks)))
+        self.tail, self.tail_norm = _conv(config), _norm(config)
+        self.upscale = MetaUpscale(config)
+
+    def forward(self, image: Tensor, scales: grid.Scales) -> Tensor:
+        """(N, 1, H, W) → (N, 1, H·p_y // q_y, W·p_x // q_x), float32."""
+        x = (image - self.config.mean) / self.config.std
+        y = self.upscale(self.encode(x), scales).float()
+        if self.config.skip:
+            y = y + interpolate(x, scales, self.config.projection)
+        return y * self.config.std + self.config.mean
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The trunk: standardised images (N, 1, H, W) → features (N, C, H, W)."""
+        first = self.head_act(self.head(x))
+        return first + self.tail_norm(self.tail(self.blocks(first)))
+
+
+def interpolate(x: Tensor, scales: grid.Scales, projection: grid.Projection) -> Tensor:
+    """Half-pixel-centred linear interpolation with repeated edges, by exactly the scales; (N, 1, H, W), float32."""
+    up_y, up_x = (_linear_matrix(n, r, projection).to(x) for n, r in zip(x.shape[-2:], scales))
+    with torch.autocast(x.device.type, enabled=False):
+        return up_y @ x.float() @ up_x.T
+
+
+def _linear_matrix(n_in: int, scale: Fraction, projection: grid.Projection) -> Tensor:
+    axis = grid.project(n_in, scale, projection)
+    taps = grid.skip_taps(scale, projection, axis.offset)  # (n_out, 3)
+    matrix = np.zeros((axis.n_out, n_in), np.float32)
+    for k in range(3):
+        np.add.at(matrix, (np.arange(axis.n_out), np.clip(axis.source + k - 1, 0, n_in - 1)), taps[:, k])
+    return torch.from_numpy(matrix)
+
+
+def _conv(config: GeneratorConfig) -> nn.Conv2d:
+    return nn.Conv2d(config.channels, config.channels, 3, padding=1)
+
+
+def _norm(config: GeneratorConfig) -> nn.Module:
+    return nn.BatchNorm2d(config.channels) if config.batch_norm else nn.Identity()
+
+
+def build(config: dict[str, Any]) -> Generator:
+    """The generator of a checkpoint's configuration; an unknown key is a TypeError that names it."""
+    return Generator(GeneratorConfig(**config))
