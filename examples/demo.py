@@ -17,7 +17,7 @@ from runtime import Upscaler, resample, volume
 
 SCALE = Fraction(5, 2)
 SLICE = 5  # shows the tumour
-DETAIL = (70, 62, 96, 96)  # row, column, height, width of the lower pictures, in input pixels
+DETAIL = (112, 132, 84, 84)  # row, column, height, width of the lower pictures, in input pixels
 
 
 def picture(before: np.ndarray, bicubic: np.ndarray, ours: np.ndarray, white: float) -> Image.Image:
@@ -28,7 +28,7 @@ def picture(before: np.ndarray, bicubic: np.ndarray, ours: np.ndarray, white: fl
     font = ImageFont.load_default(22)
     sheet = Image.new("L", (3 * int(side) + 20, 2 * int(side) + 100))
     draw = ImageDraw.Draw(sheet)
-    for k, (label, pixels) in enumerate({"input": nearest, "bicubic ×2.5": bicubic, "ours ×2.5": ours}.items()):
+    for k, (label, pixels) in enumerate({"input": nearest, "bicubic": bicubic, "ours": ours}.items()):
         grey = Image.fromarray(np.clip(pixels * (255 / white), 0, 255).astype(np.uint8))
         left = k * (int(side) + 10)
         draw.text((left + 8, 8), label, 255, font)

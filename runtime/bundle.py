@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -62,7 +63,7 @@ class Bundle:
             archive = zipfile.ZipFile(io.BytesIO(content))
             manifest = json.loads(archive.read("manifest.json"))
             known = manifest["format"] == FORMAT
-        except (zipfile.BadZipFile, KeyError, ValueError, TypeError, NotImplementedError, OSError, RuntimeError):
+        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, NotImplementedError, OSError, RuntimeError):
             raise BundleError(f"{name} is no bundle, or is damaged: make it again with `python -m export`") from None
         if not known:
             raise BundleError(f"{name} is a {manifest['format']!r}, not a {FORMAT!r}: give a bundle of `python -m export`")
@@ -79,7 +80,7 @@ class Bundle:
             except KeyError:
                 missing.append(member)
                 continue
-            except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, RuntimeError):
+            except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, OSError, RuntimeError):
                 files[member] = b""
             sealed &= hashlib.sha256(files[member]).hexdigest() == expected["sha256"]
         missing += [m for m in (*GRAPHS, *map(_predictor_file, PREDICTOR)) if m not in manifest["files"]]

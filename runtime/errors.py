@@ -5,6 +5,11 @@ class MetasrganError(Exception):
     """Base of every error that this project raises on purpose; its text is one line, fit for a person."""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what another library says went wrong, or the kind of error where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class ScaleError(MetasrganError, ValueError):
     """A scale, an output shape or a window that cannot be served."""
 

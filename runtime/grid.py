@@ -83,11 +83,13 @@ def phase_offsets(scale: Fraction, projection: Projection) -> NDArray[np.float64
 
     corner: phase/p in [0, 1), from the input pixel's top-left edge. centred: in [-1/2, 1/2), from its centre.
     """
+    return _offset(np.arange(scale.numerator), scale, projection)
+
+
+def _offset(phase: NDArray[np.int64], scale: Fraction, projection: Projection) -> NDArray[np.float64]:
     p, q = scale.numerator, scale.denominator
-    phases = np.arange(p)
-    if projection == "corner":
-        return phases / p
-    return (2 * phases + q % 2) / (2 * p) - 0.5
+    offset: NDArray[np.float64] = phase / p if projection == "corner" else (2 * phase + q % 2 - p) / (2 * p)
+    return offset
 
 
 def skip_taps(scale: Fraction, projection: Projection, offset: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -124,11 +126,8 @@ class Axis:
 
     @property
     def offset(self) -> NDArray[np.float64]:
-        """Sub-pixel offset of each output, float64, shape (n_out,), without a table of all p phases."""
-        p, q = self.scale.numerator, self.scale.denominator
-        if self.projection == "corner":
-            return self.phase / p
-        return (2 * self.phase + q % 2) / (2 * p) - 0.5
+        """Sub-pixel offset of each output, float64, shape (n_out,): no need of all p phases, which may be very many."""
+        return _offset(self.phase, self.scale, self.projection)
 
     def slot_phases(self) -> NDArray[np.int64]:
         """Phase of the k-th output of every input pixel congruent a modulo q; shape (q, slots), unused slots 0."""

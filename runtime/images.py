@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from .errors import InputFileError, OutputFileError
+from .errors import InputFileError, OutputFileError, reason
 from .files import write_atomically
 
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
@@ -36,8 +36,7 @@ def read(path: Path) -> NDArray[Any]:
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: check the name") from None
     except (UnidentifiedImageError, OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputFileError(f"{path} is not a readable image, or is truncated ({reason}): copy it again") from None
+        raise InputFileError(f"{path} is not a readable image, or is truncated ({reason(error)}): copy it again") from None
 
 
 def check_writable_as(path: Path, pixels_dtype: np.dtype[Any], ndim: int, colour: bool) -> None:

@@ -33,17 +33,19 @@ class Intensity:
 
     def normalise(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Any real dtype → float32 with low at 0 and white at 1; a constant image becomes 0."""
-        wide = image.astype(np.result_type(image.dtype, np.float32), copy=False)  # int32 and up: float64
-        with np.errstate(over="ignore"):
-            unit = (wide - self.low) / ((self.white - self.low) or 1.0)
+        unit: NDArray[Any] = (image.astype(_exact(image.dtype)) - self.low) / ((self.white - self.low) or 1.0)
         return unit.astype(np.float32, copy=False)
 
     def restore(self, unit: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
         """The inverse, clipped to [low, high], in `dtype`; integers are rounded and clipped, never wrapped."""
         dtype = np.dtype(dtype)
-        exact: DTypeLike = np.float32 if dtype.itemsize <= 2 or dtype == np.float32 else np.float64
-        grey = unit.astype(exact) * (self.white - self.low) + self.low
+        grey = unit.astype(_exact(dtype)) * (self.white - self.low) + self.low
         return to_dtype(np.clip(grey, self.low, self.high, out=grey), dtype)
+
+
+def _exact(dtype: np.dtype[Any]) -> np.dtype[np.floating[Any]]:
+    """A float type that loses nothing of a small contrast on a large offset, nor overflows between the ends of a range."""
+    return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
 
 
 def to_dtype(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:

@@ -48,7 +48,7 @@ class Span:
         return self.axis.offset[self.start : self.stop]
 
 
-def extents(size: int, halo: int, tile: int = TILE) -> Iterator[Extent]:
+def extents(size: int, halo: int, tile: int) -> Iterator[Extent]:
     """Tiles of equal length, at most `tile`, each with `halo` pixels more on both sides where the image goes on."""
     count = -(-size // tile)
     for k in range(count):

@@ -41,10 +41,11 @@ class Upscaler:
     Use `Upscaler.load`; the constructor takes the parts.
     """
 
-    def __init__(self, bundle: Bundle, engine: CpuEngine, filters: FilterCache, predictor: WeightPredictor) -> None:
+    def __init__(self, bundle: Bundle, engine: CpuEngine, filters: FilterCache, predictor: WeightPredictor, tile: int) -> None:
         self.bundle = bundle
         self._engine: CpuEngine | None = engine
         self._filters, self._predictor = filters, predictor
+        self._tile = tile
         self._units = predictor.units(bundle.model.skip)
 
     @classmethod
@@ -55,10 +56,12 @@ class Upscaler:
         device: str = "auto",
         threads: int | None = None,
         cache_dir: str | Path | None = None,
+        tile: int = tiles.TILE,
     ) -> Upscaler:
         """Load a bundle, by default the shipped one, for a device: auto or cpu.
 
-        `threads` is by default the number of processors this process may use; `cache_dir` keeps phase tables on disk.
+        `threads` is by default the number of processors this process may use; `cache_dir` keeps phase tables on
+        disk; an image larger than `tile` pixels an axis is cut into tiles, smaller ones of which need less memory.
         Raises BundleError for a bundle that is missing or damaged, DeviceError for a device that cannot run here.
         """
         if bundle is None:
@@ -66,7 +69,7 @@ class Upscaler:
             loaded = Bundle.parse(content, f"the shipped {SHIPPED}")
         else:
             loaded = Bundle.read(Path(bundle))
-        return cls.of(loaded, device=device, threads=threads, cache_dir=cache_dir)
+        return cls.of(loaded, device=device, threads=threads, cache_dir=cache_dir, tile=tile)
 
     @classmethod
     def of(
@@ -76,14 +79,17 @@ class Upscaler:
         device: str = "auto",
         threads: int | None = None,
         cache_dir: str | Path | None = None,
+        tile: int = tiles.TILE,
     ) -> Upscaler:
         """`load` for a bundle that is in memory already."""
         if threads is not None and threads < 1:
             raise DeviceError(f"threads is {threads}: give 1 or more, or nothing for all processors")
+        if tile < 1:
+            raise DeviceError(f"tile is {tile}: give 1 pixel or more")
         engine = choose(device).load(bundle, threads)
         predictor = bundle.predictor()
         filters = FilterCache(predictor, bundle.model.skip, bundle.table, Path(cache_dir) if cache_dir else None)
-        return cls(bundle, engine, filters, predictor)
+        return cls(bundle, engine, filters, predictor, tile)
 
     @property
     def device(self) -> str:
@@ -158,8 +164,8 @@ class Upscaler:
     def _encode(self, image: NDArray[Any], intensity: Intensity) -> Iterator[_Tile]:
         model, engine = self.bundle.model, self._running
         standard = (intensity.normalise(image) - np.float32(model.mean)) / np.float32(model.std)
-        for rows in tiles.extents(image.shape[0], model.radius):
-            for cols in tiles.extents(image.shape[1], model.radius):
+        for rows in tiles.extents(image.shape[0], model.radius, self._tile):
+            for cols in tiles.extents(image.shape[1], model.radius, self._tile):
                 yield _Tile(rows, cols, engine.encode(standard[rows.first : rows.last, cols.first : cols.last]))
 
     def _render(

@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
+        chosen = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__}
+        config = TrainConfig(**{**chosen, "kernels": tuple(args.kernels)})
         files = data.find_files(args.data, args.pattern)
         if args.validation:
             others = data.find_files(args.validation, args.pattern)
@@ -43,8 +45,6 @@ def main(argv: list[str] | None = None) -> int:
             split = data.Split(tuple(files), tuple(others), how)
         else:
             split = data.split_by_subject(args.data, files)
-        chosen = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__}
-        config = TrainConfig(**{**chosen, "kernels": tuple(args.kernels)})
         print(train(config, split, args.out, args.resume, progress=sys.stderr.isatty()))
     except MetasrganError as error:
         print(f"error: {error}", file=sys.stderr)

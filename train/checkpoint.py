@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from runtime.errors import InputFileError
+from runtime.errors import InputFileError, reason
 from runtime.files import write_atomically
 
 from .generator import Generator, build
@@ -28,15 +28,23 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: give a checkpoint such as runs/first/best.pt") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise InputFileError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from None
+        raise InputFileError(f"{path} is not a readable checkpoint ({reason(error)}): copy it again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputFileError(f"{path} is no checkpoint of this project: make one with `python -m train`")
     return content
 
 
 def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
-    """The generator of a checkpoint, in evaluation mode, and the checkpoint's whole content."""
+    """The generator of a checkpoint, in evaluation mode, and the checkpoint's whole content.
+
+    Raises InputFileError also where the weights do not fit the configuration that lies beside them.
+    """
     content = load(path)
-    generator = build(content["generator"])
-    generator.load_state_dict(content["weights"])
+    try:
+        generator = build(content["generator"])
+        generator.load_state_dict(content["weights"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputFileError(
+            f"{path}: its weights and its configuration do not fit this release ({reason(error)}): train it again"
+        ) from None
     return generator.eval(), content

@@ -29,9 +29,16 @@ VALIDATION_SCALES = (Fraction(2), Fraction(5, 2), Fraction(4))
 VALIDATION_CROPS = 24
 
 
+class TrainingError(MetasrganError, RuntimeError):
+    """A run that cannot begin or go on."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a run's result, beside the data itself. A checkpoint carries it."""
+    """Everything that decides a run's result, beside the data itself. A checkpoint carries it.
+
+    Raises TrainingError for a number that no run can have.
+    """
 
     generator: str = "edge"
     updates: int = 20_000
@@ -43,9 +50,13 @@ class TrainConfig:
     seed: int = 0
     validate_every: int = 1_000
 
-
-class TrainingError(MetasrganError, RuntimeError):
-    """A run that cannot go on."""
+    def __post_init__(self) -> None:
+        least = {"updates": 1, "batch": 1, "patch": 32, "patches_per_crop": 1, "validate_every": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise TrainingError(f"{name} is {getattr(self, name)}: give {smallest} or more")
+        if not 0 < self.learning_rate < math.inf:
+            raise TrainingError(f"learning_rate is {self.learning_rate}: give a positive number, such as 5e-4")
 
 
 def train(config: TrainConfig, split: data.Split, out: Path, resume: bool, progress: bool = True) -> Path:

@@ -8,8 +8,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 
 def psnr(truth: NDArray[np.float32], image: NDArray[np.float32]) -> float:
-    """Decibels, data range 1, both clamped to [0, 1]."""
-    return float(peak_signal_noise_ratio(np.clip(truth, 0, 1), np.clip(image, 0, 1), data_range=1.0))
+    """Peak signal-to-noise ratio in dB, data range 1, both clamped to [0, 1]."""
+    with np.errstate(divide="ignore"):  # equal images: infinity
+        return float(peak_signal_noise_ratio(np.clip(truth, 0, 1), np.clip(image, 0, 1), data_range=1.0))
 
 
 def ssim(truth: NDArray[np.float32], image: NDArray[np.float32]) -> float:

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.build import build
+from runtime import Upscaler, bundle
+from runtime.bundle import Bundle
+from train.generator import CONFIGS, Generator
+
+ROOT = Path(__file__).parent.parent
+SCAN = ROOT / "examples" / "t1ce_thick.nii.gz"
+
+
+def random_generator(name: str) -> Generator:
+    """A generator whose every part matters: moved batch statistics, filters that do not start near zero."""
+    torch.manual_seed(7)
+    generator = Generator(CONFIGS[name])
+    generator.train()
+    with torch.no_grad():
+        for _ in range(3):
+            generator.encode(torch.randn(2, 1, 24, 24))
+        if CONFIGS[name].skip:
+            for parameter in generator.upscale.predictor[2].parameters():
+                parameter.mul_(50)
+    return generator.eval()
+
+
+def bundle_of(generator: Generator, half: bool = False) -> Bundle:
+    model, files, _ = build(generator, (), half)
+    return Bundle.parse(bundle.serialise(model, files, {}), "test bundle")
+
+
+@pytest.fixture(scope="session", params=["paper", "edge"])
+def generator(request: pytest.FixtureRequest) -> Generator:
+    return random_generator(request.param)
+
+
+@pytest.fixture(scope="session")
+def random_upscaler(generator: Generator) -> Iterator[Upscaler]:
+    """An `Upscaler` of the random generator, in float32."""
+    with Upscaler.of(bundle_of(generator)) as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Iterator[Upscaler]:
+    with Upscaler.load() as up:
+        yield up
+
+
+@pytest.fixture
+def head() -> np.ndarray:
+    """A slice of 40×53 pixels with structure at every frequency, float32, 0 to 1000."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[-1:1:40j, -1:1:53j]
+    inside = np.hypot(y, x) < 0.9
+    return (inside * (500 + 300 * np.sin(12 * x + 5 * y) + 100 * rng.random(y.shape))).astype(np.float32).clip(0, 1000)

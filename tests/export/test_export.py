@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export import graphs
+from export.__main__ import main
+from export.build import receptive_radius
+from export.verify import TOLERANCE, VerificationError, verify
+from runtime import Upscaler
+from runtime.bundle import Bundle
+from tests.conftest import ROOT, bundle_of, random_generator
+from train import checkpoint
+from train.generator import Generator
+
+
+@pytest.fixture(scope="module", params=["paper", "edge"])
+def ckpt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    generator = random_generator(request.param)
+    path = tmp_path_factory.mktemp("ckpt") / "best.pt"
+    checkpoint.save(path, {"generator": asdict(generator.config), "weights": generator.state_dict()})
+    return path
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_onnx_runtime_equals_pytorch(generator: Generator, half: bool) -> None:
+    with Upscaler.of(bundle_of(generator, half)) as up:
+        errors = verify(up, generator, half)
+    assert TOLERANCE == {False: 1e-4, True: 2e-3}  # of the range: what the project promises
+    assert max(errors.values()) <= TOLERANCE[half]
+    assert len(errors) == 11
+
+
+def test_trunk_equals_pytorch_with_batch_norm_folded(generator: Generator) -> None:
+    image = torch.rand(1, 1, 21, 34)
+    with torch.no_grad():
+        expected = generator.encode(image)[0].permute(1, 2, 0).numpy()
+    with Upscaler.of(bundle_of(generator)) as up:
+        features = up._running.encode(image[0, 0].numpy())
+    channels = generator.config.channels
+    np.testing.assert_allclose(features[1:-1, 1:-1, :channels], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert features[0, :, :channels].max() == features[:, -1, :channels].max() == 0  # the border
+    if generator.config.skip:
+        np.testing.assert_array_equal(features[..., -1], np.pad(image[0, 0].numpy(), 1, mode="edge"))
+
+
+def test_trunk_is_dynamic_in_batch_height_and_width(generator: Generator) -> None:
+    model = onnx.load_from_string(graphs.trunk(generator, half=False))
+    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["N", 1, "H", "W"]
+    kinds = {node.op_type for node in model.graph.node}
+    assert kinds <= {"Conv", "LeakyRelu", "Add", "Pad", "Concat", "Transpose", "Identity"}  # no BatchNorm, no PRelu
+
+
+def test_half_precision_keeps_inputs_and_outputs_in_float32(generator: Generator) -> None:
+    model = onnx.load_from_string(graphs.trunk(generator, half=True))
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    weights = [c for c in model.graph.initializer if c.data_type != onnx.TensorProto.INT64]
+    assert {c.data_type for c in weights} == {onnx.TensorProto.FLOAT16}
+
+
+def test_receptive_radius_is_what_an_impulse_reaches(generator: Generator) -> None:
+    """Counted, not derived: which input pixels have a gradient at one output pixel."""
+    image = torch.rand(1, 1, 45, 45, requires_grad=True)
+    generator(image, (2, 2))[0, 0, 45, 45].backward()  # type: ignore[arg-type]
+    assert image.grad is not None
+    rows = torch.nonzero(image.grad[0, 0].abs().sum(1))[:, 0]
+    source = 22
+    assert max(source - int(rows.min()), int(rows.max()) - source) == receptive_radius(generator)
+
+
+def test_command_writes_a_verified_bundle(ckpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--ckpt", str(ckpt), "--fp16", "--force"]) == 0
+    assert "best.bundle" in capsys.readouterr().out
+    bundle = Bundle.read(ckpt.with_suffix(".bundle"))
+    assert len(bundle.manifest["largest_error_of_range"]) == 11
+    assert sorted(n for n in bundle.files if n.startswith("tables/")) == sorted(
+        f"tables/{s}.npy" for s in ("2-1", "3-1", "4-1", "3-2", "5-2", "7-2", "6-5", "7-5")
+    )
+    assert main(["inspect", str(ckpt.with_suffix(".bundle"))]) == 0
+    out = capsys.readouterr().out
+    for said in ("sha256", "projection", "trunk.onnx", "float16 weights", "32/15"):
+        assert said in out
+
+
+def test_command_keeps_an_existing_bundle_unless_forced(ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x.bundle"
+    out.write_bytes(b"precious")
+    assert main(["--ckpt", str(ckpt), "--out", str(out)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert out.read_bytes() == b"precious"
+    assert main(["--ckpt", str(ckpt), "--out", str(out), "--force", "--scales", "2", "5/2"]) == 0
+    assert sum(n.startswith("tables/") for n in Bundle.read(out).files) == 2
+
+
+def test_bundle_over_tolerance_is_not_written(
+    ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOLERANCE, False, 1e-9)
+    assert main(["--ckpt", str(ckpt), "--out", str(tmp_path / "x.bundle")]) == 1
+    assert "differs from its checkpoint by" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_graph_is_noticed(generator: Generator) -> None:
+    """The verification can fail: a bundle of other weights is over the tolerance."""
+    other = random_generator("edge" if generator.config.skip else "paper")
+    with torch.no_grad():
+        other.tail.bias[3] += 0.5
+    with Upscaler.of(bundle_of(other)) as up, pytest.raises(VerificationError, match="differs from its checkpoint"):
+        verify(up, generator, half=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ckpt", "none.pt"], "none.pt does not exist"),
+        (["--ckpt", "README.md"], "not a readable checkpoint"),
+        (["inspect", "none.bundle"], "none.bundle cannot be read"),
+        (["inspect", "README.md"], "is no bundle"),
+        (["--ckpt", "none.pt", "--scales", "two"], "scale 'two' is not a number"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_inspect_needs_neither_torch_nor_onnx() -> None:
+    code = """
+import sys; sys.modules['torch'] = sys.modules['onnx'] = None
+from export.__main__ import main
+sys.exit(main(['inspect', 'runtime/brain.bundle']))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,69 @@
+"""Slow, obvious twins of the fast code: exact fractions, one output pixel at a time, float64."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from runtime.phases import WeightPredictor
+
+HALF = Fraction(1, 2)
+
+
+def project(i: int, scale: Fraction, projection: str) -> tuple[int, Fraction]:
+    """Source pixel and sub-pixel offset of output i, in exact rational arithmetic: Meta-SR's definition, or the centred one."""
+    if projection == "corner":
+        position = Fraction(i) / scale
+        return math.floor(position), position - math.floor(position)
+    position = (i + HALF) / scale
+    return math.floor(position), position - math.floor(position) - HALF
+
+
+def meta_upscale(
+    features: np.ndarray, predictor: WeightPredictor, scales: tuple[Fraction, Fraction], image: np.ndarray | None
+) -> np.ndarray:
+    """(H, W, C) features → pixels, by a loop that predicts each pixel's filter; plus linear interpolation of `image`."""
+    height, width, _ = features.shape
+    w1, b1, w2, b2 = (a.astype(np.float64) for a in (predictor.w1, predictor.b1, predictor.w2, predictor.b2))
+    padded = np.pad(features.astype(np.float64), ((1, 1), (1, 1), (0, 0)))
+    inverse = 1 / math.sqrt(scales[0] * scales[1])
+    out = np.zeros((math.floor(height * scales[0]), math.floor(width * scales[1])))
+    for i, j in np.ndindex(out.shape):
+        y, dy = project(i, scales[0], predictor.projection)
+        x, dx = project(j, scales[1], predictor.projection)
+        hidden = np.maximum(w1 @ [float(dy), float(dx), inverse] + b1, 0)
+        out[i, j] = padded[y : y + 3, x : x + 3].ravel() @ (w2 @ hidden + b2)
+    return out if image is None else out + linear(image, scales)
+
+
+def linear(image: np.ndarray, scales: tuple[Fraction, Fraction]) -> np.ndarray:
+    """Half-pixel-centred linear interpolation with repeated edges."""
+    height, width = image.shape
+    image = image.astype(np.float64)
+    out = np.zeros((math.floor(height * scales[0]), math.floor(width * scales[1])))
+    for i, j in np.ndindex(out.shape):
+        (y0, y1, v), (x0, x1, u) = _between(i, height, scales[0]), _between(j, width, scales[1])
+        out[i, j] = (1 - v) * ((1 - u) * image[y0, x0] + u * image[y0, x1]) + v * ((1 - u) * image[y1, x0] + u * image[y1, x1])
+    return out
+
+
+def _between(i: int, size: int, scale: Fraction) -> tuple[int, int, float]:
+    position = (i + HALF) / scale - HALF
+    low = math.floor(position)
+    return max(low, 0), min(low + 1, size - 1), float(position - low)
+
+
+def downsample(image: np.ndarray, scale: Fraction, kernel: str, start: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Antialiased resize by 1/scale: every output averages all pixels by a kernel as wide as `scale`, float64."""
+    matrices = []
+    for size, first, count in zip(image.shape, start, shape):
+        centre = first + (np.arange(count)[:, None] + 0.5) * float(scale) - 0.5
+        x = np.abs((np.arange(size) - centre) / float(scale))
+        if kernel == "bilinear":
+            weights = np.maximum(1 - x, 0)
+        else:  # Keys, a = -1/2
+            weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+        matrices.append(weights / weights.sum(1, keepdims=True))
+    return matrices[0] @ image.astype(np.float64) @ matrices[1].T

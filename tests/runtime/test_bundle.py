@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import BundleError, Upscaler, bundle
+from runtime.bundle import Bundle
+from tests.conftest import bundle_of, random_generator
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    parsed = bundle_of(random_generator("edge"), half=True)
+    return bundle.serialise(parsed.model, parsed.files, {"parameters": 1})
+
+
+def test_the_same_content_gives_the_same_bytes(content: bytes) -> None:
+    parsed = Bundle.parse(content, "x")
+    assert bundle.serialise(parsed.model, parsed.files, {"parameters": 1}) == content
+    assert zipfile.ZipFile(io.BytesIO(content)).testzip() is None  # any unzip program opens it
+
+
+def test_bundle_with_flipped_byte_is_refused(content: bytes) -> None:
+    rng = np.random.default_rng(0)
+    # The first and last bytes (zip structures, manifest, checksum) and a sample of all the others.
+    places = {*range(64), *range(len(content) - 1200, len(content), 7), *rng.integers(len(content), size=60)}
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        with pytest.raises(BundleError, match=r"^x (is|lacks|has)"):
+            Bundle.parse(bytes(damaged), "x")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 5000, -1, -200])
+def test_truncated_bundle_is_refused(content: bytes, keep: int) -> None:
+    with pytest.raises(BundleError, match="damaged"):
+        Bundle.parse(content[:keep], "x")
+
+
+def _rewritten(content: bytes, change: dict[str, object], drop: str = "") -> bytes:
+    """A bundle that was made, seal and all, with another manifest or without a file."""
+    parsed = Bundle.parse(content, "x")
+    files = {n: b for n, b in parsed.files.items() if n != drop}
+    return bundle.serialise(parsed.model, files, change)
+
+
+def test_bundle_of_a_newer_version_is_refused(content: bytes) -> None:
+    with pytest.raises(BundleError, match="version 2, this release reads 1: install a newer"):
+        Bundle.parse(_rewritten(content, {"version": 2}), "x")
+
+
+def test_bundle_of_another_kind_is_refused(content: bytes) -> None:
+    with pytest.raises(BundleError, match="'recipe'"):
+        Bundle.parse(_rewritten(content, {"format": "recipe"}), "x")
+    for other in (b"", b"hello", json.dumps({"a": 1}).encode()):
+        with pytest.raises(BundleError, match="no bundle"):
+            Bundle.parse(other, "x")
+
+
+@pytest.mark.parametrize("missing", ["trunk.onnx", "stage.onnx", "table_free.onnx", "predictor/w2.npy"])
+def test_bundle_that_lacks_a_file_is_refused(content: bytes, missing: str) -> None:
+    with pytest.raises(BundleError, match=f"lacks {missing}"):
+        Bundle.parse(_rewritten(content, {}, drop=missing), "x")
+
+
+def test_missing_bundle_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"none\.bundle cannot be read"):
+        Upscaler.load(tmp_path / "none.bundle")
+    with pytest.raises(BundleError, match="cannot be read"):
+        Upscaler.load(tmp_path)
+
+
+def test_half_precision_halves_the_size() -> None:
+    generator = random_generator("edge")
+    sizes = [sum(map(len, bundle_of(generator, half).files.values())) for half in (False, True)]
+    assert sizes[1] < 0.52 * sizes[0]  # all but the graphs' structure

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime.intensity import Intensity, to_dtype
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.float32, np.float64])
+def test_normalise_and_restore_are_inverses(dtype: type) -> None:
+    values = np.linspace(3, 120, 64).reshape(8, 8).astype(dtype)
+    intensity = Intensity.of(values)
+    assert intensity.normalise(values).dtype == np.float32
+    np.testing.assert_allclose(intensity.restore(intensity.normalise(values), dtype), values, rtol=1e-6)
+
+
+def test_hot_voxels_do_not_darken_the_rest() -> None:
+    values = np.tile(np.arange(100.0), (100, 1))
+    values[0, 0] = 1e6
+    assert Intensity.of(values).white < 100
+    assert Intensity.of(values).high == 1e6
+
+
+def test_a_single_bright_voxel_is_white() -> None:
+    phantom = np.zeros((50, 50), np.uint8)
+    phantom[20, 20] = 9
+    assert Intensity.of(phantom).normalise(phantom).max() == 1
+
+
+def test_small_contrast_on_a_large_offset_survives() -> None:
+    values = (1_000_000_000 + np.arange(64).reshape(8, 8)).astype(np.int32)
+    intensity = Intensity.of(values)
+    np.testing.assert_array_equal(intensity.restore(intensity.normalise(values), np.int32), values)
+
+
+def test_the_whole_range_of_floats_does_not_overflow() -> None:
+    values = np.array([[-3e38, 3e38], [0, 1]], np.float32)
+    intensity = Intensity.of(values)
+    assert np.isfinite(intensity.normalise(values)).all()
+    assert np.isfinite(intensity.restore(intensity.normalise(values), np.float32)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+@pytest.mark.parametrize("source", [np.float32, np.float64])
+def test_conversion_to_integers_clips_and_never_wraps(source: type, dtype: type) -> None:
+    limits = np.iinfo(dtype)
+    converted = to_dtype(np.array([-1e30, -0.6, 0.5, 1.5, 2.4999, 1e30], source), dtype)
+    assert converted.dtype == dtype
+    # The largest float32 below 2⁶³ is 2⁶³ - 2³⁹; 128 is exact in all types that reach it.
+    assert int(converted[-1]) >= limits.max * (1 - 2**-24)
+    assert converted[0] == limits.min
+    assert converted[1:5].tolist() == [-1 if limits.min else 0, 0, 2, 2]
+
+
+def test_conversion_between_integers_clips() -> None:
+    values = np.array([-40_000, -5, 300, 70_000], np.int32)
+    assert to_dtype(values, np.uint8).tolist() == [0, 0, 255, 255]
+    assert to_dtype(values, np.int16).tolist() == [-32768, -5, 300, 32767]
+    assert to_dtype(np.array([2**63 + 5], np.uint64), np.int64).tolist() == [2**63 - 1]

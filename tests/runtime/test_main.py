@@ -1,0 +1,227 @@
+"""The command line, as a person meets it: in processes of its own where exit status and files matter."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import Upscaler, bundle, images
+from runtime.__main__ import main
+from tests.conftest import ROOT, SCAN
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """A small NIfTI file of two slices."""
+    data = np.asanyarray(nib.load(SCAN).dataobj)[100:130, 100:124, :2]
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(data, np.diag([0.8, 0.8, 6.5, 1])), path)
+    return path
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "slice.png"
+    Image.fromarray((np.arange(600).reshape(20, 30) % 251).astype(np.uint8)).save(path)
+    return path
+
+
+def test_volume_in_volume_out(scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(scan), "--scale", "2.5", "-o", str(tmp_path / "sr.nii.gz")]) == 0
+    result = nib.load(tmp_path / "sr.nii.gz")
+    assert result.shape == (75, 60, 2)
+    assert result.get_data_dtype() == np.int16
+    line = capsys.readouterr().out
+    assert "30×24×2" in line
+    assert "75×60×2, on cpu in" in line
+
+
+def test_output_has_a_name_without_o(scan: Path, picture: Path) -> None:
+    assert main([str(scan), "--shape", "60", "48", "--quiet"]) == 0
+    assert nib.load(scan.with_name("scan_sr.nii.gz")).shape == (60, 48, 2)
+    assert main([str(picture), "--scale", "2", "3"]) == 0
+    assert images.read(picture.with_name("slice_sr.png")).shape == (40, 90)
+
+
+def test_axis_and_dtype(scan: Path, tmp_path: Path) -> None:
+    assert main([str(scan), "--scale", "2", "--axis", "0", "--dtype", "float32", "-o", str(tmp_path / "x.nii")]) == 0
+    result = nib.load(tmp_path / "x.nii")
+    assert result.shape == (30, 48, 4)
+    assert result.get_data_dtype() == np.float32
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "npy"])
+def test_pictures_and_arrays(shipped: Upscaler, picture: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"sr.{suffix}"
+    assert main([str(picture), "--scale", "2", "-o", str(out)]) == 0
+    pixels = images.read(out)
+    assert pixels.dtype == np.uint8
+    expected = shipped(images.read(picture), 2)
+    assert np.abs(pixels - expected).mean() < (3 if suffix == "jpg" else 0.5)  # rounding; JPEG loses more
+
+
+def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path) -> None:
+    deep = (np.arange(600).reshape(20, 30) * 100).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert main([str(tmp_path / "deep.png"), "--scale", "2"]) == 0
+    pixels = images.read(tmp_path / "deep_sr.png")
+    assert pixels.max() > 50_000
+    assert pixels.shape == (40, 60)
+
+
+def test_colours_keep_their_hue(tmp_path: Path) -> None:
+    grey = np.asarray(Image.linear_gradient("L").resize((30, 20)))
+    colour = np.stack([grey, grey // 2, np.zeros_like(grey)], -1)
+    Image.fromarray(colour).save(tmp_path / "c.png")
+    assert main([str(tmp_path / "c.png"), "--scale", "2"]) == 0
+    sr = images.read(tmp_path / "c_sr.png").astype(int)
+    assert sr.shape == (40, 60, 3)
+    assert np.abs(sr[..., 1] - sr[..., 0] / 2).max() < 5
+    assert sr[..., 2].max() < 5
+
+
+def test_array_of_slices(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(3, 9, 10)).astype(np.float32))
+    assert main([str(tmp_path / "a.npy"), "--scale", "1.5"]) == 0
+    assert np.load(tmp_path / "a_sr.npy").shape == (3, 13, 15)
+
+
+def test_cache_folder_is_filled(scan: Path, tmp_path: Path) -> None:
+    assert main([str(scan), "--scale", "2.1", "--cache-dir", str(tmp_path / "tables")]) == 0
+    assert len(list((tmp_path / "tables").iterdir())) == 1
+
+
+BAD_FILES = {
+    "missing.nii.gz": None,
+    "missing.png": None,
+    "text.nii.gz": b"not a scan",
+    "text.nii": b"not a scan",
+    "text.png": b"not a picture",
+    "text.npy": b"not an array",
+    "empty.nii": b"",
+    "empty.jpg": b"",
+    "notes.txt": b"hello",
+    "cut.nii.gz": SCAN.read_bytes()[:60_000],
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_input_file_is_one_clear_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = BAD_FILES[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    assert main([str(tmp_path / name), "--scale", "2"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert name in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--scale", "0"], "scale 0 is outside"),
+        (["--scale", "-2"], "scale -2 is outside"),
+        (["--scale", "0.5"], "scale 0.5 is outside"),
+        (["--scale", "1e9"], "scale 1e9 is outside"),
+        (["--scale", "big"], "scale 'big' is not a number"),
+        (["--scale", "nan"], "scale 'nan' is not a number"),
+        (["--scale", "1", "2", "3"], "3 entries"),
+        (["--shape", "10", "10"], "shape (10, 10) cannot be made of an image of 30×24"),
+        (["--scale", "2", "--device", "toaster"], "device 'toaster' is unknown: use one of auto, cpu"),
+        (["--scale", "2", "--device", "cuda"], "device 'cuda'"),
+        (["--scale", "2", "--threads", "0"], "threads is 0"),
+        (["--scale", "2", "--bundle", "none.bundle"], "none.bundle cannot be read"),
+        (["--scale", "2", "-o", "out.png"], "cannot become out.png"),
+        (["--scale", "2", "-o", "no/such/folder/x.nii"], "no/such/folder does not exist"),
+        (["--scale", "2", "-o", "/"], "/ is a folder"),
+    ],
+)
+def test_bad_argument_is_one_clear_line(
+    scan: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(scan), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert sorted(p.name for p in scan.parent.iterdir()) == ["scan.nii.gz"]
+
+
+def test_existing_output_is_kept_unless_forced(scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sr.nii"
+    out.write_bytes(b"precious")
+    assert main([str(scan), "--scale", "2", "-o", str(out)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert out.read_bytes() == b"precious"
+    assert main([str(scan), "--scale", "2", "-o", str(out), "--force"]) == 0
+    assert nib.load(out).shape == (60, 48, 2)
+
+
+def test_tiny_and_empty_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for shape, said in (((1, 1), "1×1"), ((0, 7), "empty")):
+        np.save(tmp_path / "a.npy", np.zeros(shape))
+        assert main([str(tmp_path / "a.npy"), "--scale", "2"]) == 1
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "a_sr.npy").exists()
+
+
+def test_nan_is_located(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.zeros((5, 6))
+    pixels[2, 3] = np.nan
+    np.save(tmp_path / "a.npy", pixels)
+    assert main([str(tmp_path / "a.npy"), "--scale", "2"]) == 1
+    assert "(2, 3) is nan" in capsys.readouterr().err
+
+
+def test_picture_that_cannot_hold_the_pixels_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((5, 6)))
+    assert main([str(tmp_path / "a.npy"), "--scale", "2", "-o", str(tmp_path / "a.png")]) == 1
+    assert "write .npy, or convert them (--dtype uint8)" in capsys.readouterr().err
+    assert main([str(tmp_path / "a.npy"), "--scale", "2", "-o", str(tmp_path / "a.png"), "--dtype", "uint8"]) == 0
+
+
+def test_damaged_bundle_is_refused(scan: Path, shipped: Upscaler, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = bytearray(bundle.serialise(shipped.bundle.model, shipped.bundle.files, {}))
+    whole[5000] ^= 1
+    (tmp_path / "bad.bundle").write_bytes(whole)
+    assert main([str(scan), "--scale", "2", "--bundle", str(tmp_path / "bad.bundle")]) == 1
+    assert "bad.bundle is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sr.nii", "sr.nii.gz"])
+def test_full_disk_leaves_nothing_behind(scan: Path, tmp_path: Path, name: str) -> None:
+    """A limit on file size, which stops a write in its middle as a full disk does."""
+    out = tmp_path / name
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime", str(scan), "--scale", "8", "-o", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert done.returncode == 1
+    assert f"error: {out} could not be written (File too large)" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scan.nii.gz"]
+
+
+def test_exit_status_and_streams_of_the_process(scan: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "runtime", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    assert run(str(scan), "--scale", "2").returncode == 0
+    assert run(str(scan), "--scale", "2").returncode == 1  # exists already
+    assert run(str(scan)).returncode == 2  # neither scale nor shape
+    assert run("--version").stdout.startswith("metasrgan-edge ")

@@ -1,0 +1,91 @@
+"""What importing and using the package does to the process around it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(code: str) -> str:
+    """Run code in a clean process from the project's root and return what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_runtime_imports_neither_torch_nor_onnx_nor_the_other_rooms() -> None:
+    code = """
+import sys, runtime, runtime.volume, runtime.__main__
+with runtime.Upscaler.load() as up:
+    import numpy
+    up(numpy.eye(8), 2)
+print(sorted(sys.modules.keys() & {'torch', 'onnx', 'train', 'export', 'skimage'}))
+"""
+    assert run_python(code).strip() == "[]"
+
+
+def test_importing_runtime_takes_under_half_a_second() -> None:
+    # The fastest of three: what the machine does beside it is not the package's time.
+    code = "import time; t = time.perf_counter(); import runtime; print(time.perf_counter() - t)"
+    assert min(float(run_python(code)) for _ in range(3)) < 0.5
+
+
+def test_nothing_process_wide_changes() -> None:
+    code = """
+import locale, logging, os, random, signal, threading, warnings, sys
+import numpy, PIL, nibabel, onnxruntime, PIL.Image
+
+def state():
+    umask = os.umask(0); os.umask(umask)
+    return (dict(os.environ), os.getcwd(), umask, random.getstate(), numpy.geterr(), str(numpy.random.get_state()),
+            numpy.get_printoptions(), warnings.filters[:], logging.root.level, logging.root.handlers[:],
+            [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)], sys.path[:], locale.getlocale(),
+            PIL.Image.MAX_IMAGE_PIXELS)
+
+before = state()
+import runtime, runtime.volume, runtime.images
+with runtime.Upscaler.load() as up:
+    up(numpy.eye(8), 2)
+    up.volume(nibabel.Nifti1Image(numpy.eye(8, dtype='i2')[..., None], numpy.eye(4)), 1.7320508)
+print(before == state(), threading.active_count())
+"""
+    assert run_python(code).strip() == "True 1"
+
+
+def test_runtime_may_be_vendored_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "vendored").symlink_to(ROOT / "runtime")
+    code = f"""
+import sys; sys.path[:0] = [{str(tmp_path)!r}]
+import numpy, vendored
+print(vendored.Upscaler.load()(numpy.eye(6), 2).shape, 'runtime' in sys.modules)
+"""
+    assert run_python(code).strip() == "(12, 12) False"
+
+
+def test_missing_onnxruntime_says_what_to_install() -> None:
+    code = """
+import sys; sys.modules['onnxruntime'] = None
+import runtime
+try:
+    runtime.Upscaler.load()
+except runtime.DeviceError as error:
+    print(error)
+"""
+    assert "pip install 'metasrgan-edge[cpu]'" in run_python(code)
+
+
+def test_broken_mix_of_onnxruntime_packages_is_explained(tmp_path: Path) -> None:
+    """Removing one of onnxruntime and onnxruntime-gpu leaves a folder without the module's content."""
+    (tmp_path / "onnxruntime").mkdir()
+    code = f"""
+import sys; sys.path[:0] = [{str(tmp_path)!r}]
+import runtime
+try:
+    runtime.Upscaler.load()
+except runtime.DeviceError as error:
+    print(error)
+"""
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in run_python(code)

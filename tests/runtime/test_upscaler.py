@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from runtime import ClosedError, DeviceError, ImageError, ScaleError, Upscaler
+from runtime.intensity import Intensity
+from tests.conftest import bundle_of, random_generator
+
+
+def test_shapes_and_dtype(shipped: Upscaler, head: np.ndarray) -> None:
+    assert shipped(head, scale=2.5).shape == (100, 132)  # 53·5 // 2
+    assert shipped(head, shape=(41, 200)).shape == (41, 200)
+    assert shipped(head, scale=(2, "3")).shape == (80, 159)
+    stack = np.stack([head, head[::-1]]).astype(np.int16)
+    assert shipped(stack, scale=2).shape == (2, 80, 106)
+    assert shipped(stack, scale=2).dtype == np.float32
+
+
+def test_shape_equals_the_scale_that_gives_it(shipped: Upscaler, head: np.ndarray) -> None:
+    np.testing.assert_array_equal(shipped(head, shape=(80, 106)), shipped(head, scale=2))
+
+
+def test_a_stack_is_one_volume_with_one_range(shipped: Upscaler, head: np.ndarray) -> None:
+    """Otherwise slices flicker: a dark slice would be seen as if it were a bright one."""
+    stack = np.stack([head, 0.1 * head])
+    sr = shipped(stack, scale=2)
+    both = (Fraction(2), Fraction(2))
+    for slice_, actual in zip(stack, sr):
+        np.testing.assert_array_equal(actual, shipped.upscale_slice(slice_, Intensity.of(stack), both, np.float32))
+    assert np.abs(sr[1] - shipped(stack[1], scale=2)).max() > 0.1  # of a range of 100: a range of its own is another picture
+
+
+@pytest.mark.parametrize("scale", ["2", "2.1", "3.9", "1.7320508"])
+def test_tiles_do_not_show(random_upscaler: Upscaler, scale: str) -> None:
+    image = np.random.default_rng(0).random((83, 101), np.float32)
+    whole = random_upscaler(image, scale)
+    tiled = Upscaler.of(random_upscaler.bundle, tile=37)(image, scale)
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5 * np.ptp(whole))
+
+
+def test_a_halo_of_one_pixel_less_shows(random_upscaler: Upscaler) -> None:
+    """The radius in the manifest is not merely enough, it is the receptive radius: the test above can fail."""
+    image = np.random.default_rng(0).random((83, 101), np.float32)
+    bundle = random_upscaler.bundle
+    shy = dataclasses.replace(bundle, model=dataclasses.replace(bundle.model, radius=bundle.model.radius - 1))
+    difference = np.abs(Upscaler.of(shy, tile=37)(image, 2) - random_upscaler(image, 2)).max()
+    assert difference > 0
+
+
+@pytest.mark.parametrize("scale", ["2", "2.1", "3.9", "1.7320508"])
+def test_window_is_that_part_of_the_whole(random_upscaler: Upscaler, scale: str) -> None:
+    image = np.random.default_rng(0).random((45, 64), np.float32)
+    whole = random_upscaler(image, scale)
+    last = whole.shape[0] - 1
+    for tile in (512, 30):
+        view = Upscaler.of(random_upscaler.bundle, tile=tile).encode(image)
+        np.testing.assert_allclose(view.render(scale), whole, rtol=0, atol=1e-5 * np.ptp(whole))
+        for row, col, height, width in [
+            (0, 0, 1, 1),
+            (5, 7, 40, 31),
+            (3, 60, 61, 3),
+            (whole.shape[0] - 1, 0, 1, whole.shape[1]),
+        ]:
+            part = view.render(scale, window=(row, col, height, width))
+            expected = whole[row : row + height, col : col + width]
+            np.testing.assert_allclose(part, expected, rtol=0, atol=1e-5 * np.ptp(whole))
+
+
+@pytest.mark.parametrize("window", [(0, 0, 81, 10), (-1, 0, 5, 5), (0, 0, 0, 5), (0, 102, 5, 5), (1, 2, 3), "all"])
+def test_window_outside_the_output_is_refused(shipped: Upscaler, head: np.ndarray, window: object) -> None:
+    with pytest.raises(ScaleError, match="window"):
+        shipped.encode(head).render(2, window=window)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64, ">i2"])
+@pytest.mark.parametrize("value", [0, 7, 113])
+def test_a_constant_stays_that_constant(shipped: Upscaler, dtype: object, value: int) -> None:
+    for scale in (2, 2.1, math.pi / 2):
+        assert np.all(shipped(np.full((9, 12), value, dtype), scale) == value)
+
+
+def test_output_keeps_within_the_inputs_range(shipped: Upscaler) -> None:
+    edges = np.kron(np.eye(6, dtype=np.float32) * 900 - 100, np.ones((5, 7), np.float32))
+    sr = shipped(edges, 2.5)
+    assert sr.min() >= -100
+    assert sr.max() <= 800
+
+
+def test_intensity_is_affine(shipped: Upscaler, head: np.ndarray) -> None:
+    """Other units give the same picture."""
+    sr = shipped(head, 2)
+    np.testing.assert_allclose(shipped(3 * head - 500, 2), 3 * sr - 500, atol=0.05)  # of a range of 3000
+
+
+def test_integer_pixels_equal_the_same_floats(shipped: Upscaler, head: np.ndarray) -> None:
+    whole = np.rint(head)
+    np.testing.assert_array_equal(shipped(whole.astype(np.int16), 2), shipped(whole, 2))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused_with_their_place(shipped: Upscaler, bad: float) -> None:
+    stack = np.zeros((3, 8, 9), np.float32)
+    stack[1, 4, 5] = bad
+    with pytest.raises(ImageError, match=r"\(1, 4, 5\) is -?(nan|inf)"):
+        shipped(stack, 2)
+
+
+@pytest.mark.parametrize(
+    ("image", "what"),
+    [
+        (np.zeros((0, 5)), "empty"),
+        (np.zeros((1, 1)), "1×1"),
+        (np.zeros((9, 1)), "9×1"),
+        (np.zeros(5), r"\(5,\)"),
+        (np.zeros((2, 2, 2, 2)), r"\(2, 2, 2, 2\)"),
+        (np.zeros((4, 4), complex), "complex"),
+        (np.array([["a", "b"]]), "U1"),
+    ],
+)
+def test_what_is_no_image_is_refused(shipped: Upscaler, image: np.ndarray, what: str) -> None:
+    with pytest.raises(ImageError, match=what):
+        shipped(image, 2)
+
+
+def test_scale_or_shape_not_both_not_neither(shipped: Upscaler, head: np.ndarray) -> None:
+    for arguments in ({}, {"scale": 2, "shape": (80, 106)}):
+        with pytest.raises(ScaleError, match="exactly one"):
+            shipped(head, **arguments)
+
+
+def test_an_error_leaves_the_upscaler_usable(shipped: Upscaler, head: np.ndarray) -> None:
+    before = shipped(head, 2)
+    with pytest.raises(ScaleError):
+        shipped(head, 0)
+    np.testing.assert_array_equal(shipped(head, 2), before)
+
+
+def test_device_is_what_was_asked_for_or_an_error(head: np.ndarray) -> None:
+    for device in ("auto", "cpu"):
+        with Upscaler.load(device=device) as up:
+            assert up.device == "cpu"
+    for device in ("cuda", "tensorrt", "tpu", ""):
+        with pytest.raises(DeviceError, match=f"device '{device}'"):
+            Upscaler.load(device=device)
+
+
+def test_closing_is_final_and_may_be_repeated(head: np.ndarray) -> None:
+    up = Upscaler.load()
+    view = up.encode(head)
+    up.close()
+    up.close()
+    for use in (lambda: up(head, 2), lambda: view.render(2), lambda: up.device, lambda: up.encode(head)):
+        with pytest.raises(ClosedError, match="closed"):
+            use()
+
+
+def test_eight_threads_share_one_upscaler(head: np.ndarray) -> None:
+    scales = [Fraction(n, 10) for n in range(11, 35)]
+    with Upscaler.load(threads=1) as up:
+        expected = [up(head, r) for r in scales]
+    with Upscaler.load(threads=1) as up, ThreadPoolExecutor(8) as pool:
+        for actual, wanted in zip(pool.map(lambda r: up(head, r), scales), expected):
+            np.testing.assert_array_equal(actual, wanted)
+
+
+def test_filters_in_memory_stay_within_their_bound(shipped: Upscaler) -> None:
+    from runtime.phases import FilterCache
+
+    cache = FilterCache(shipped.bundle.predictor(), skip=True, max_bytes=8 << 20)
+    for n in range(11, 41):
+        cache[(Fraction(n, 10), Fraction(n, 10))]
+        assert 0 < cache.bytes <= 8 << 20
+    assert cache.bytes > 4 << 20  # the largest scale has 3.7 MB: it is not emptied to make room
+
+
+def test_one_scale_has_many_spellings(random_upscaler: Upscaler) -> None:
+    image = np.random.default_rng(5).random((12, 9), np.float32)
+    np.testing.assert_array_equal(random_upscaler(image, "2.000"), random_upscaler(image, Fraction(4, 2)))
+
+
+def test_shipped_model_is_small_enough_for_the_package() -> None:
+    from importlib import resources
+
+    assert len(resources.files("runtime").joinpath("brain.bundle").read_bytes()) <= 1_500_000
+
+
+def test_stored_tables_equal_predicted_ones() -> None:
+    from export.build import build
+    from runtime import bundle
+
+    generator = random_generator("edge")
+    scales = (Fraction(2), Fraction(5, 2), Fraction(39, 10))
+    model, files, kept = build(generator, scales, half=False)
+    assert kept == [Fraction(2), Fraction(5, 2)]  # 39² filters are sooner predicted than read
+    with_tables = bundle.Bundle.parse(bundle.serialise(model, files, {}), "test")
+    without = bundle_of(generator)
+    image = np.random.default_rng(0).random((20, 23), np.float32)
+    for scale in scales:
+        assert (with_tables.table((scale, scale)) is None) == (scale not in kept)
+        np.testing.assert_array_equal(Upscaler.of(with_tables)(image, scale), Upscaler.of(without)(image, scale))

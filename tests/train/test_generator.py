@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from export.graphs import predictor_arrays
+from runtime import grid
+from runtime.phases import WeightPredictor
+from tests import reference
+from tests.conftest import random_generator
+from train.generator import CONFIGS, Generator, GeneratorConfig, build, interpolate
+
+
+def parameters(generator: Generator) -> int:
+    return sum(p.numel() for p in generator.parameters())
+
+
+def test_the_authors_generator_has_561926_parameters() -> None:
+    assert parameters(Generator(CONFIGS["paper"])) == 561_926  # Tan, Zhu, Liò, as counted in their code
+
+
+def test_the_shipped_one_drops_only_batch_norm() -> None:
+    # Each of 11 batch norms has 64 gains and 64 biases.
+    assert parameters(Generator(CONFIGS["edge"])) == 561_926 - 11 * 128
+
+
+def test_variants_by_configuration() -> None:
+    base = GeneratorConfig(channels=8, blocks=1, predictor_hidden=16)
+    for changes in ({"batch_norm": False}, {"projection": "centred"}, {"skip": True}, {"head_kernel": 5}):
+        generator = Generator(replace(base, **changes)).eval()
+        with torch.no_grad():
+            sr = generator(torch.rand(2, 1, 9, 7), grid.parse_scales("2.5"))
+        assert sr.shape == (2, 1, 22, 17)
+
+
+def test_unknown_configuration_key_is_refused() -> None:
+    with pytest.raises(TypeError, match="colour"):
+        build({"colour": 3})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("scales", [("2", "2"), ("2.1", "2.1"), ("3.9", "1.1"), ("1.7320508075688772", "2")], ids=str)
+def test_forward_equals_per_pixel_loop(name: str, scales: tuple[str, str]) -> None:
+    generator = random_generator(name)
+    config = generator.config
+    both = (Fraction(scales[0]), Fraction(scales[1]))
+    image = torch.rand(1, 1, 7, 10, generator=torch.Generator().manual_seed(0))
+    standard = (image - config.mean) / config.std
+    with torch.no_grad():
+        actual = generator(image, both)[0, 0].numpy()
+        features = generator.encode(standard)[0].permute(1, 2, 0).numpy()
+    predictor = WeightPredictor(**predictor_arrays(generator), projection=config.projection)
+    skip = standard[0, 0].numpy() if config.skip else None
+    expected = reference.meta_upscale(features, predictor, both, skip) * config.std + config.mean
+    # Sums of 576 products in float32.
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_batch_is_upscaled_image_by_image() -> None:
+    generator = random_generator("edge")
+    images = torch.rand(3, 1, 8, 11)
+    with torch.no_grad():
+        together = generator(images, grid.parse_scales("1.5"))
+        alone = torch.cat([generator(images[k : k + 1], grid.parse_scales("1.5")) for k in range(3)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_with_a_skip_the_untrained_network_is_nearly_linear_interpolation() -> None:
+    torch.manual_seed(0)
+    generator = Generator(CONFIGS["edge"])
+    image = torch.rand(1, 1, 12, 12)
+    scales = grid.parse_scales("2.5")
+    with torch.no_grad():
+        difference = generator(image, scales) - interpolate(image, scales, "centred")
+    assert difference.abs().max() < 0.02  # of a range of 1: where learning begins
+
+
+@pytest.mark.parametrize("projection", ["corner", "centred"])
+@pytest.mark.parametrize("scale", ["2", "2.5", "3.9", "1.1"])
+def test_interpolation_is_half_pixel_centred(projection: grid.Projection, scale: str) -> None:
+    image = np.random.default_rng(0).random((9, 6), np.float32)
+    both = grid.parse_scales(scale)
+    actual = interpolate(torch.from_numpy(image)[None, None], both, projection)[0, 0].numpy()
+    np.testing.assert_allclose(actual, reference.linear(image, both), rtol=0, atol=1e-6)
+
+
+def test_every_weight_learns_at_every_kind_of_scale() -> None:
+    for scale in ("2", "2.1", "1.7320508075688772"):
+        generator = random_generator("paper").train()
+        generator(torch.rand(2, 1, 12, 12), grid.parse_scales(scale)).square().mean().backward()
+        for name, parameter in generator.named_parameters():
+            assert parameter.grad is not None, name
+            # A bias before a batch norm is cancelled by it.
+            if not name.endswith((".conv1.bias", ".conv2.bias", "tail.bias")):
+                assert parameter.grad.abs().max() > 0, name
