@@ -57,18 +57,14 @@ def test_a_halo_of_one_pixel_less_shows(random_upscaler: Upscaler) -> None:
 def test_window_is_that_part_of_the_whole(random_upscaler: Upscaler, scale: str) -> None:
     image = np.random.default_rng(0).random((45, 64), np.float32)
     whole = random_upscaler(image, scale)
-    last = whole.shape[0] - 1
+    height, width = whole.shape
     for tile in (512, 30):
         view = Upscaler.of(random_upscaler.bundle, tile=tile).encode(image)
         np.testing.assert_allclose(view.render(scale), whole, rtol=0, atol=1e-5 * np.ptp(whole))
-        for row, col, height, width in [
-            (0, 0, 1, 1),
-            (5, 7, 40, 31),
-            (3, 60, 61, 3),
-            (whole.shape[0] - 1, 0, 1, whole.shape[1]),
-        ]:
-            part = view.render(scale, window=(row, col, height, width))
-            expected = whole[row : row + height, col : col + width]
+        for window in [(0, 0, 1, 1), (5, 7, 40, 31), (3, 60, 61, 3), (height - 1, 0, 1, width)]:
+            row, col, rows, cols = window
+            part = view.render(scale, window=window)
+            expected = whole[row : row + rows, col : col + cols]
             np.testing.assert_allclose(part, expected, rtol=0, atol=1e-5 * np.ptp(whole))
 
 
