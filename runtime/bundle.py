@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +22,12 @@ from .phases import WeightPredictor
 
 FORMAT = "metasrgan-edge bundle"
 VERSION = 1
-PREDICTOR = ("w1", "b1", "w2", "b2")
+PREDICTOR = tuple(f"predictor/{part}.npy" for part in ("w1", "b1", "w2", "b2"))
 GRAPHS = ("trunk.onnx", "stage.onnx", "table_free.onnx")
+REQUIRED = (*GRAPHS, *PREDICTOR)
+
+# What reading an archive or a manifest that somebody damaged may raise.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, LookupError, ValueError, TypeError, AttributeError, OSError, RuntimeError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Bundle:
 
     @classmethod
     def read(cls, path: Path) -> Bundle:
-        """Read and check a bundle. Raises BundleError for anything but a whole, undamaged bundle of a known version."""
+        """Read and check a bundle. Raises BundleError for anything but a whole bundle of version 1."""
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -62,39 +66,34 @@ class Bundle:
         try:
             archive = zipfile.ZipFile(io.BytesIO(content))
             manifest = json.loads(archive.read("manifest.json"))
-            known = manifest["format"] == FORMAT
-        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, NotImplementedError, OSError, RuntimeError):
+            kind, version = manifest["format"], manifest["version"]
+        except _DAMAGE:
             raise BundleError(f"{name} is no bundle, or is damaged: make it again with `python -m export`") from None
-        if not known:
-            raise BundleError(f"{name} is a {manifest['format']!r}, not a {FORMAT!r}: give a bundle of `python -m export`")
-        if manifest.get("version") != VERSION:
+        if kind != FORMAT:
+            raise BundleError(f"{name} is a {kind!r}, not a {FORMAT!r}: give a bundle of `python -m export`")
+        if version != VERSION:
             raise BundleError(
-                f"{name} has format version {manifest.get('version')}, this release reads {VERSION}: "
+                f"{name} has format version {version}, this release reads {VERSION}: "
                 "install a newer metasrgan-edge, or export the checkpoint with this one"
             )
-        sealed = archive.comment == _seal(content[: len(content) - len(archive.comment)])
-        files, missing = {}, []
-        for member, expected in manifest["files"].items():
-            try:
-                files[member] = archive.read(member)
-            except KeyError:
-                missing.append(member)
-                continue
-            except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, OSError, RuntimeError):
-                files[member] = b""
-            sealed &= hashlib.sha256(files[member]).hexdigest() == expected["sha256"]
-        missing += [m for m in (*GRAPHS, *map(_predictor_file, PREDICTOR)) if m not in manifest["files"]]
+        if archive.comment != _seal(content[: len(content) - len(archive.comment)]):
+            raise _damaged(name)
+        try:
+            model = Model(**{field.name: manifest["model"][field.name] for field in fields(Model)})
+            files = {member: archive.read(member) for member in manifest["files"] if member in archive.namelist()}
+            listed = {member: (entry["bytes"], entry["sha256"]) for member, entry in manifest["files"].items()}
+        except _DAMAGE:
+            raise _damaged(name) from None
+        missing = [m for m in {**dict.fromkeys(REQUIRED), **listed} if m not in files]
         if missing:
             raise BundleError(f"{name} lacks {', '.join(missing)}: make it again with `python -m export`")
-        if not sealed:
-            raise BundleError(
-                f"{name} is damaged (its checksum differs): copy it again, or make it again with `python -m export`"
-            )
-        return cls(manifest, Model(**manifest["model"]), files, hashlib.sha256(content).hexdigest())
+        if any((len(data), hashlib.sha256(data).hexdigest()) != listed[m] for m, data in files.items()):
+            raise _damaged(name)
+        return cls(manifest, model, files, hashlib.sha256(content).hexdigest())
 
     def predictor(self) -> WeightPredictor:
         """The weight predictor in float32."""
-        w1, b1, w2, b2 = (self._array(_predictor_file(part)).astype(np.float32) for part in PREDICTOR)
+        w1, b1, w2, b2 = (self._array(member).astype(np.float32) for member in PREDICTOR)
         return WeightPredictor(w1, b1, w2, b2, self.model.projection)
 
     def table(self, scales: grid.Scales) -> NDArray[np.float32] | None:
@@ -136,11 +135,8 @@ def serialise(model: Model, files: dict[str, bytes], about: dict[str, Any]) -> b
 
 
 def table_file(scale: Fraction) -> str:
+    """The member that holds a scale's phase table."""
     return f"tables/{scale.numerator}-{scale.denominator}.npy"
-
-
-def _predictor_file(part: str) -> str:
-    return f"predictor/{part}.npy"
 
 
 def array_bytes(array: NDArray[Any]) -> bytes:
@@ -148,6 +144,10 @@ def array_bytes(array: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def _damaged(name: str) -> BundleError:
+    return BundleError(f"{name} is damaged, its checksum differs: copy it again, or make it with `python -m export`")
 
 
 def _seal(body: bytes) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Bundle
+from .bundle import GRAPHS, Bundle
 from .errors import DeviceError
 from .tiles import Span
 
@@ -50,12 +50,7 @@ class CpuEngine:
         options.log_severity_level = 3
         # The sessions take turns: threads of one that spin after their work would slow the next one down twofold.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return cls(
-            *(
-                ort.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"])
-                for name in ("trunk.onnx", "stage.onnx", "table_free.onnx")
-            )
-        )
+        return cls(*(ort.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"]) for name in GRAPHS))
 
     def encode(self, image: Float) -> Float:
         """A standardised image (H, W) → features with a border of one, (H + 2, W + 2, C')."""
