@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from runtime import Upscaler, resample, volume
+from runtime import Upscaler, volume
+from train import resample
 
 SCALE = Fraction(5, 2)
 SLICE = 5  # shows the tumour

@@ -6,23 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from runtime import Upscaler, bundle, grid
+from runtime import Upscaler, bundle, command, grid
 from runtime.bundle import Bundle
-from runtime.errors import MetasrganError
 from runtime.files import check_output
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        if argv[:1] == ["inspect"]:
-            _inspect(argv[1:])
-        else:
-            _export(argv)
-    except MetasrganError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if argv[:1] == ["inspect"]:
+        return command.run(lambda: _inspect(argv[1:]))
+    return command.run(lambda: _export(argv))
 
 
 def _export(argv: list[str]) -> None:

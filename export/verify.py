@@ -55,7 +55,7 @@ def _error(upscaler: Upscaler, generator: Generator, shape: tuple[int, int], sca
     image = _phantom(shape)
     with torch.no_grad():
         expected = generator(torch.from_numpy(image)[None, None], scales)[0, 0].numpy()
-    actual = upscaler.upscale_slice(image, Intensity(low=0.0, high=1.0, white=1.0), scales, np.float32)
+    actual = upscaler.upscale_slice(image, Intensity(low=0.0, high=1.0, black=0.0, white=1.0), scales, np.float32)
     return float(np.abs(actual - np.clip(expected, 0, 1)).max())  # the runtime keeps within [low, high]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from . import Upscaler, __version__, images, volume
+from . import Upscaler, __version__, command, images, volume
 from .engine import DEVICES
-from .errors import InputFileError, MetasrganError
+from .errors import ImageError, InputFileError, OutputFileError
 from .files import check_output
 from .grid import MAX_SCALE
 from .intensity import to_dtype
@@ -22,25 +23,19 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "flo
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        _upscale_file(args)
-    except MetasrganError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("error: the result does not fit into memory: use a smaller --scale or --shape", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.input is None and args.scale and len(args.scale) > 1:  # --scale 2.5 scan.nii.gz
+        args.input = Path(args.scale.pop())
+    if args.input is None:
+        parser.error("no input file was given")
+    return command.run(lambda: _upscale_file(args))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m runtime", description=__doc__)
     add = parser.add_argument
-    add("input", type=Path, help=f"a .nii or .nii.gz volume, a picture or an array ({', '.join(images.SUFFIXES)})")
+    add("input", type=Path, nargs="?", help=f"a .nii or .nii.gz volume, a picture or an array ({', '.join(images.SUFFIXES)})")
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--scale", nargs="+", metavar="R", help=f"1 to {MAX_SCALE}, as 2.5 or 5/2; or two, for rows and columns")
     size.add_argument("--shape", nargs=2, type=int, metavar=("ROWS", "COLUMNS"), help="exact output size of a slice, in pixels")
@@ -59,15 +54,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _upscale_file(args: argparse.Namespace) -> None:
     path: Path = args.input
-    if not path.exists():
-        raise InputFileError(f"{path} does not exist: check the name")
     nifti = volume.is_nifti(path)
     if not nifti and not images.is_image(path):
         raise InputFileError(f"{path} has no suffix of a known format: give .nii, .nii.gz or {', '.join(images.SUFFIXES)}")
+    if not os.path.exists(path):
+        raise InputFileError(f"{path} does not exist, or may not be read: check the name")
     out = args.out or _default_output(path)
     check_output(out, args.force)
     if volume.is_nifti(out) != nifti:
-        raise InputFileError(f"{path} cannot become {out}: volumes stay NIfTI, pictures and arrays stay pictures or arrays")
+        raise OutputFileError(f"{path} cannot become {out}: volumes stay NIfTI, pictures and arrays stay pictures or arrays")
+    if args.axis is not None and not nifti:
+        raise ImageError(f"--axis {args.axis} was given for {path}, which has no slices to lie across it: leave it out")
     size: dict[str, Any] = {"scale": _scale(args.scale)} if args.scale else {"shape": tuple(args.shape)}
 
     began = time.perf_counter()
@@ -94,13 +91,13 @@ def _nifti(upscaler: Upscaler, path: Path, out: Path, size: dict[str, Any], args
 
 def _image(upscaler: Upscaler, path: Path, out: Path, size: dict[str, Any], args: argparse.Namespace) -> tuple[str, str]:
     pixels = images.read(path)
-    dtype = np.dtype(args.dtype) if args.dtype else pixels.dtype
+    dtype = np.dtype(args.dtype) if args.dtype else pixels.dtype.newbyteorder("=")
     colour = pixels.ndim == 3 and path.suffix.lower() != ".npy"
     images.check_writable_as(out, dtype, pixels.ndim, colour)
     planes = np.moveaxis(pixels, -1, 0) if colour else pixels  # a picture's colours share one intensity range
     result = to_dtype(upscaler(planes, **size), dtype)
     result = np.ascontiguousarray(np.moveaxis(result, 0, -1)) if colour else result
-    images.write(out, result, args.force)
+    images.write(out, result, colour, args.force)
     return _size(pixels.shape), _size(result.shape)
 
 
@@ -109,8 +106,8 @@ def _scale(texts: list[str]) -> Any:
 
 
 def _default_output(path: Path) -> Path:
-    stem, dot, suffix = path.name.partition(".nii") if volume.is_nifti(path) else (path.stem, "", path.suffix)
-    return path.with_name(f"{stem}_sr{dot}{suffix}")
+    suffix = volume.nifti_suffix(path) or path.suffix
+    return path.with_name(f"{path.name.removesuffix(suffix)}_sr{suffix}")
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -10,13 +10,13 @@ import zlib
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import grid
-from .errors import BundleError
+from .errors import BundleError, reason
 from .files import write_atomically
 from .phases import WeightPredictor
 
@@ -41,6 +41,13 @@ class Model:
     std: float
     radius: int  # receptive radius in input pixels, trunk and stage: a tile's halo
 
+    def __post_init__(self) -> None:
+        numbers = (type(self.channels), type(self.radius)) == (int, int) and self.channels > 0 <= self.radius
+        if not numbers or not 0 < float(self.std) < np.inf or not np.isfinite(float(self.mean)):
+            raise ValueError(f"{self} is no model: a number in it is out of bounds")
+        if self.projection not in get_args(grid.Projection) or type(self.skip) is not bool:
+            raise ValueError(f"{self} is no model: its projection or skip is unknown")
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -56,8 +63,8 @@ class Bundle:
         """Read and check a bundle. Raises BundleError for anything but a whole bundle of version 1."""
         try:
             content = path.read_bytes()
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read ({error.strerror}): give a .bundle made by `python -m export`") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read ({reason(error)}): give a .bundle made by `python -m export`") from None
         return cls.parse(content, str(path))
 
     @classmethod
@@ -71,7 +78,7 @@ class Bundle:
             raise BundleError(f"{name} is no bundle, or is damaged: make it again with `python -m export`") from None
         if kind != FORMAT:
             raise BundleError(f"{name} is a {kind!r}, not a {FORMAT!r}: give a bundle of `python -m export`")
-        if version != VERSION:
+        if version != VERSION or version is True:
             raise BundleError(
                 f"{name} has format version {version}, this release reads {VERSION}: "
                 "install a newer metasrgan-edge, or export the checkpoint with this one"
@@ -83,7 +90,7 @@ class Bundle:
             files = {member: archive.read(member) for member in manifest["files"] if member in archive.namelist()}
             listed = {member: (entry["bytes"], entry["sha256"]) for member, entry in manifest["files"].items()}
         except _DAMAGE:
-            raise _damaged(name) from None
+            raise BundleError(f"{name} has a manifest that makes no sense: make it again with `python -m export`") from None
         missing = [m for m in {**dict.fromkeys(REQUIRED), **listed} if m not in files]
         if missing:
             raise BundleError(f"{name} lacks {', '.join(missing)}: make it again with `python -m export`")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import GRAPHS, Bundle
-from .errors import DeviceError
+from .errors import BundleError, DeviceError, reason
 from .tiles import Span
 
 Float = NDArray[np.float32]
@@ -50,7 +50,13 @@ class CpuEngine:
         options.log_severity_level = 3
         # The sessions take turns: threads of one that spin after their work would slow the next one down twofold.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return cls(*(ort.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"]) for name in GRAPHS))
+        try:
+            trunk, stage, table_free = (
+                ort.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"]) for name in GRAPHS
+            )
+        except Exception as error:  # ONNX Runtime has no base class for its own
+            raise BundleError(f"onnxruntime {ort.__version__} cannot run this bundle ({reason(error)}): update it") from error
+        return cls(trunk, stage, table_free)
 
     def encode(self, image: Float) -> Float:
         """A standardised image (H, W) → features with a border of one, (H + 2, W + 2, C')."""

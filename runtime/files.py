@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -10,37 +11,59 @@ from typing import IO, Any
 
 from .errors import OutputFileError
 
+_TAKEN = "exists already: name another file, or allow replacing it (--force)"
+
 
 def check_output(path: Path, overwrite: bool) -> None:
     """Raise OutputFileError, before any work is done, where `path` cannot become a new file."""
-    if path.is_dir():
+    folder = path.absolute().parent
+    if os.path.isdir(path):
         raise OutputFileError(f"{path} is a folder: name a file")
-    if path.exists() and not overwrite:
-        raise OutputFileError(f"{path} exists already: name another file, or allow replacing it (--force)")
-    if not path.absolute().parent.is_dir():
-        raise OutputFileError(f"{path} cannot be written: the folder {path.absolute().parent} does not exist, make it first")
+    if os.path.lexists(path) and not overwrite:
+        raise OutputFileError(f"{path} {_TAKEN}")
+    if not os.path.isdir(folder):
+        raise OutputFileError(f"{path} cannot be written: the folder {folder} is not there for you, make it first")
+    if not os.access(folder, os.W_OK):
+        raise OutputFileError(f"{path} cannot be written: the folder {folder} is read-only, name another place")
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], overwrite: bool) -> None:
     """Call `write` on a temporary file beside `path`, then move it into place; on any failure nothing is left behind.
 
-    Raises OutputFileError where the path is taken (and `overwrite` is false) or cannot be written, a full disk included.
+    A link is written through. Raises OutputFileError where the path is taken (and `overwrite` is false) or cannot be
+    written, a full disk included.
     """
     check_output(path, overwrite)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    target = path.resolve()
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        check_output(path, overwrite)
-        os.replace(temporary, path)
+        if overwrite:
+            os.replace(temporary, target)
+        else:
+            _move_new(temporary, target)
+    except FileExistsError:
+        raise OutputFileError(f"{path} {_TAKEN}") from None
     except OSError as error:
-        if isinstance(error, OutputFileError):
-            raise
         raise OutputFileError(
             f"{path} could not be written ({error.strerror or error}): nothing was left behind; "
             "free space or choose another place"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _move_new(temporary: Path, target: Path) -> None:
+    """Move a file to a name that nobody has, not even since it was looked at."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(target) from None
+        os.replace(temporary, target)

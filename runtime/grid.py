@@ -8,10 +8,11 @@ n·p // q pixels. Source: Hu et al., *Meta-SR*, CVPR 2019 (the corner projection
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from numbers import Rational, Real
+from numbers import Real
 from typing import Literal, Union
 
 import numpy as np
@@ -25,6 +26,8 @@ Scales = tuple[Fraction, Fraction]  # rows, columns
 
 MAX_SCALE = 16  # four times what the network is trained for; beyond it the pixels are smooth guesses
 MAX_TABLE_SLOTS = 4096  # 9.6 MB of filters; the paper's scales need at most 40². Beyond it, stages work without a table
+_MAX_PERIOD = 64  # input pixels; a longer one has classes of pixels that an image hardly fills
+_NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d{1,3})?(/\d+)?", re.IGNORECASE)  # 1e99999999 would be a very long integer
 _MAX_TERM = 1 << 62  # phases are kept as int64
 
 PAPER_SCALES = tuple(Fraction(n, 10) for n in range(11, 41))  # 1.1, 1.2 … 4.0
@@ -36,16 +39,24 @@ def parse_scale(value: ScaleLike) -> Fraction:
     Raises ScaleError outside 1…16, for NaN, infinity, booleans and anything that is not a number.
     """
     hint = f"give a number from 1 to {MAX_SCALE}, such as 2.5 or 5/2"
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (str, Real, Decimal)):
-        raise ScaleError(f"scale {value!r} is not a number: {hint}")
     try:
-        scale = Fraction(value) if isinstance(value, Rational) else Fraction(str(value).strip())
+        text = str(value).strip()
+    except ValueError:  # Python does not print integers of thousands of digits
+        raise ScaleError(f"scale is a number of thousands of digits: {hint}") from None
+    shown = text if len(text) <= 40 else f"{text[:40]}…"
+    of_a_kind = isinstance(value, (str, Real, Decimal)) and not isinstance(value, (bool, np.bool_))
+    if not of_a_kind or not _NUMBER.fullmatch(text):
+        raise ScaleError(f"scale {shown!r} is not a number: {hint}")
+    if len(text) > 40:
+        raise ScaleError(f"scale {shown} has too many digits: round it to 17")
+    try:
+        scale = Fraction(text)
     except (ValueError, ZeroDivisionError):
-        raise ScaleError(f"scale {str(value)!r} is not a number: {hint}") from None
+        raise ScaleError(f"scale {shown!r} is not a number: {hint}") from None
     if not 1 <= scale <= MAX_SCALE:
-        raise ScaleError(f"scale {value} is outside what can be upscaled: {hint}")
+        raise ScaleError(f"scale {shown} is outside what can be upscaled: {hint}")
     if 2 * scale.numerator >= _MAX_TERM:
-        raise ScaleError(f"scale {value} has too many digits: round it to 17")
+        raise ScaleError(f"scale {shown} has too many digits: round it to 17")
     return scale
 
 
@@ -160,9 +171,9 @@ def project(n_in: int, scale: Fraction, projection: Projection) -> Axis:
 
 
 def has_table(scales: Scales) -> bool:
-    """Whether a scale's slots, q·⌈p/q⌉ an axis, are few enough to keep a filter for each: every scale of the paper has."""
+    """Whether a scale's period and its slots, q·⌈p/q⌉ an axis, are few enough to keep a filter for each."""
     rows, cols = (r.denominator * -(-r.numerator // r.denominator) for r in scales)
-    return rows * cols <= MAX_TABLE_SLOTS
+    return rows * cols <= MAX_TABLE_SLOTS and max(r.denominator for r in scales) <= _MAX_PERIOD
 
 
 def predictor_scale(scales: Scales) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from .errors import InputFileError, OutputFileError, reason
 from .files import write_atomically
@@ -24,18 +24,31 @@ def is_image(path: Path) -> bool:
 def read(path: Path) -> NDArray[Any]:
     """The pixels in their own dtype: (H, W), or (H, W, 3) of a colour picture; of an NPY file, the array as it is.
 
-    Raises InputFileError for a file that is missing, truncated or not an image.
+    A picture that its camera tagged as turned is turned. Raises InputFileError for a file that is missing, truncated or not
+    an image, and for what would be lost: transparency, further pages.
     """
     try:
         if path.suffix.lower() == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
         with Image.open(path) as picture:
-            if picture.mode in ("L", "F", "I", "RGB") or picture.mode.startswith("I;16"):
-                return np.array(picture)
-            return np.array(picture.convert("L" if picture.mode in ("1", "LA") else "RGB"))  # palettes, alpha, CMYK
+            pages = getattr(picture, "n_frames", 1)
+            if pages > 1:
+                raise InputFileError(f"{path} has {pages} pages: save the one to upscale by itself")
+            upright = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+                if upright.getchannel("A").getextrema() != (255, 255):
+                    raise InputFileError(f"{path} is transparent in parts: flatten it first")
+            if upright.mode not in ("L", "F", "I", "RGB") and not upright.mode.startswith("I;16"):
+                upright = upright.convert("L" if upright.mode in ("1", "LA") else "RGB")  # palettes, CMYK
+            return np.array(upright)
+    except InputFileError:
+        raise
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: check the name") from None
-    except (UnidentifiedImageError, OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise InputFileError(f"{path} claims to hold more than this machine's memory: it is damaged, or too large") from None
+    except Exception as error:  # the readers of damaged headers raise whatever they stumble over
         raise InputFileError(f"{path} is not a readable image, or is truncated ({reason(error)}): copy it again") from None
 
 
@@ -53,13 +66,13 @@ def check_writable_as(path: Path, pixels_dtype: np.dtype[Any], ndim: int, colour
     if pixels_dtype == np.float32 and not colour and suffix in (".tif", ".tiff"):
         return
     what = f"{'colour ' if colour else ''}{pixels_dtype}"
-    raise OutputFileError(f"{path} cannot hold {what} pixels: write .npy, or convert them (--dtype uint8)")
+    raise OutputFileError(f"{path} cannot hold {what} pixels: write .npy, or convert them, clipped to 0…255, by --dtype uint8")
 
 
-def write(path: Path, pixels: NDArray[Any], overwrite: bool = False) -> None:
-    """Write pixels in their own dtype, whole or not at all."""
+def write(path: Path, pixels: NDArray[Any], colour: bool, overwrite: bool = False) -> None:
+    """Write pixels (H, W), or (H, W, 3) in `colour`, in their own dtype, whole or not at all."""
     suffix = path.suffix.lower()
-    check_writable_as(path, pixels.dtype, pixels.ndim, pixels.ndim == 3 and pixels.shape[-1] == 3)
+    check_writable_as(path, pixels.dtype, pixels.ndim, colour)
     if suffix == ".npy":
         write_atomically(path, lambda file: np.save(file, pixels, allow_pickle=False), overwrite)
     else:

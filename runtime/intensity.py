@@ -10,36 +10,46 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .errors import ImageError
 
-_WHITE_PERCENTILE = 99.9  # a few hot voxels must not darken everything else
+_TAIL_PERCENT = 0.1  # a few hot voxels must not darken everything else
+_LARGEST_FLOAT, _LARGEST_INTEGER = float(np.finfo(np.float32).max), 2**53  # what float32 and float64 can carry through
 
 
 @dataclass(frozen=True)
 class Intensity:
-    """`low` becomes 0 and `white` becomes 1; an output never leaves the input's own range [low, high]."""
+    """`black` becomes 0 and `white` becomes 1; an output never leaves the input's own range [low, high]."""
 
     low: float
     high: float
+    black: float
     white: float
 
     @classmethod
-    def of(cls, volume: NDArray[Any]) -> Intensity:
-        """The range of an array of any shape. Raises ImageError for NaN or infinity and says where it is."""
+    def of(cls, volume: NDArray[Any], inverted: bool = False) -> Intensity:
+        """The range of an array of any shape; `inverted` where larger numbers stand for darker pixels.
+
+        Raises ImageError for NaN or infinity, and says where it is, and for values too large to be computed with.
+        """
         if volume.dtype.kind == "f" and not np.isfinite(volume).all():
             where = tuple(int(k) for k in np.argwhere(~np.isfinite(volume))[0])
             raise ImageError(f"the value at index {where} is {volume[where]}: replace NaN and infinity before upscaling")
-        low, high = float(volume.min()), float(volume.max())
-        white = float(np.percentile(volume, _WHITE_PERCENTILE))
-        return cls(low, high, white if white > low else high)
+        low, high = volume.min().item(), volume.max().item()
+        limit = _LARGEST_FLOAT if volume.dtype.kind == "f" else _LARGEST_INTEGER
+        if max(-low, high) > limit:
+            raise ImageError(f"values from {low} to {high} go beyond ±{limit:g}, where digits are lost: divide them first")
+        low, high = float(low), float(high)
+        tail = np.percentile(volume.astype(_exact(volume.dtype)), _TAIL_PERCENT if inverted else 100 - _TAIL_PERCENT)
+        black, white = (high, low) if inverted else (low, high)
+        return cls(low, high, black, float(tail) if tail != black else white)
 
     def normalise(self, image: NDArray[Any]) -> NDArray[np.float32]:
-        """Any real dtype → float32 with low at 0 and white at 1; a constant image becomes 0."""
-        unit: NDArray[Any] = (image.astype(_exact(image.dtype)) - self.low) / ((self.white - self.low) or 1.0)
+        """Any real dtype → float32 with black at 0 and white at 1; a constant image becomes 0."""
+        unit: NDArray[Any] = (image.astype(_exact(image.dtype)) - self.black) / ((self.white - self.black) or 1.0)
         return unit.astype(np.float32, copy=False)
 
     def restore(self, unit: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
         """The inverse, clipped to [low, high], in `dtype`; integers are rounded and clipped, never wrapped."""
         dtype = np.dtype(dtype)
-        grey = unit.astype(_exact(dtype)) * (self.white - self.low) + self.low
+        grey = unit.astype(_exact(dtype)) * (self.white - self.black) + self.black
         return to_dtype(np.clip(grey, self.low, self.high, out=grey), dtype)
 
 
@@ -70,7 +80,10 @@ def to_dtype(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
 
 def real_array(image: ArrayLike) -> NDArray[Any]:
     """`image` as an array of real numbers in native byte order. Raises ImageError for anything else."""
-    array = np.asarray(image)
+    try:
+        array = np.asarray(image)
+    except ValueError as error:
+        raise ImageError(f"the image is no array ({error}): give rows of equal length") from None
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iuf":

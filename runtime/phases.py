@@ -129,14 +129,15 @@ class FilterCache:
         filters = slot_filters(table, scales, self._predictor.projection, self._skip)
         with self._lock:
             self._filters[scales] = filters
-            while self.bytes > self._max_bytes and len(self._filters) > 1:
+            while sum(f.nbytes for f in self._filters.values()) > self._max_bytes and len(self._filters) > 1:
                 self._filters.popitem(last=False)
         return filters
 
     @property
     def bytes(self) -> int:
         """Bytes held in memory."""
-        return sum(f.nbytes for f in self._filters.values())
+        with self._lock:
+            return sum(f.nbytes for f in self._filters.values())
 
     def _from_disk(self, scales: grid.Scales) -> Float:
         """The table in the folder, or predicted and then kept there. A file is its content's SHA-256, then the content."""

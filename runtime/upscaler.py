@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import operator
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -65,8 +69,8 @@ class Upscaler:
         Raises BundleError for a bundle that is missing or damaged, DeviceError for a device that cannot run here.
         """
         if bundle is None:
-            content = resources.files(__package__).joinpath(SHIPPED).read_bytes()
-            loaded = Bundle.parse(content, f"the shipped {SHIPPED}")
+            with resources.as_file(resources.files(__package__).joinpath(SHIPPED)) as path:
+                loaded = Bundle.read(path)
         else:
             loaded = Bundle.read(Path(bundle))
         return cls.of(loaded, device=device, threads=threads, cache_dir=cache_dir, tile=tile)
@@ -82,10 +86,10 @@ class Upscaler:
         tile: int = tiles.TILE,
     ) -> Upscaler:
         """`load` for a bundle that is in memory already."""
-        if threads is not None and threads < 1:
-            raise DeviceError(f"threads is {threads}: give 1 or more, or nothing for all processors")
-        if tile < 1:
-            raise DeviceError(f"tile is {tile}: give 1 pixel or more")
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise DeviceError(f"threads is {threads!r}: give 1 or more, or nothing for all processors")
+        if not isinstance(tile, int) or tile < 1:
+            raise DeviceError(f"tile is {tile!r}: give 1 pixel or more")
         engine = choose(device).load(bundle, threads)
         predictor = bundle.predictor()
         filters = FilterCache(predictor, bundle.model.skip, bundle.table, Path(cache_dir) if cache_dir else None)
@@ -110,8 +114,8 @@ class Upscaler:
         """
         array = _checked(image, (2, 3))
         scales = resolve_scales(array.shape[-2:], scale, shape)
+        out = allocate((*array.shape[:-2], *output_shape(array.shape[-2:], scales)), np.float32)
         intensity = Intensity.of(array)
-        out = np.empty((*array.shape[:-2], *output_shape(array.shape[-2:], scales)), np.float32)
         for index in np.ndindex(array.shape[:-2]):
             out[index] = self.upscale_slice(array[index], intensity, scales, np.float32)
         return out
@@ -233,6 +237,22 @@ def output_shape(shape_in: tuple[int, ...], scales: grid.Scales) -> tuple[int, i
     return grid.output_size(shape_in[0], scales[0]), grid.output_size(shape_in[1], scales[1])
 
 
+def allocate(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"] = "C") -> NDArray[Any]:
+    """An array for the output. Raises ScaleError, rather than bring the machine down, where it exceeds all of its memory."""
+    needed = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        memory = sys.maxsize
+    if needed > memory:
+        size = "×".join(map(str, shape))
+        raise ScaleError(
+            f"the output of {size} values needs {needed / 1e9:,.0f} GB, more than this machine's {memory / 1e9:,.0f} GB: "
+            "give a smaller scale or shape"
+        )
+    return np.empty(shape, dtype, order)
+
+
 def _checked(image: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:
     array = real_array(image)
     if array.ndim not in ndims:
@@ -250,9 +270,9 @@ def check_slice_shape(shape: tuple[int, ...]) -> None:
 
 def _checked_window(window: Window, whole: tuple[int, int]) -> Window:
     try:
-        row, col, height, width = (int(v) for v in window)
+        row, col, height, width = (operator.index(v) for v in window)
     except (TypeError, ValueError):
-        raise ScaleError(f"window {window!r} is not (row, column, height, width)") from None
+        raise ScaleError(f"window {window!r} is not (row, column, height, width) in whole output pixels") from None
     if row < 0 or col < 0 or height < 1 or width < 1 or row + height > whole[0] or col + width > whole[1]:
         raise ScaleError(
             f"window {window} leaves the output of {whole[0]}×{whole[1]} pixels: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
@@ -19,32 +20,41 @@ from . import grid
 from .errors import ImageError, InputFileError, OutputFileError, reason
 from .files import write_atomically
 from .intensity import Intensity, real_array, to_dtype
-from .upscaler import check_slice_shape, resolve_scales
+from .upscaler import allocate, check_slice_shape, resolve_scales
 
 if TYPE_CHECKING:
     from .upscaler import ScaleOrPair, Upscaler
 
-_SUFFIXES = (".nii", ".nii.gz")
+_SUFFIXES = (".nii.gz", ".nii")
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, ValueError, EOFError, zlib.error, OverflowError, MemoryError)
+
+
+def nifti_suffix(path: Path) -> str:
+    """The .nii or .nii.gz that a name ends with, as it is spelled, or nothing."""
+    length = next((len(suffix) for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), 0)
+    return path.name[len(path.name) - length :]
 
 
 def is_nifti(path: Path) -> bool:
     """Whether the name ends like a NIfTI file."""
-    return path.name.lower().endswith(_SUFFIXES)
+    return bool(nifti_suffix(path))
 
 
 def load(path: Path) -> Any:
-    """A NIfTI image whose pixels stay on disk. Raises InputFileError for a file that is missing or something else."""
+    """A NIfTI image whose pixels stay on disk. Raises InputFileError for a file that is missing, truncated or not NIfTI."""
     try:
         image = nib.load(path)
-        if path.suffix.lower() == ".gz":
-            _check_gzip(path)
+        size = _gzip_size(path) if path.suffix.lower() == ".gz" else path.stat().st_size
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: check the name") from None
     except _UNREADABLE as error:
-        raise _unreadable(str(path), error) from None
+        raise _unreadable(path, reason(error)) from None
     if not isinstance(image, nib.Nifti1Image):
         raise InputFileError(f"{path} is a {type(image).__name__}, not NIfTI: convert it to .nii.gz")
+    # Believe the header only after the file's own size, so that no memory is set aside for what is not there.
+    promised = image.header.get_data_offset() + math.prod(image.shape) * image.get_data_dtype().itemsize
+    if size < promised:
+        raise _unreadable(path, f"its header promises {promised:,} bytes, it has {size:,}")
     return image
 
 
@@ -69,20 +79,22 @@ def stored(image: Any) -> tuple[NDArray[Any], float, float]:
     Raises InputFileError where the file ends too early, ImageError where pixels are not real numbers.
     """
     proxy = image.dataobj
+    if not isinstance(proxy, nib.arrayproxy.ArrayProxy):
+        return real_array(proxy), 1.0, 0.0
     try:
-        if isinstance(proxy, nib.arrayproxy.ArrayProxy):
-            return real_array(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter)
-    except ImageError:
-        raise
+        pixels = proxy.get_unscaled()
     except _UNREADABLE as error:
-        raise _unreadable(str(image.get_filename()), error) from None
-    return real_array(proxy), 1.0, 0.0
+        raise _unreadable(image.get_filename(), reason(error)) from None
+    return real_array(pixels), float(proxy.slope), float(proxy.inter)
 
 
 def slice_axis(image: Any) -> int:
-    """The array axis with the thickest spacing, across which slices lie; the last one where they are equal to 1 %."""
+    """The array axis across which slices lie: the last of those with one slice, else the last of the thickest (to 1 %)."""
     zooms = np.asarray(image.header.get_zooms()[:3], dtype=float)
-    return max(k for k in range(len(zooms)) if zooms[k] * 1.01 >= zooms.max())
+    if not np.isfinite(zooms).all():
+        raise ImageError(f"the voxel spacing is {tuple(zooms.tolist())} mm: repair the header's pixdim, or choose the axis")
+    single = [k for k in range(len(zooms)) if image.shape[k] == 1]
+    return max(single or (k for k in range(len(zooms)) if zooms[k] * 1.01 >= zooms.max()))
 
 
 def upscale(
@@ -97,31 +109,31 @@ def upscale(
 ) -> Any:
     """`Upscaler.volume`, with pixels as they are to be stored and the header's slope set for `save`.
 
-    Only one slice at a time is held in float32. An integer volume with a slope keeps both, as an affine map of intensities
-    commutes with the network's; with another `dtype` asked for, real values are stored without a slope.
+    Slices are computed one by one. An integer volume with a slope keeps both, as an affine map of intensities commutes with
+    the network's own (a negative slope makes large numbers dark); with another `dtype` asked for, real values are stored
+    without a slope.
     """
     if not isinstance(image, nib.Nifti1Image):
         raise ImageError(f"a {type(image).__name__} is not a NIfTI image: give a nibabel Nifti1Image or Nifti2Image")
     data, slope, inter = stored(image)
-    if data.ndim < 2:
-        raise ImageError(f"the volume has shape {data.shape}: give two axes or more")
+    target = data.dtype if dtype is None else _checked_dtype(dtype, image)
     axis = _checked_axis(axis, image, data)
     in_plane = [k for k in range(min(3, data.ndim)) if k != axis]
     shape_in = tuple(data.shape[k] for k in in_plane)
     try:
         check_slice_shape(shape_in)
     except ImageError as error:
-        raise ImageError(f"{error} (slices of a volume {data.shape} across axis {axis}; choose another with axis)") from None
-    scales = resolve_scales(shape_in, scale, shape)
-    by_axis = dict(zip(in_plane, scales))
-
+        raise ImageError(f"{error} (slices of a volume {data.shape} across axis {axis}; choose another axis)") from None
+    by_axis = dict(zip(in_plane, resolve_scales(shape_in, scale, shape)))
     shape_out = tuple(grid.output_size(n, by_axis.get(k, Fraction(1))) for k, n in enumerate(data.shape))
-    target = np.dtype(dtype) if dtype is not None else data.dtype
-    keep_slope = dtype is None or (slope == 1 and inter == 0)
-    out = np.empty(shape_out, target, order="F")  # NIfTI's own order
-    slices, targets = (_in_slices(array, in_plane) for array in (data, out))
-    intensity = Intensity.of(data)
-    total = int(np.prod(slices.shape[:-2]))
+    header = _header(image, shape_out, target, by_axis)
+
+    out = allocate(shape_out, target, order="F")  # NIfTI's own order
+    intensity = Intensity.of(data, inverted=slope < 0)
+    slices, targets = (np.moveaxis(array, in_plane, (-2, -1)) for array in (data, out))
+    scales = (by_axis[in_plane[0]], by_axis[in_plane[1]])
+    keep_slope = dtype is None or (slope, inter) == (1, 0)
+    total = math.prod(slices.shape[:-2])
     for done, index in enumerate(np.ndindex(slices.shape[:-2]), 1):
         if keep_slope:
             targets[index] = upscaler.upscale_slice(slices[index], intensity, scales, target)
@@ -130,7 +142,6 @@ def upscale(
             targets[index] = to_dtype(real, target)
         if progress:
             progress(done, total)
-    header = _header(image, shape_out, target, tuple(by_axis.get(k, Fraction(1)) for k in range(3)))
     result = type(image)(out, header.get_best_affine(), header)
     result.header.set_slope_inter(*((slope, inter) if keep_slope else (1, 0)))
     return result
@@ -145,47 +156,65 @@ def reopened(image: Any) -> Any:
 
 
 def _checked_axis(axis: int | None, image: Any, data: NDArray[Any]) -> int:
-    if data.ndim == 2:
+    if data.ndim < 2:
+        raise ImageError(f"the volume has shape {data.shape}: give two axes or more")
+    if data.ndim == 2 and axis is None:
         return 2
     if axis is None:
         return slice_axis(image)
-    if axis not in (0, 1, 2):
-        raise ImageError(f"axis is {axis!r}: give the array axis across which slices lie, 0, 1 or 2")
+    if axis not in range(3) or data.ndim == 2:
+        raise ImageError(f"axis is {axis!r}, the volume {data.shape}: give the array axis across which slices lie, 0, 1 or 2")
     return axis
 
 
-def _in_slices(array: NDArray[Any], in_plane: list[int]) -> NDArray[Any]:
-    """A view of the array with the two in-plane axes last."""
-    return np.moveaxis(array, in_plane, (-2, -1))
+def _checked_dtype(dtype: DTypeLike, image: Any) -> np.dtype[Any]:
+    try:
+        checked = np.dtype(dtype)
+        image.header.copy().set_data_dtype(checked)
+    except (TypeError, HeaderDataError):
+        raise ImageError(f"dtype {dtype!r} is nothing that NIfTI stores: give one such as int16 or float32") from None
+    if checked.kind not in "iuf":
+        raise ImageError(f"dtype {dtype!r} is no real number: give one such as int16 or float32")
+    return checked
 
 
-def _header(image: Any, shape: tuple[int, ...], dtype: np.dtype[Any], scales: tuple[Fraction, ...]) -> Any:
+def _header(image: Any, shape: tuple[int, ...], dtype: np.dtype[Any], by_axis: dict[int, Fraction]) -> Any:
     """The image's header for its upscaled pixels: size, type, voxel size and position; everything else as it was.
 
     Each of sform and qform moves by itself and keeps its code; where only one is coded, both hold it. Without either, the
-    place that nibabel assumes is written down, because it would assume another one for the new size.
+    place that nibabel assumes is written down, because it would assume another one for the new size. Slice timing goes
+    where the slices that it counts were upscaled. Raises ImageError for a geometry that cannot be moved.
     """
+    scales = tuple(by_axis.get(k, Fraction(1)) for k in range(3))
     header = image.header.copy()
-    header.set_data_shape(shape)
-    header.set_data_dtype(dtype)
-    spatial = header.get_zooms()[:3]
-    header.set_zooms((*(z / float(r) for z, r in zip(spatial, scales)), *header.get_zooms()[3:]))
-    codes = {form: int(image.header[f"{form}_code"]) for form in ("sform", "qform")}
-    coded = {form: image.header.get_sform() if form == "sform" else image.header.get_qform() for form in codes if codes[form]}
-    if not coded:
-        codes["sform"] = 2  # "aligned", as nibabel calls a place that it was told
-    sform, qform = (grid.upscaled_affine(coded.get(form, image.affine), scales) for form in ("sform", "qform"))
-    header.set_qform(qform, codes["qform"])
-    header.set_sform(sform, codes["sform"])
+    codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
+    try:
+        header.set_data_shape(shape)
+        header.set_data_dtype(dtype)
+        coded = {form: header.get_sform() if form == "sform" else header.get_qform() for form in codes if codes[form]}
+        if not coded:
+            codes["sform"] = 2  # "aligned", as nibabel calls a place that it was told
+        sform, qform = (grid.upscaled_affine(coded.get(form, image.affine), scales) for form in ("sform", "qform"))
+        if not all(np.isfinite(form).all() and np.linalg.det(form[:3, :3]) for form in (sform, qform)):
+            raise ValueError("it names no place in space")
+        header.set_qform(qform, codes["qform"])
+        header.set_sform(sform, codes["sform"])
+        header["pixdim"][1:4] = image.header["pixdim"][1:4] / np.array([float(r) for r in scales], np.float32)
+    except (HeaderDataError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        raise ImageError(
+            f"the header cannot describe the upscaled volume {shape} ({reason(error)}): "
+            "repair its sform, qform or pixdim, or give a smaller scale"
+        ) from None
+    if header.get_dim_info()[2] in by_axis:
+        header["slice_start"] = header["slice_end"] = header["slice_duration"] = header["slice_code"] = 0
     return header
 
 
-def _check_gzip(path: Path) -> None:
-    """Read a gzip file to its checksum, which nibabel stops short of: damaged pixels must not pass for a patient's."""
+def _gzip_size(path: Path) -> int:
+    """Bytes in a gzip file, read to its checksum, which nibabel stops short of: damaged pixels must not pass for true ones."""
     with gzip.open(path) as stream:
-        while stream.read(1 << 20):
-            pass
+        return sum(len(piece) for piece in iter(lambda: stream.read(1 << 20), b""))
 
 
-def _unreadable(name: str, error: BaseException) -> InputFileError:
-    return InputFileError(f"{name} is not a readable NIfTI file, or is truncated ({reason(error)}): copy it again")
+def _unreadable(name: object, why: str) -> InputFileError:
+    return InputFileError(f"{name} is not a readable NIfTI file, or is truncated ({why}): copy it again")

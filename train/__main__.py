@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from runtime.errors import MetasrganError
+from runtime import command
 
 from . import data
 from .generator import CONFIGS
@@ -35,21 +35,20 @@ def main(argv: list[str] | None = None) -> int:
     add("--validate-every", type=int, default=DEFAULT.validate_every, help="updates between validations and checkpoints")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        chosen = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__}
-        config = TrainConfig(**{**chosen, "kernels": tuple(args.kernels)})
-        files = data.find_files(args.data, args.pattern)
-        if args.validation:
-            others = data.find_files(args.validation, args.pattern)
-            how = f"{len(files)} files train, {len(others)} of {args.validation} validate"
-            split = data.Split(tuple(files), tuple(others), how)
-        else:
-            split = data.split_by_subject(args.data, files)
-        print(train(config, split, args.out, args.resume, progress=sys.stderr.isatty()))
-    except MetasrganError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run(lambda: _train(args))
+
+
+def _train(args: argparse.Namespace) -> None:
+    chosen = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__}
+    config = TrainConfig(**{**chosen, "kernels": tuple(args.kernels)})
+    files = data.find_files(args.data, args.pattern)
+    if args.validation:
+        others = data.find_files(args.validation, args.pattern)
+        how = f"{len(files)} files train, {len(others)} of {args.validation} validate"
+        split = data.Split(tuple(files), tuple(others), how)
+    else:
+        split = data.split_by_subject(args.data, files)
+    print(train(config, split, args.out, args.resume, progress=sys.stderr.isatty()))
 
 
 if __name__ == "__main__":

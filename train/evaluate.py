@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from runtime import Upscaler, grid, resample
-from runtime.errors import MetasrganError
+from runtime import Upscaler, command, grid
 from runtime.intensity import Intensity
 
-from . import data, metrics
+from . import data, metrics, resample
 
 SCALES = tuple(Fraction(s) for s in ("1.5", "2", "2.5", "3", "4"))
 MIN_CROP = 64  # pixels an axis: at ×4 there must be something left
@@ -50,7 +49,7 @@ def evaluate(
     for file, subject in zip(files, data.subjects(folder, files)):
         subjects[subject] += data.load_crops([file], MIN_CROP, progress=False)
     rows = []
-    unit = Intensity(low=0.0, high=np.inf, white=1.0)  # crops are scaled by their volume already
+    unit = Intensity(low=0.0, high=np.inf, black=0.0, white=1.0)  # crops are scaled by their volume already
     cases = [(kernel, scale) for kernel in kernels for scale in scales]
     for kernel, scale in tqdm(cases, unit="case", disable=not progress, leave=False):
         both = (scale, scale)
@@ -90,16 +89,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scales", nargs="+", default=[str(s) for s in SCALES], metavar="R")
     parser.add_argument("--kernels", nargs="+", default=["bilinear"], choices=("bilinear", "bicubic"))
     args = parser.parse_args(argv)
-    try:
-        scales = [grid.parse_scale(s) for s in args.scales]
-        with Upscaler.load(args.bundle) as upscaler:
-            rows, subjects, slices = evaluate(upscaler, args.data, scales, args.kernels, sys.stderr.isatty())
-            print(f"{slices} brain crops of {subjects} subjects in {args.data}, bundle {upscaler.bundle.sha256[:12]}\n")
-        print(markdown(rows))
-    except MetasrganError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run(lambda: _score(args))
+
+
+def _score(args: argparse.Namespace) -> None:
+    scales = [grid.parse_scale(s) for s in args.scales]
+    with Upscaler.load(args.bundle) as upscaler:
+        rows, subjects, slices = evaluate(upscaler, args.data, scales, args.kernels, sys.stderr.isatty())
+        print(f"{slices} brain crops of {subjects} subjects in {args.data}, bundle {upscaler.bundle.sha256[:12]}\n")
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from runtime import resample
 from runtime.errors import InputFileError, MetasrganError, OutputFileError
 
-from . import checkpoint, data, metrics
+from . import checkpoint, data, metrics, resample
 from .generator import CONFIGS, Generator
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class TrainConfig:
 
 
 def train(config: TrainConfig, split: data.Split, out: Path, resume: bool, progress: bool = True) -> Path:
-    """Train until `config.updates`, or until Ctrl-C, and return the best checkpoint's path.
+    """Train until `config.updates`, or until Ctrl-C, and return the best checkpoint's path (the last's before there is one).
 
     `out` receives `last.pt` (all that a resume needs) at every validation and at a stop, and `best.pt`, the weights with
     the highest validation PSNR. Raises OutputFileError where `out` holds a run already and `resume` is false,
@@ -136,7 +135,7 @@ def train(config: TrainConfig, split: data.Split, out: Path, resume: bool, progr
         if stopped:
             save_last()
             log.warning("stopped at update %d of %d; go on with --resume", update, config.updates)
-    return best
+    return best if best.exists() else last
 
 
 def learning_rate(config: TrainConfig, update: int) -> float:

@@ -68,6 +68,25 @@ def test_bundle_that_lacks_a_file_is_refused(content: bytes, missing: str) -> No
         Bundle.parse(_rewritten(content, {}, drop=missing), "x")
 
 
+@pytest.mark.parametrize("change", [{"radius": "9"}, {"radius": -9}, {"std": 0}, {"projection": "zz"}, {"skip": 1}])
+def test_manifest_that_makes_no_sense_is_refused(content: bytes, change: dict[str, object]) -> None:
+    model = json.loads(zipfile.ZipFile(io.BytesIO(content)).read("manifest.json"))["model"]
+    with pytest.raises(BundleError, match="makes no sense"):
+        Bundle.parse(_rewritten(content, {"model": model | change}), "x")
+
+
+def test_manifest_without_files_is_refused(content: bytes) -> None:
+    with pytest.raises(BundleError, match="makes no sense"):
+        Bundle.parse(_rewritten(content, {"files": [1]}), "x")
+
+
+def test_graph_that_onnxruntime_cannot_read_is_a_bundle_error(content: bytes) -> None:
+    parsed = Bundle.parse(content, "x")
+    junk = bundle.serialise(parsed.model, parsed.files | {"trunk.onnx": b"junk"}, {})
+    with pytest.raises(BundleError, match="cannot run this bundle"):
+        Upscaler.of(Bundle.parse(junk, "x"))
+
+
 def test_missing_bundle_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"none\.bundle cannot be read"):
         Upscaler.load(tmp_path / "none.bundle")

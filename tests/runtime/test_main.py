@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import resource
 import subprocess
 import sys
@@ -48,6 +50,96 @@ def test_output_has_a_name_without_o(scan: Path, picture: Path) -> None:
     assert nib.load(scan.with_name("scan_sr.nii.gz")).shape == (60, 48, 2)
     assert main([str(picture), "--scale", "2", "3"]) == 0
     assert images.read(picture.with_name("slice_sr.png")).shape == (40, 90)
+
+
+@pytest.mark.parametrize(
+    ("name", "becomes"),
+    [
+        ("SCAN.NII.GZ", "SCAN_sr.NII.GZ"),
+        ("p.nii.v2.nii.gz", "p.nii.v2_sr.nii.gz"),
+        ("ä b.nii", "ä b_sr.nii"),
+    ],
+)
+def test_suffix_of_any_spelling(scan: Path, name: str, becomes: str) -> None:
+    content = scan.read_bytes()
+    scan.with_name(name).write_bytes(content if name.lower().endswith(".gz") else gzip.decompress(content))
+    assert main([str(scan.with_name(name)), "--scale", "2"]) == 0
+    assert scan.with_name(becomes).exists()
+
+
+def test_options_may_come_first(scan: Path) -> None:
+    assert main(["--scale", "2", "3", str(scan)]) == 0
+    assert nib.load(scan.with_name("scan_sr.nii.gz")).shape == (60, 72, 2)
+
+
+def test_output_may_be_the_input_when_forced(scan: Path) -> None:
+    assert main([str(scan), "--scale", "2", "-o", str(scan), "--force"]) == 0
+    assert nib.load(scan).shape == (60, 48, 2)
+
+
+def test_links_are_written_through_only_when_forced(scan: Path, tmp_path: Path) -> None:
+    link, target = tmp_path / "link.nii", tmp_path / "target.nii"
+    link.symlink_to(target)
+    assert main([str(scan), "--scale", "2", "-o", str(link)]) == 1  # dangling, but somebody's
+    assert main([str(scan), "--scale", "2", "-o", str(link), "--force"]) == 0
+    assert link.is_symlink()
+    assert nib.load(target).shape == (60, 48, 2)
+
+
+def test_a_terminal_without_the_sign_for_times(scan: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime", str(scan), "--scale", "2"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "on cpu" in done.stdout
+
+
+def test_transparent_and_many_paged_pictures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(tmp_path / "t.png")
+    page = Image.fromarray(np.zeros((9, 9), np.uint8))
+    page.save(tmp_path / "p.tif", save_all=True, append_images=[page])
+    for name, said in (("t.png", "flatten it first"), ("p.tif", "has 2 pages")):
+        assert main([str(tmp_path / name), "--scale", "2"]) == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "RGB", "CMYK", "I;16", "I;16B"])
+def test_pictures_of_every_mode(tmp_path: Path, mode: str) -> None:
+    suffix = "tif" if mode in ("CMYK", "I;16B") else "png"
+    grey = Image.linear_gradient("L").resize((30, 20))
+    deep = Image.fromarray(np.asarray(grey).astype(">u2" if mode == "I;16B" else "<u2") * 100)
+    (deep if mode.startswith("I;16") else grey.convert(mode)).save(tmp_path / f"a.{suffix}")
+    assert main([str(tmp_path / f"a.{suffix}"), "--scale", "2"]) == 0
+    assert images.read(tmp_path / f"a_sr.{suffix}").shape[:2] == (40, 60)
+
+
+def test_a_picture_tagged_as_turned_is_turned(tmp_path: Path) -> None:
+    picture = Image.linear_gradient("L").resize((30, 20))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # orientation: turn by 90°
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    assert images.read(tmp_path / "a.jpg").shape == (30, 20)
+
+
+def test_stopping_a_write_leaves_nothing(tmp_path: Path) -> None:
+    """SIGTERM, as a service manager sends it, in the middle of writing."""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from runtime import command, files
+def write(stream):
+    stream.write(b"half")
+    os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(command.run(lambda: files.write_atomically(Path({str(tmp_path / "x.nii")!r}), write, False)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_axis_and_dtype(scan: Path, tmp_path: Path) -> None:
@@ -108,6 +200,7 @@ BAD_FILES = {
     "empty.nii": b"",
     "empty.jpg": b"",
     "notes.txt": b"hello",
+    "bad.npy": b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (3, 4), (".ljust(128) + b"\n",
     "cut.nii.gz": SCAN.read_bytes()[:60_000],
 }
 
@@ -143,8 +236,10 @@ def test_bad_input_file_is_one_clear_line(name: str, tmp_path: Path, capsys: pyt
         (["--scale", "2", "--threads", "0"], "threads is 0"),
         (["--scale", "2", "--bundle", "none.bundle"], "none.bundle cannot be read"),
         (["--scale", "2", "-o", "out.png"], "cannot become out.png"),
-        (["--scale", "2", "-o", "no/such/folder/x.nii"], "no/such/folder does not exist"),
+        (["--scale", "2", "-o", "no/such/folder/x.nii"], "no/such/folder is not there"),
         (["--scale", "2", "-o", "/"], "/ is a folder"),
+        (["--scale", "2", "-o", "a" * 300 + ".nii"], "could not be written (File name too long)"),
+        (["--scale", "1e99999999"], "scale '1e99999999' is not a number"),
     ],
 )
 def test_bad_argument_is_one_clear_line(
@@ -188,7 +283,7 @@ def test_picture_that_cannot_hold_the_pixels_is_refused_before_any_work(
 ) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5, 6)))
     assert main([str(tmp_path / "a.npy"), "--scale", "2", "-o", str(tmp_path / "a.png")]) == 1
-    assert "write .npy, or convert them (--dtype uint8)" in capsys.readouterr().err
+    assert "write .npy, or convert them" in capsys.readouterr().err
     assert main([str(tmp_path / "a.npy"), "--scale", "2", "-o", str(tmp_path / "a.png"), "--dtype", "uint8"]) == 0
 
 

@@ -26,6 +26,11 @@ print(sorted(sys.modules.keys() & {'torch', 'onnx', 'train', 'export', 'skimage'
     assert run_python(code).strip() == "[]"
 
 
+def test_resampling_needs_no_torch() -> None:
+    """The demo runs in the clinic's environment and draws bicubic beside the network."""
+    assert run_python("import sys, train.resample; print('torch' in sys.modules)").strip() == "False"
+
+
 def test_importing_runtime_takes_under_half_a_second() -> None:
     # The fastest of three: what the machine does beside it is not the package's time.
     code = "import time; t = time.perf_counter(); import runtime; print(time.perf_counter() - t)"

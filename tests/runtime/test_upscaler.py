@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from runtime import ClosedError, DeviceError, ImageError, ScaleError, Upscaler
+from runtime import ClosedError, DeviceError, ImageError, ScaleError, Upscaler, grid
 from runtime.intensity import Intensity
 from tests.conftest import bundle_of, random_generator
 
@@ -68,7 +68,10 @@ def test_window_is_that_part_of_the_whole(random_upscaler: Upscaler, scale: str)
             np.testing.assert_allclose(part, expected, rtol=0, atol=1e-5 * np.ptp(whole))
 
 
-@pytest.mark.parametrize("window", [(0, 0, 81, 10), (-1, 0, 5, 5), (0, 0, 0, 5), (0, 102, 5, 5), (1, 2, 3), "all"])
+@pytest.mark.parametrize(
+    "window",
+    [(0, 0, 81, 10), (-1, 0, 5, 5), (0, 0, 0, 5), (0, 102, 5, 5), (1, 2, 3), "all", (0, 0, 1.5, 1), (0, 0, math.inf, 1)],
+)
 def test_window_outside_the_output_is_refused(shipped: Upscaler, head: np.ndarray, window: object) -> None:
     with pytest.raises(ScaleError, match="window"):
         shipped.encode(head).render(2, window=window)  # type: ignore[arg-type]
@@ -117,11 +120,25 @@ def test_nan_and_infinity_are_refused_with_their_place(shipped: Upscaler, bad: f
         (np.zeros((2, 2, 2, 2)), r"\(2, 2, 2, 2\)"),
         (np.zeros((4, 4), complex), "complex"),
         (np.array([["a", "b"]]), "U1"),
+        ([[1, 2], [3]], "rows of equal length"),
+        (np.array([[0, 1], [2, 1e300]]), "digits are lost"),
+        (np.full((3, 3), 2**53 + 1), "digits are lost"),
     ],
 )
 def test_what_is_no_image_is_refused(shipped: Upscaler, image: np.ndarray, what: str) -> None:
     with pytest.raises(ImageError, match=what):
         shipped(image, 2)
+
+
+def test_output_larger_than_the_machine_is_refused(shipped: Upscaler) -> None:
+    with pytest.raises(ScaleError, match=r"GB, more than this machine's"):
+        shipped(np.broadcast_to(np.uint8(0), (1 << 32, 2, 2)), 16)
+
+
+def test_a_scale_close_to_one_takes_no_memory_q_fold() -> None:
+    """A period of 2000 input pixels would make classes of pixels that no image fills: the table-free path serves it."""
+    assert not grid.has_table((Fraction("1.0005"), Fraction(1)))
+    assert all(grid.has_table((r, r)) for r in (*grid.PAPER_SCALES, Fraction(32, 15)))
 
 
 def test_scale_or_shape_not_both_not_neither(shipped: Upscaler, head: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,21 @@ def test_slope_is_kept_and_applies_once(shipped: Upscaler, sloped: nib.Nifti1Ima
     np.testing.assert_array_equal(again.get_fdata(), expected)
 
 
+def test_negative_slope_gives_the_picture_of_its_real_values(shipped: Upscaler, tmp_path: Path) -> None:
+    """A photographic negative is another picture to a network; the same real values must give the same result."""
+    real = head_volume()
+    scan = scan_of((1000 - real).astype(np.int16))
+    scan.header.set_slope_inter(-1, 1000)
+    nib.save(scan, tmp_path / "negative.nii")
+    negative = nib.load(tmp_path / "negative.nii")
+    np.testing.assert_array_equal(negative.get_fdata(), real)
+    expected = shipped.volume(scan_of(real), 2).get_fdata()
+    result = shipped.volume(negative, 2)
+    # Both are rounded to whole stored numbers; ties go to even from either end.
+    np.testing.assert_allclose(result.get_fdata(), expected, atol=1)
+    assert result.dataobj.slope == -1
+
+
 def test_dtype_asked_for_holds_real_values_without_slope(shipped: Upscaler, sloped: nib.Nifti1Image) -> None:
     result = shipped.volume(sloped, 2, dtype=np.float32)
     expected = 0.25 * shipped.volume(scan_of(head_volume()), 2).get_fdata() - 40
@@ -225,7 +241,7 @@ def test_volume_refuses_what_is_no_volume(shipped: Upscaler) -> None:
     with pytest.raises(ImageError, match="ndarray"):
         shipped.volume(np.zeros((3, 3)), 2)
     with pytest.raises(ImageError, match="across axis 2"):
-        shipped.volume(scan_of(head_volume(shape=(9, 1, 5))), 2)
+        shipped.volume(scan_of(head_volume(shape=(9, 1, 1))), 2)
     nan = head_volume(np.float32)
     nan[3, 4, 2] = np.nan
     with pytest.raises(ImageError, match=r"\(3, 4, 2\) is nan"):
@@ -233,6 +249,73 @@ def test_volume_refuses_what_is_no_volume(shipped: Upscaler) -> None:
     colours = np.zeros((4, 4, 2), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     with pytest.raises(ImageError, match="cannot be upscaled"):
         shipped.volume(nib.Nifti1Image(colours, np.eye(4)), 2)
+
+
+@pytest.mark.parametrize("dtype", ["float16", bool, object, "S3", "complex64", "banana"])
+def test_dtype_that_nifti_cannot_hold_is_refused(shipped: Upscaler, dtype: object) -> None:
+    with pytest.raises(ImageError, match="dtype"):
+        shipped.volume(scan_of(head_volume()), 2, dtype=dtype)
+
+
+def _broken_headers() -> dict[str, nib.Nifti1Image]:
+    scans = {name: scan_of(head_volume()) for name in ("singular sform", "NaN sform", "bad quaternion", "NaN spacing")}
+    scans["singular sform"].header["srow_x"] = 0
+    scans["NaN sform"].header["srow_y"] = np.nan
+    scans["bad quaternion"].header["qform_code"] = 1
+    scans["bad quaternion"].header["quatern_b"] = scans["bad quaternion"].header["quatern_c"] = 0.9
+    scans["NaN spacing"].header["pixdim"][1] = np.nan
+    return scans
+
+
+@pytest.mark.parametrize("name", _broken_headers())
+def test_header_that_names_no_place_is_refused_before_any_work(
+    shipped: Upscaler, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(Upscaler, "upscale_slice", lambda *_: pytest.fail("slices were computed in vain"))
+    with pytest.raises(ImageError, match="repair"):
+        shipped.volume(_broken_headers()[name], 2)
+
+
+def test_result_too_large_for_the_format_is_refused(shipped: Upscaler) -> None:
+    with pytest.raises(ImageError, match="give a smaller scale"):
+        shipped.volume(scan_of(np.zeros((2200, 2), np.int16)), 16)  # 35,200 is more than NIfTI-1's 16 bits
+
+
+@pytest.mark.parametrize("name", ["lie.nii", "lie.nii.gz"])
+def test_header_that_promises_more_than_the_file_holds_is_refused(tmp_path: Path, name: str) -> None:
+    raw = bytearray(scan_of(head_volume()).to_bytes())
+    raw[40:48] = np.array([3, 32767, 32767, 8], "<i2").tobytes()  # dim
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    with pytest.raises(InputFileError, match="its header promises 17,178,"):
+        volume.load(tmp_path / name)
+
+
+def test_flipped_bit_in_a_compressed_file_is_noticed(tmp_path: Path) -> None:
+    """Its checksum is the last thing in a gzip file, where nibabel does not look."""
+    content = bytearray(SCAN.read_bytes())
+    content[-6] ^= 1
+    (tmp_path / "flipped.nii.gz").write_bytes(content)
+    with pytest.raises(InputFileError, match="CRC"):
+        volume.load(tmp_path / "flipped.nii.gz")
+
+
+def test_one_slice_is_a_slice_whatever_its_thickness(shipped: Upscaler) -> None:
+    scan = scan_of(head_volume(shape=(10, 12, 1)), np.diag([1.5, 1.5, 1.0, 1.0]))
+    assert shipped.volume(scan, 2).shape == (20, 24, 1)
+
+
+def test_slice_timing_goes_where_its_axis_is_upscaled(shipped: Upscaler) -> None:
+    scan = scan_of(head_volume())
+    scan.header.set_dim_info(slice=2)
+    scan.header["slice_end"] = 3
+    assert shipped.volume(scan, 2).header["slice_end"] == 3
+    assert shipped.volume(scan, 2, axis=0).header["slice_end"] == 0
+
+
+def test_time_step_of_any_kind_is_kept(shipped: Upscaler) -> None:
+    scan = scan_of(head_volume(shape=(8, 9, 2, 2)))
+    scan.header["pixdim"][4] = -1
+    assert shipped.volume(scan, 2).header["pixdim"][4] == -1
 
 
 def test_truncated_file_is_refused(shipped: Upscaler, tmp_path: Path) -> None:

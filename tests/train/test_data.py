@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import InputFileError, grid, resample
+from runtime import InputFileError, grid
 from tests import reference
-from train import data
+from train import data, resample
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
