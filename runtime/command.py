@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -21,7 +22,15 @@ def run(command: Callable[[], None]) -> int:
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         command()
+        sys.stdout.flush()
     except MetasrganError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _fail(f"{error.name} is not installed: pip install 'metasrgan-edge[export]' for training and export")
+    except BrokenPipeError:  # the reader of the output left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's own flush would complain
+        return 1
+    except OSError as error:
         return _fail(str(error))
     except MemoryError:
         return _fail("there is not enough memory for this: give a smaller scale or shape, or a machine with more")

@@ -71,6 +71,14 @@ def split_by_subject(folder: Path, files: Sequence[Path], fraction: float = 0.1)
     )
 
 
+def split_as_given(train: Sequence[Path], validation: Sequence[Path]) -> Split:
+    """Two folders' files, which the caller answers for; a file on both sides is refused all the same."""
+    both = {f.resolve() for f in train} & {f.resolve() for f in validation}
+    if both:
+        raise InputFileError(f"{len(both)} files, {min(both)} among them, would train and validate: give other subjects")
+    return Split(tuple(train), tuple(validation), f"{len(train)} files train, {len(validation)} others validate")
+
+
 def subjects(folder: Path, files: Sequence[Path]) -> list[str]:
     """The subject of each file: its first sub-folder; in a flat folder its BIDS `sub-` label, or its name before the last _."""
     names = []

@@ -81,6 +81,25 @@ except runtime.DeviceError as error:
     assert "pip install 'metasrgan-edge[cpu]'" in run_python(code)
 
 
+def test_training_and_export_without_torch_say_what_to_install() -> None:
+    for room, arguments in (("train", "['--data', 'x', '--out', 'y']"), ("export", "['--ckpt', 'x']")):
+        code = f"""
+import sys; sys.modules['torch'] = None
+from {room}.__main__ import main
+sys.stderr = sys.stdout
+print(main({arguments}))
+"""
+        assert run_python(code) == (
+            "error: torch is not installed: pip install 'metasrgan-edge[export]' for training and export\n1\n"
+        )
+
+
+def test_a_reader_that_leaves_early_is_no_crash() -> None:
+    command = f"{sys.executable} -m export inspect runtime/brain.bundle | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+
+
 def test_broken_mix_of_onnxruntime_packages_is_explained(tmp_path: Path) -> None:
     """Removing one of onnxruntime and onnxruntime-gpu leaves a folder without the module's content."""
     (tmp_path / "onnxruntime").mkdir()

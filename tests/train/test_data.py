@@ -148,6 +148,13 @@ def test_one_subject_is_refused(tmp_path: Path) -> None:
         data.split_by_subject(tmp_path, [tmp_path / "anna_1.nii", tmp_path / "anna_2.nii"])
 
 
+def test_a_file_on_both_sides_is_refused(tmp_path: Path) -> None:
+    one, two = tmp_path / "1.png", tmp_path / "2.png"
+    assert data.split_as_given([one], [two]).validation == (two,)
+    with pytest.raises(InputFileError, match="would train and validate"):
+        data.split_as_given([one, two], [tmp_path / "x" / ".." / "2.png"])
+
+
 def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="holds no image"):
         data.find_files(tmp_path)
