@@ -23,7 +23,7 @@ Image = NDArray[np.float32]
 GAP = 40  # numbered slices of unknown subjects: this many around each validation block belong to neither side
 BLOCKS = 4  # validation blocks, spread over the numbers, so that no single kind of slice is all there is
 _CONTEXT = 12  # pixels around a patch that take part in its downsampling: a bicubic kernel reaches 2·r ≤ 8
-_GAIN = (0.3, 1.2)  # log-uniform: tissue lies anywhere below white, by contrast, coil and what else is in the picture
+_GAIN = (0.7, 1.1)  # where white lies differs by what else is in the picture
 _MIN_BRIGHT = 0.05  # a slice of a volume with less tissue than this is left out
 
 
@@ -189,7 +189,7 @@ class Batches:
         flip_y, flip_x, transpose = rng.integers(2, size=3)
         crop = crop[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
         crop = crop.T if transpose else crop
-        gain = np.float32(np.exp(rng.uniform(*np.log(_GAIN))))
+        gain = np.float32(rng.uniform(*_GAIN))
         kernel = self.kernels[rng.integers(len(self.kernels))]
 
         n = int(self.patch / scale)

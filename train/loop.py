@@ -118,7 +118,7 @@ def train(config: TrainConfig, split: data.Split, out: Path, resume: bool, progr
                 group["lr"] = learning_rate(config, update)
             loss = _step(generator, optimiser, batches[update], device)
             if not math.isfinite(loss):
-                raise TrainingError(f"the loss of update {update} is {loss}: resume from {last} with a lower --learning-rate")
+                raise TrainingError(f"the loss of update {update} is {loss}: begin anew with a lower --learning-rate")
             update += 1
             running = loss if running is None else 0.99 * running + 0.01 * loss
             bar.update()
