@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runtime import Upscaler, bundle, command, grid
 from runtime.bundle import Bundle
+from runtime.errors import OutputFileError
 from runtime.files import check_output
 
 
@@ -37,6 +38,8 @@ def _export(argv: list[str]) -> None:
     from .verify import verify
 
     out = args.out or args.ckpt.with_suffix(".bundle")
+    if out.resolve() == args.ckpt.resolve():
+        raise OutputFileError(f"{out} is the checkpoint itself: name the bundle with --out")
     check_output(out, args.force)
     scales = grid.PAPER_SCALES if args.scales is None else tuple(grid.parse_scale(s) for s in args.scales)
     generator, content = checkpoint.load_generator(args.ckpt)
@@ -44,7 +47,7 @@ def _export(argv: list[str]) -> None:
     origin = about(generator, content, args.ckpt, args.fp16)
     candidate = Bundle.parse(bundle.serialise(model, files, origin), "the new bundle")
     with Upscaler.of(candidate) as upscaler:
-        errors = verify(upscaler, generator, args.fp16)
+        errors = verify(upscaler, generator, args.fp16, kept)
     bundle.write(out, model, files, {**origin, "largest_error_of_range": errors}, args.force)
     print(
         f"{out}: {out.stat().st_size:,} bytes, tables for {len(kept)} of {len(scales)} scales, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint's content on the CPU. Raises InputFileError for what is missing, damaged or of another kind."""
     try:
+        if zipfile.ZipFile(path).testzip():  # torch itself does not look at the checksums
+            raise ValueError("its checksum differs")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: give a checkpoint such as runs/first/best.pt") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, zipfile.BadZipFile) as error:
         raise InputFileError(f"{path} is not a readable checkpoint ({reason(error)}): copy it again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputFileError(f"{path} is no checkpoint of this project: make one with `python -m train`")

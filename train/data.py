@@ -97,6 +97,7 @@ def _split_numbered(folder: Path, files: Sequence[Path], fraction: float) -> Spl
             f"{folder} has {len(files)} loose slices, too few to tell subjects apart by blocks with gaps of {GAP}: "
             "give each subject a sub-folder, or other subjects with --validation"
         )
+    files = sorted(files, key=lambda f: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", f.name)])
     role = np.zeros(len(files), np.int8)  # 0 train, 1 gap, 2 validation
     for k in range(BLOCKS):
         start = round((k + 0.5) * len(files) / BLOCKS - length / 2)
@@ -127,8 +128,8 @@ def load_crops(files: Iterable[Path], min_size: int, progress: bool = True) -> l
 def _slices(file: Path) -> Iterable[Image]:
     if volume.is_nifti(file):
         image = volume.load(file)
-        pixels, _, _ = volume.stored(image)
-        intensity = Intensity.of(pixels)
+        pixels, slope, _ = volume.stored(image)
+        intensity = Intensity.of(pixels, inverted=slope < 0)
         slices = np.moveaxis(pixels, volume.slice_axis(image), -1) if pixels.ndim > 2 else pixels[..., None]
         for index in np.ndindex(slices.shape[2:]):
             unit = intensity.normalise(slices[(..., *index)])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import torch
 
 from export import graphs
 from export.__main__ import main
-from export.build import receptive_radius
+from export.build import build, receptive_radius
 from export.verify import TOLERANCE, VerificationError, verify
-from runtime import Upscaler
+from runtime import Upscaler, bundle
 from runtime.bundle import Bundle
 from tests.conftest import ROOT, bundle_of, random_generator
 from train import checkpoint
@@ -79,9 +80,9 @@ def test_receptive_radius_is_what_an_impulse_reaches(generator: Generator) -> No
 def test_command_writes_a_verified_bundle(ckpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--ckpt", str(ckpt), "--fp16", "--force"]) == 0
     assert "best.bundle" in capsys.readouterr().out
-    bundle = Bundle.read(ckpt.with_suffix(".bundle"))
-    assert len(bundle.manifest["largest_error_of_range"]) == 11
-    assert sorted(n for n in bundle.files if n.startswith("tables/")) == sorted(
+    made = Bundle.read(ckpt.with_suffix(".bundle"))
+    assert len(made.manifest["largest_error_of_range"]) == 11 + 8  # the cases, and the stored tables
+    assert sorted(n for n in made.files if n.startswith("tables/")) == sorted(
         f"tables/{s}.npy" for s in ("2-1", "3-1", "4-1", "3-2", "5-2", "7-2", "6-5", "7-5")
     )
     assert main(["inspect", str(ckpt.with_suffix(".bundle"))]) == 0
@@ -107,6 +108,23 @@ def test_bundle_over_tolerance_is_not_written(
     assert main(["--ckpt", str(ckpt), "--out", str(tmp_path / "x.bundle")]) == 1
     assert "differs from its checkpoint by" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [9.0, np.nan])
+def test_a_wrong_stored_table_is_noticed(wrong: float) -> None:
+    generator, scale = random_generator("edge"), Fraction(7, 5)  # not among the cases
+    model, files, _ = build(generator, (scale,), half=False)
+    files[bundle.table_file(scale)] = bundle.array_bytes(np.full((7, 7, 576), wrong, np.float32))
+    damaged = Bundle.parse(bundle.serialise(model, files, {}), "x")
+    with Upscaler.of(damaged) as up, pytest.raises(VerificationError, match="7/5"):
+        verify(up, generator, False, (scale,))
+
+
+def test_the_checkpoint_is_not_overwritten_by_its_bundle(ckpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = ckpt.read_bytes()
+    assert main(["--ckpt", str(ckpt), "--out", str(ckpt), "--force"]) == 1
+    assert "is the checkpoint itself" in capsys.readouterr().err
+    assert ckpt.read_bytes() == before
 
 
 def test_a_wrong_graph_is_noticed(generator: Generator) -> None:

@@ -137,6 +137,12 @@ def test_numbered_slices_are_split_in_blocks_with_gaps(tmp_path: Path) -> None:
     assert len([v for v in validation if v + 1 not in validation]) == 4
 
 
+def test_numbers_without_leading_zeros_are_counted_not_spelled(tmp_path: Path) -> None:
+    split = data.split_by_subject(tmp_path, sorted(tmp_path / f"{n}.png" for n in range(600)))
+    train, validation = ({int(f.stem) for f in side} for side in (split.train, split.validation))
+    assert min(abs(t - v) for t in train for v in validation) > data.GAP
+
+
 @pytest.mark.parametrize("count", [1, 20, 300])
 def test_too_few_loose_slices_are_refused(tmp_path: Path, count: int) -> None:
     with pytest.raises(InputFileError, match="too few to tell subjects apart"):

@@ -158,6 +158,15 @@ def test_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "none.pt")
 
 
+def test_checkpoint_with_flipped_byte_is_refused(split: data.Split, tmp_path: Path) -> None:
+    """torch loads a damaged weight without a word; its container's checksum knows."""
+    content = bytearray(train(CONFIG, split, tmp_path, resume=False, progress=False).read_bytes())
+    content[len(content) // 2] ^= 0x10
+    (tmp_path / "flipped.pt").write_bytes(content)
+    with pytest.raises(InputFileError, match="not a readable checkpoint"):
+        checkpoint.load(tmp_path / "flipped.pt")
+
+
 def test_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
