@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -19,7 +20,9 @@ FORMAT = "metasrgan-edge checkpoint 1"
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **content}, file), overwrite=True)
+    buffer = io.BytesIO()  # torch's own writer answers a full disk with an internal error
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getvalue()), overwrite=True)
 
 
 def load(path: Path) -> dict[str, Any]:
