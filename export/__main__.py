@@ -27,7 +27,10 @@ def _export(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="the bundle (default: the checkpoint's name with .bundle)")
     parser.add_argument("--fp16", action="store_true", help="weights and tables in half precision: half the size")
     parser.add_argument(
-        "--scales", nargs="*", metavar="R", help="scales whose tables to store (default: those of 1.1…4.0 that pay)"
+        "--scales",
+        nargs="*",
+        metavar="R",
+        help="scales whose tables to store (default: those of 1.1…4.0 that pay; none: --scales alone)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     args = parser.parse_args(argv)
@@ -41,17 +44,21 @@ def _export(argv: list[str]) -> None:
     if out.resolve() == args.ckpt.resolve():
         raise OutputFileError(f"{out} is the checkpoint itself: name the bundle with --out")
     check_output(out, args.force)
-    scales = grid.PAPER_SCALES if args.scales is None else tuple(grid.parse_scale(s) for s in args.scales)
+    scales = None if args.scales is None else [grid.parse_scale(s) for s in args.scales]
     generator, content = checkpoint.load_generator(args.ckpt)
     model, files, kept = build(generator, scales, args.fp16)
     origin = about(generator, content, args.ckpt, args.fp16)
     candidate = Bundle.parse(bundle.serialise(model, files, origin), "the new bundle")
     with Upscaler.of(candidate) as upscaler:
         errors = verify(upscaler, generator, args.fp16, kept)
-    bundle.write(out, model, files, {**origin, "largest_error_of_range": errors}, args.force)
+
+    def check(finished: Path) -> None:
+        with Upscaler.load(finished) as upscaler:
+            verify(upscaler, generator, args.fp16, kept)
+
+    bundle.write(out, model, files, {**origin, "largest_error_of_range": errors}, args.force, check)
     print(
-        f"{out}: {out.stat().st_size:,} bytes, tables for {len(kept)} of {len(scales)} scales, "
-        f"within {max(errors.values()):.1e} of the checkpoint"
+        f"{out}: {out.stat().st_size:,} bytes, {len(kept)} tables, within {max(errors.values()):.1e} of the checkpoint's range"
     )
 
 

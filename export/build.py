@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime import __version__, bundle
+from runtime import __version__, bundle, grid
+from runtime.errors import ScaleError
 from runtime.phases import WeightPredictor
 from train.generator import Generator
 
@@ -25,9 +26,12 @@ def receptive_radius(generator: Generator) -> int:
 
 
 def build(
-    generator: Generator, scales: Sequence[Fraction], half: bool
+    generator: Generator, scales: Sequence[Fraction] | None, half: bool
 ) -> tuple[bundle.Model, dict[str, bytes], list[Fraction]]:
-    """The model, the files, and the scales whose tables are among them: those that pay."""
+    """The model, the files, and the scales whose tables are among them: `scales`, or those of the paper's grid that pay.
+
+    Raises ScaleError for a scale with more phases than any table holds.
+    """
     config = generator.config
     model = bundle.Model(
         projection=config.projection,
@@ -46,12 +50,13 @@ def build(
         "table_free.onnx": graphs.table_free(),
         **{f"predictor/{name}.npy": bundle.array_bytes(array) for name, array in arrays.items()},
     }
-    kept = []
-    for scale in scales:
-        if scale.numerator**2 * arrays["b2"].nbytes <= MAX_TABLE_BYTES:
-            table = predictor.table((scale, scale)).astype(dtype)
-            files[bundle.table_file(scale)] = bundle.array_bytes(table)
-            kept.append(scale)
+    if scales is None:
+        scales = [r for r in grid.PAPER_SCALES if r.numerator**2 * arrays["b2"].nbytes <= MAX_TABLE_BYTES]
+    kept = list(dict.fromkeys(scales))
+    for scale in kept:
+        if not grid.has_table((scale, scale)):
+            raise ScaleError(f"scale {scale} has too many phases for a table: leave it out, it is served without one")
+        files[bundle.table_file(scale)] = bundle.array_bytes(predictor.table((scale, scale)).astype(dtype))
     return model, files, kept
 
 

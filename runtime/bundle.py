@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -114,10 +115,17 @@ class Bundle:
         return cast(NDArray[Any], np.load(io.BytesIO(self.files[member]), allow_pickle=False))
 
 
-def write(path: Path, model: Model, files: dict[str, bytes], about: dict[str, Any], overwrite: bool) -> None:
-    """Write a bundle whole or not at all; the same content gives the same bytes."""
+def write(
+    path: Path,
+    model: Model,
+    files: dict[str, bytes],
+    about: dict[str, Any],
+    overwrite: bool,
+    check: Callable[[Path], Any] = lambda finished: None,
+) -> None:
+    """Write a bundle whole or not at all, and not if `check` of the finished file raises; the same content, the same bytes."""
     content = serialise(model, files, about)
-    write_atomically(path, lambda file: file.write(content), overwrite)
+    write_atomically(path, lambda file: file.write(content), overwrite, check)
 
 
 def serialise(model: Model, files: dict[str, bytes], about: dict[str, Any]) -> bytes:

@@ -27,10 +27,12 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputFileError(f"{path} cannot be written: the folder {folder} is read-only, name another place")
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], overwrite: bool) -> None:
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], Any], overwrite: bool, check: Callable[[Path], Any] = lambda finished: None
+) -> None:
     """Call `write` on a temporary file beside `path`, then move it into place; on any failure nothing is left behind.
 
-    A link is written through. Raises OutputFileError where the path is taken (and `overwrite` is false) or cannot be
+    `check` is given the finished file before it gets its name: what it raises prevents that. A link is written through. Raises OutputFileError where the path is taken (and `overwrite` is false) or cannot be
     written, a full disk included.
     """
     check_output(path, overwrite)
@@ -41,6 +43,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], overwrite: b
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        check(temporary)
         if overwrite:
             os.replace(temporary, target)
         else:
