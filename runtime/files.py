@@ -32,8 +32,8 @@ def write_atomically(
 ) -> None:
     """Call `write` on a temporary file beside `path`, then move it into place; on any failure nothing is left behind.
 
-    `check` is given the finished file before it gets its name: what it raises prevents that. A link is written through. Raises OutputFileError where the path is taken (and `overwrite` is false) or cannot be
-    written, a full disk included.
+    `check` is given the finished file before it gets its name: what it raises prevents that. A link is written through.
+    Raises OutputFileError where the path is taken (and `overwrite` is false) or cannot be written, a full disk included.
     """
     check_output(path, overwrite)
     target = path.resolve()

@@ -176,9 +176,9 @@ def has_table(scales: Scales) -> bool:
     return rows * cols <= MAX_TABLE_SLOTS and max(r.denominator for r in scales) <= _MAX_PERIOD
 
 
-def predictor_scale(scales: Scales) -> float:
-    """The third predictor input: 1/r, or 1/√(r_y·r_x) where the axes differ."""
-    return 1 / math.sqrt(scales[0] * scales[1])
+def inverse_scales(scales: Scales, per_axis: bool) -> list[float]:
+    """What a weight predictor is told of the scale: (1/r_y, 1/r_x), or 1/√(r_y·r_x) where it has one input for both."""
+    return [float(1 / r) for r in scales] if per_axis else [1 / math.sqrt(scales[0] * scales[1])]
 
 
 def upscaled_affine(affine: NDArray[np.float64], scales: tuple[Fraction, ...]) -> NDArray[np.float64]:

@@ -28,9 +28,10 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class WeightPredictor:
-    """The MLP 3 → hidden → 9·C: (row offset, column offset, 1/r) → one 3×3×C filter, as W₂·relu(W₁·position + b₁) + b₂.
+    """The MLP 3 or 4 → hidden → 9·C: (row offset, column offset, `grid.inverse_scales`) → one 3×3×C filter.
 
-    float32: w1 (hidden, 3), b1 (hidden,), w2 (9·C, hidden), b2 (9·C,), filters ordered (tap row, tap column, channel).
+    A filter is W₂·relu(W₁·position + b₁) + b₂, ordered (tap row, tap column, channel). float32: w1 (hidden, 3), or
+    (hidden, 4) where it is told the scale of each axis; b1 (hidden,), w2 (9·C, hidden), b2 (9·C,).
     """
 
     w1: Float
@@ -53,7 +54,8 @@ class WeightPredictor:
     ) -> tuple[Float, Float]:
         """The hidden layer before its relu is a sum of a row part (rows, hidden) and a column part (cols, hidden)."""
         row_part = np.outer(row_offsets, self.w1[:, 0])
-        col_part = np.outer(col_offsets, self.w1[:, 1]) + grid.predictor_scale(scales) * self.w1[:, 2] + self.b1
+        inverse = grid.inverse_scales(scales, per_axis=self.w1.shape[1] == 4)
+        col_part = np.outer(col_offsets, self.w1[:, 1]) + self.w1[:, 2:] @ inverse + self.b1
         return row_part.astype(np.float32), col_part.astype(np.float32)
 
     def units(self, skip: bool) -> Float:

@@ -28,12 +28,12 @@ def meta_upscale(
     height, width, _ = features.shape
     w1, b1, w2, b2 = (a.astype(np.float64) for a in (predictor.w1, predictor.b1, predictor.w2, predictor.b2))
     padded = np.pad(features.astype(np.float64), ((1, 1), (1, 1), (0, 0)))
-    inverse = 1 / math.sqrt(scales[0] * scales[1])
+    inverse = [float(1 / r) for r in scales] if w1.shape[1] == 4 else [1 / math.sqrt(scales[0] * scales[1])]
     out = np.zeros((math.floor(height * scales[0]), math.floor(width * scales[1])))
     for i, j in np.ndindex(out.shape):
         y, dy = project(i, scales[0], predictor.projection)
         x, dx = project(j, scales[1], predictor.projection)
-        hidden = np.maximum(w1 @ [float(dy), float(dx), inverse] + b1, 0)
+        hidden = np.maximum(w1 @ [float(dy), float(dx), *inverse] + b1, 0)
         out[i, j] = padded[y : y + 3, x : x + 3].ravel() @ (w2 @ hidden + b2)
     return out if image is None else out + linear(image, scales)
 
@@ -67,3 +67,20 @@ def downsample(image: np.ndarray, scale: Fraction, kernel: str, start: tuple[int
             weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
         matrices.append(weights / weights.sum(1, keepdims=True))
     return matrices[0] @ image.astype(np.float64) @ matrices[1].T
+
+
+def kspace(line: np.ndarray, scale: Fraction, taper: float) -> np.ndarray:
+    """A line of pixels, mirrored at its ends, low-passed to 1/scale of its spectrum and sampled r pixels apart, float64."""
+    n = len(line)
+    spectrum = np.fft.fft(np.concatenate([line, line[::-1]]).astype(np.float64))
+    period = np.abs(np.fft.fftfreq(2 * n) * 2 * n)  # periods over the mirrored line; the coarse grid resolves n/scale
+    band = n / float(scale)
+    out = np.zeros(math.floor(n / scale))
+    for i in range(len(out)):
+        x = (i + 0.5) * float(scale) - 0.5
+        for k, coefficient in enumerate(spectrum):
+            if period[k] < band:
+                outer = max(0.0, (period[k] - (1 - taper) * band) / (taper * band)) if taper else 0.0
+                wave = np.exp(2j * np.pi * np.fft.fftfreq(2 * n)[k] * x)
+                out[i] += (coefficient * wave).real * (1 + np.cos(np.pi * outer)) / 2 / (2 * n)
+    return out

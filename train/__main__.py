@@ -1,9 +1,10 @@
-"""`python -m train`: train a generator on a folder of MR slices or volumes."""
+"""`python -m train`: train a network on folders of MR slices or volumes, as a configuration says."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -15,38 +16,41 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(argv: list[str] | None) -> None:
-    from . import data  # torch, whose absence is an error with advice
-    from .generator import CONFIGS
-    from .loop import TrainConfig, train
-
-    default = TrainConfig()
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of image slices or NIfTI volumes; a sub-folder is a subject")
-    add("--validation", type=Path, help="folder of other subjects (default: a tenth of --data's subjects)")
-    add("--pattern", default="*", help="only files whose name matches, such as '*t1ce*'")
-    add("--out", type=Path, required=True, help="folder for last.pt and best.pt")
-    add("--resume", action="store_true", help="go on with the run in --out")
-    add("--generator", choices=CONFIGS, default=default.generator)
-    add("--updates", type=int, default=default.updates)
-    add("--batch", type=int, default=default.batch)
-    add("--patch", type=int, default=default.patch, help="high-resolution patch size in pixels")
-    add("--patches-per-crop", type=int, default=default.patches_per_crop)
-    add("--learning-rate", type=float, default=default.learning_rate)
-    add("--kernels", nargs="+", choices=("bilinear", "bicubic"), default=default.kernels, help="how inputs are downsampled")
-    add("--seed", type=int, default=default.seed)
-    add("--validate-every", type=int, default=default.validate_every, help="updates between validations and checkpoints")
+    add("--config", metavar="NAME", help="a .toml file, or the name of one in train/configs (default: fidelity)")
+    add("--data", type=Path, help="folder of image slices or NIfTI volumes, for every stage that names none")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the configuration: updates=1000, generator.blocks=3",
+    )
+    add("--out", type=Path, help="folder for last.pt, best.pt and tensorboard/")
+    add("--resume", action="store_true", help="go on with the run in --out, as it was configured")
+    add("--dry-run", action="store_true", help="say what the run would be and how long it would take; write nothing")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if not (args.out or args.dry_run):
+        parser.error("--out is needed: the folder for the run's checkpoints")
 
-    chosen = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__}
-    config = TrainConfig(**{**chosen, "kernels": tuple(args.kernels)})
-    files = data.find_files(args.data, args.pattern)
-    if args.validation:
-        split = data.split_as_given(files, data.find_files(args.validation, args.pattern))
+    from . import checkpoint, config, loop  # torch, whose absence is an error with advice
+
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if args.resume and not args.config:
+        last = args.out / "last.pt"
+        chosen = config.parse(checkpoint.load(last).get("training", {}), args.set, args.data, str(last))
     else:
-        split = data.split_by_subject(args.data, files)
-    print(train(config, split, args.out, args.resume, progress=sys.stderr.isatty()))
+        chosen = config.load(args.config or "fidelity", args.set, args.data)
+    progress = sys.stderr.isatty()
+    if args.dry_run:
+        for line in loop.dry_run(chosen, progress):
+            print(line, flush=True)
+    else:
+        best = loop.train(chosen, args.out, args.resume, progress)
+        if first:
+            print(best)
 
 
 if __name__ == "__main__":

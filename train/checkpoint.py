@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from runtime.errors import InputFileError, reason
 from runtime.files import write_atomically
 
-from .generator import Generator, build
+from . import networks
+from .generator import Generator
 
 FORMAT = "metasrgan-edge checkpoint 1"
 
@@ -40,17 +42,27 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
-    """The generator of a checkpoint, in evaluation mode, and the checkpoint's whole content.
+def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a checkpoint, in evaluation mode, and the checkpoint's whole content.
 
     Raises InputFileError also where the weights do not fit the configuration that lies beside them.
     """
     content = load(path)
     try:
-        generator = build(content["generator"])
-        generator.load_state_dict(content["weights"])
-    except (KeyError, TypeError, RuntimeError) as error:
+        network = networks.build(networks.configure(content["generator"]))
+        network.load_state_dict(content["weights"])
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise InputFileError(
             f"{path}: its weights and its configuration do not fit this release ({reason(error)}): train it again"
         ) from None
-    return generator.eval(), content
+    return network.eval(), content
+
+
+def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
+    """The same for a generator with a Meta-Upscale stage: InputFileError for any other network."""
+    network, content = load_network(path)
+    if not isinstance(network, Generator):
+        raise InputFileError(
+            f"{path} holds {type(network).__name__}, for one scale only: give a checkpoint of a meta generator"
+        )
+    return network, content

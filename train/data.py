@@ -1,131 +1,72 @@
-"""Folders of slices or NIfTI volumes → brain crops by subject → batches of (low-resolution, high-resolution) patches."""
+"""Files of slices or NIfTI volumes → brain crops → batches of (low-resolution, high-resolution) patches."""
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from runtime import grid, images, volume
-from runtime.errors import InputFileError
+from runtime.errors import ImageError, InputFileError
 from runtime.intensity import Intensity
 
 from . import resample
 
+if TYPE_CHECKING:
+    from .config import Stage
+
+log = logging.getLogger(__name__)
+
 Image = NDArray[np.float32]
 
-GAP = 40  # numbered slices of unknown subjects: this many around each validation block belong to neither side
-BLOCKS = 4  # validation blocks, spread over the numbers, so that no single kind of slice is all there is
-_CONTEXT = 12  # pixels around a patch that take part in its downsampling: a bicubic kernel reaches 2·r ≤ 8
-_GAIN = (0.7, 1.1)  # where white lies differs by what else is in the picture
+_CONTEXT = 16  # pixels around a patch that take part in its downsampling: a bicubic kernel reaches 2·r ≤ 8, k-space farther
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 _MIN_BRIGHT = 0.05  # a slice of a volume with less tissue than this is left out
 
 
-@dataclass(frozen=True)
-class Split:
-    """Files for training and for validation, no subject in both, and one sentence on how they were told apart."""
+class Crop(NamedTuple):
+    """The brain crop of a slice, (H, W) float32, black 0 and white about 1, and where it is from."""
 
-    train: tuple[Path, ...]
-    validation: tuple[Path, ...]
-    how: str
+    pixels: Image
+    source: str
 
 
-def find_files(folder: Path, pattern: str = "*") -> list[Path]:
-    """Every image and NIfTI file below a folder whose name matches the glob, in order of name."""
-    if not folder.is_dir():
-        raise InputFileError(f"{folder} is not a folder: give one of image slices or NIfTI volumes")
-    files = [f for f in sorted(folder.rglob(pattern)) if images.is_image(f) or volume.is_nifti(f)]
-    if not files:
-        raise InputFileError(f"{folder} holds no image or NIfTI file that matches {pattern!r}")
-    return files
+Batch = tuple[Image, Image, grid.Scales]
 
 
-def split_by_subject(folder: Path, files: Sequence[Path], fraction: float = 0.1) -> Split:
-    """Set about `fraction` of the subjects aside for validation.
+def load_crops(files: Iterable[Path], min_size: int, progress: bool = True) -> list[Crop]:
+    """Brain crops of every usable slice, each at least `min_size` an axis.
 
-    A subject is a sub-folder; in a flat folder of volumes, a BIDS `sub-` label or the name before its last `_part`. A flat
-    folder of slices names no subjects: its slices are taken in order, `BLOCKS` runs of them validate, and `GAP` slices on
-    either side of each run are used for nothing.
+    JPEG slices are averaged 2×2 first, which removes most of the compression's error; colour becomes luminance. Slices
+    smaller than `min_size` are left out, and the log says how many; so are those of volumes that show hardly any tissue.
+    Raises InputFileError, which names the file, for one that cannot be used.
     """
-    if not volume.is_nifti(files[0]) and any(f.parent == folder for f in files):
-        return _split_numbered(folder, files, fraction)
-    of_file = subjects(folder, files)
-    names = sorted(set(of_file))
-    if len(names) < 2:
-        raise InputFileError(
-            f"{folder} holds one subject only ({names[0]}): nothing is left to validate on; "
-            "give each subject a sub-folder, or other subjects with --validation"
-        )
-    count = max(1, round(fraction * len(names)))
-    held = {names[k] for k in np.linspace(0, len(names), count, endpoint=False).astype(int)}
-    return Split(
-        tuple(f for f, name in zip(files, of_file) if name not in held),
-        tuple(f for f, name in zip(files, of_file) if name in held),
-        f"{len(names) - len(held)} subjects train, {len(held)} validate: {', '.join(sorted(held))}",
-    )
-
-
-def split_as_given(train: Sequence[Path], validation: Sequence[Path]) -> Split:
-    """Two folders' files, which the caller answers for; a file on both sides is refused all the same."""
-    both = {f.resolve() for f in train} & {f.resolve() for f in validation}
-    if both:
-        raise InputFileError(f"{len(both)} files, {min(both)} among them, would train and validate: give other subjects")
-    return Split(tuple(train), tuple(validation), f"{len(train)} files train, {len(validation)} others validate")
-
-
-def subjects(folder: Path, files: Sequence[Path]) -> list[str]:
-    """The subject of each file: its first sub-folder; in a flat folder its BIDS `sub-` label, or its name before the last _."""
-    names = []
-    for file in files:
-        first, *below = file.relative_to(folder).parts
-        stem = first.split(".")[0]
-        bids = re.match(r"sub-[A-Za-z0-9]+", stem)
-        names.append(first if below else bids.group() if bids else stem.rpartition("_")[0] or stem)
-    return names
-
-
-def _split_numbered(folder: Path, files: Sequence[Path], fraction: float) -> Split:
-    length = round(fraction * len(files) / BLOCKS)
-    if length < 1 or len(files) < BLOCKS * (length + 2 * GAP):
-        raise InputFileError(
-            f"{folder} has {len(files)} loose slices, too few to tell subjects apart by blocks with gaps of {GAP}: "
-            "give each subject a sub-folder, or other subjects with --validation"
-        )
-    files = sorted(files, key=lambda f: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", f.name)])
-    role = np.zeros(len(files), np.int8)  # 0 train, 1 gap, 2 validation
-    for k in range(BLOCKS):
-        start = round((k + 0.5) * len(files) / BLOCKS - length / 2)
-        role[start - GAP : start + length + GAP] = 1
-        role[start : start + length] = 2
-    return Split(
-        tuple(f for f, r in zip(files, role) if r == 0),
-        tuple(f for f, r in zip(files, role) if r == 2),
-        f"slices without subjects: {(role == 0).sum()} train, {BLOCKS} blocks of {length} validate, gaps of {GAP} between",
-    )
-
-
-def load_crops(files: Iterable[Path], min_size: int, progress: bool = True) -> list[Image]:
-    """Brain crops of every usable slice, float32, black 0 and white about 1, each at least `min_size` an axis.
-
-    JPEG slices are averaged 2×2 first, which removes most of the compression's error. Slices smaller than `min_size`,
-    and those of volumes that show hardly any tissue, are left out.
-    """
-    crops = []
+    crops, left_out = [], 0
     for file in tqdm(list(files), desc="reading", unit="file", disable=not progress, leave=False):
-        for image in _slices(file):
-            window = _widen(resample.brain_crop(image), image.shape, min_size)
-            if window is not None:
-                crops.append(np.ascontiguousarray(image[window]))
+        try:
+            for number, image in _slices(file):
+                window = _widen(resample.brain_crop(image), image.shape, min_size)
+                left_out += window is None
+                if window is not None:
+                    source = file.name if number is None else f"{file.name} slice {number}"
+                    crops.append(Crop(np.ascontiguousarray(image[window]), source))
+        except ImageError as error:
+            raise InputFileError(f"{file}: {error}") from None
+    if left_out:
+        log.info("%d slices smaller than %d pixels an axis were left out (JPEGs are halved first)", left_out, min_size)
     return crops
 
 
-def _slices(file: Path) -> Iterable[Image]:
+def _slices(file: Path) -> Iterable[tuple[str | None, Image]]:
+    """The slices of a file, black 0 and white about 1, with the number of each where there are several."""
     if volume.is_nifti(file):
         image = volume.load(file)
         pixels, slope, _ = volume.stored(image)
@@ -134,14 +75,20 @@ def _slices(file: Path) -> Iterable[Image]:
         for index in np.ndindex(slices.shape[2:]):
             unit = intensity.normalise(slices[(..., *index)])
             if (unit > 0.05).mean() > _MIN_BRIGHT:
-                yield unit
+                yield ",".join(map(str, index)), unit
         return
-    slice_ = images.read(file).astype(np.float32)
-    slice_ = slice_.mean(axis=-1) if slice_.ndim == 3 else slice_
+    pixels = images.read(file)
+    if file.suffix.lower() == ".npy" and pixels.ndim == 3:  # a stack (N, H, W): one volume, one range
+        intensity = Intensity.of(pixels)
+        yield from ((str(k), intensity.normalise(slice_)) for k, slice_ in enumerate(pixels))
+        return
+    if pixels.ndim != 2 + (pixels.ndim == 3 and pixels.shape[-1] == 3):
+        raise ImageError(f"it has shape {pixels.shape}: give slices (H, W), or NPY stacks (N, H, W)")
+    slice_ = pixels.astype(np.float32) @ np.array(LUMINANCE, np.float32) if pixels.ndim == 3 else pixels.astype(np.float32)
     if file.suffix.lower() in (".jpg", ".jpeg"):
         height, width = (n // 2 * 2 for n in slice_.shape)
         slice_ = slice_[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
-    yield Intensity.of(slice_).normalise(slice_)
+    yield None, Intensity.of(slice_).normalise(slice_)
 
 
 def _widen(window: tuple[slice, slice], shape: tuple[int, ...], size: int) -> tuple[slice, slice] | None:
@@ -160,43 +107,64 @@ def _widen(window: tuple[slice, slice], shape: tuple[int, ...], size: int) -> tu
 class Batches:
     """Training batches as a pure function of (seed, update): the same again after a resume, whatever came between.
 
-    An epoch takes every crop `patches_per_crop` times in a shuffled order. A batch has one scale, drawn from `scales`;
-    each patch has its own place, flip, gain and downsampling kernel.
+    An epoch takes every crop `patches_per_crop` times in a shuffled order. A batch has one scale, or with the probability
+    `anisotropic` one for each axis, of which one may be 1. Each patch has its own place, flip, changes (`augment`) and
+    downsampling kernel. Of `world` processes, which share an update, number `rank` sees its own `batch` patches.
     """
 
-    crops: Sequence[Image]
-    batch: int
-    patch: int
-    patches_per_crop: int
-    kernels: tuple[resample.Kernel, ...]
-    seed: int
-    scales: tuple[Fraction, ...] = grid.PAPER_SCALES
+    crops: Sequence[Crop]
+    stage: Stage
+    rank: int = 0
+    world: int = 1
 
-    def __getitem__(self, update: int) -> tuple[Image, Image, Fraction]:
-        """(lr, hr, scale) with lr (batch, 1, n, n), n = patch // scale, and hr (batch, 1, m, m), m = n·p // q."""
-        rng = np.random.default_rng([self.seed, 1, update])
-        scale = self.scales[rng.integers(len(self.scales))]
-        pairs = [self._pair(self.crops[k], scale, rng) for k in self._crops_of(update)]
+    def __getitem__(self, update: int) -> Batch:
+        """(lr, hr, scales) with lr (batch, 1, n_y, n_x), n = patch // scale, and hr (batch, 1, m_y, m_x), m = n·p // q."""
+        scales = self.scales_of(update)
+        pairs = [
+            self._pair(self.crops[crop].pixels, scales, np.random.default_rng([self.stage.seed, 2, update, k]))
+            for k, crop in self._crops_of(update)
+        ]
         lr, hr = (np.stack(side)[:, None] for side in zip(*pairs))
-        return lr, hr, scale
+        return lr, hr, scales
 
-    def _crops_of(self, update: int) -> list[int]:
-        per_epoch = len(self.crops) * self.patches_per_crop
-        drawn = range(update * self.batch, (update + 1) * self.batch)
-        orders = {e: np.random.default_rng([self.seed, 0, e]).permutation(per_epoch) for e in {d // per_epoch for d in drawn}}
-        return [int(orders[d // per_epoch][d % per_epoch]) % len(self.crops) for d in drawn]
+    def sources_of(self, update: int) -> list[str]:
+        """Where an update's patches are from."""
+        return [self.crops[crop].source for _, crop in self._crops_of(update)]
 
-    def _pair(self, crop: Image, scale: Fraction, rng: np.random.Generator) -> tuple[Image, Image]:
+    def scales_of(self, update: int) -> grid.Scales:
+        """An update's scales, the same in every process."""
+        rng = np.random.default_rng([self.stage.seed, 1, update])
+        y, x = (self.stage.scales[k] for k in rng.integers(len(self.stage.scales), size=2))
+        if rng.random() >= self.stage.anisotropic:
+            return y, y
+        one = rng.integers(6)  # a third of these batches keep one axis as it is, as thick slices do
+        return (Fraction(1) if one == 0 else y), (Fraction(1) if one == 1 else x)
+
+    def _crops_of(self, update: int) -> list[tuple[int, int]]:
+        """(number in the update, crop) of this process's patches."""
+        stage, per_epoch = self.stage, len(self.crops) * self.stage.patches_per_crop
+        numbers = range(self.rank * stage.batch, (self.rank + 1) * stage.batch)
+        drawn = [(k, update * stage.batch * self.world + k) for k in numbers]
+        return [(k, int(_order(stage.seed, d // per_epoch, per_epoch)[d % per_epoch]) % len(self.crops)) for k, d in drawn]
+
+    def _pair(self, crop: Image, scales: grid.Scales, rng: np.random.Generator) -> tuple[Image, Image]:
         flip_y, flip_x, transpose = rng.integers(2, size=3)
         crop = crop[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-        crop = crop.T if transpose else crop
-        gain = np.float32(rng.uniform(*_GAIN))
-        kernel = self.kernels[rng.integers(len(self.kernels))]
+        crop = self.stage.augment.crop(crop.T if transpose else crop, self.stage.patch, rng)
 
-        n = int(self.patch / scale)
-        m = grid.output_size(n, scale)
-        y, x = (int(rng.integers(s - self.patch + 1)) for s in crop.shape)
+        y, x = (int(rng.integers(s - self.stage.patch + 1)) for s in crop.shape)
         top, left = max(0, y - _CONTEXT), max(0, x - _CONTEXT)
-        around = crop[top : y + self.patch + _CONTEXT, left : x + self.patch + _CONTEXT] * gain
-        lr = resample.downsample(around, (scale, scale), kernel, (y - top, x - left), (n, n))
-        return lr, around[y - top : y - top + m, x - left : x - left + m]
+        around = crop[top : y + self.stage.patch + _CONTEXT, left : x + self.stage.patch + _CONTEXT]
+        around = self.stage.augment.patch(around, (top, left), crop.shape, rng)
+
+        ny, nx = (int(self.stage.patch / r) for r in scales)
+        kernel = self.stage.kernels[rng.integers(len(self.stage.kernels))]
+        taper = rng.uniform()  # from a hard edge of k-space to a Hann window
+        lr = resample.downsample(around, scales, kernel, (y - top, x - left), (ny, nx), taper)
+        my, mx = (grid.output_size(n, r) for n, r in zip((ny, nx), scales))
+        return self.stage.augment.low(lr, rng), around[y - top : y - top + my, x - left : x - left + mx]
+
+
+@lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, 0, epoch]).permutation(count)

@@ -6,9 +6,9 @@ Shapes are written at the line that makes them: N images, H×W low-resolution pi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime import grid
+
+from .tables import require
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,24 @@ class GeneratorConfig:
     projection: grid.Projection = "corner"
     skip: bool = False  # output = linear interpolation of the input + Meta-Upscale of the features
     predictor_hidden: int = 256
+    per_axis: bool = False  # the predictor is told 1/r_y and 1/r_x, not 1/r alone
     mean: float = 0.370
     std: float = 0.117
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "blocks", "head_kernel", "predictor_hidden"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.head_kernel % 2 == 1, "head_kernel", self.head_kernel, "an odd number")
+        require(math.isfinite(self.mean), "mean", self.mean, "a number such as 0.37")
+        require(0 < self.std < math.inf, "std", self.std, "a positive number such as 0.117")
 
 
 CONFIGS = {
     # The authors' generator: 561,926 parameters, 410,688 multiply-adds an lr pixel.
     "paper": GeneratorConfig(),
-    # The shipped one. Without batch norm, projected from pixel centres, learning only what linear interpolation lacks;
+    # Without batch norm, projected from pixel centres, learning only what linear interpolation lacks;
     # black is zero, so that zero padding at the border is background.
-    "edge": GeneratorConfig(batch_norm=False, projection="centred", skip=True, mean=0.0, std=0.25),
+    "edge": GeneratorConfig(batch_norm=False, projection="centred", skip=True, per_axis=True, mean=0.0, std=0.25),
 }
 
 
@@ -65,8 +75,8 @@ class MetaUpscale(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.projection = config.projection
-        hidden = nn.Linear(3, config.predictor_hidden)
+        self.projection, self.per_axis = config.projection, config.per_axis
+        hidden = nn.Linear(4 if config.per_axis else 3, config.predictor_hidden)
         last = nn.Linear(config.predictor_hidden, 9 * config.channels)  # ordered (tap row, tap column, channel)
         self.predictor = nn.Sequential(hidden, nn.ReLU(), last)
         # Filters of variance 1/(9C) keep the features' scale; behind a skip they start near zero.
@@ -112,8 +122,8 @@ class MetaUpscale(nn.Module):
         """The filters of every pair of sub-pixel offsets, (rows, cols, 9C), float32."""
         device = next(self.parameters()).device
         row, col = (torch.tensor(offsets, dtype=torch.float32, device=device) for offsets in (row_offsets, col_offsets))
-        inverse = torch.tensor(grid.predictor_scale(scales), device=device)
-        position = torch.stack(torch.broadcast_tensors(row[:, None], col[None, :], inverse), -1)  # (rows, cols, 3)
+        inverse = torch.tensor(grid.inverse_scales(scales, self.per_axis), device=device)
+        position = torch.stack(torch.broadcast_tensors(row[:, None], col[None, :], *inverse), -1)  # (rows, cols, 3 or 4)
         with torch.autocast(device.type, enabled=False):
             filters: Tensor = self.predictor(position)
         return filters
@@ -175,8 +185,3 @@ def _conv(config: GeneratorConfig) -> nn.Conv2d:
 
 def _norm(config: GeneratorConfig) -> nn.Module:
     return nn.BatchNorm2d(config.channels) if config.batch_norm else nn.Identity()
-
-
-def build(config: dict[str, Any]) -> Generator:
-    """The generator of a checkpoint's configuration; an unknown key is a TypeError that names it."""
-    return Generator(GeneratorConfig(**config))

@@ -1,211 +1,447 @@
-"""L1 training of a generator: one scale a batch, checkpoints that resume to the same loss, a clean stop at Ctrl-C."""
+"""Training: a run's stages one after another, checkpoints that resume exactly, a clean stop, one process or many."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from runtime.errors import InputFileError, MetasrganError, OutputFileError
 
-from . import checkpoint, data, metrics, resample
-from .generator import CONFIGS, Generator
+from . import checkpoint, data, evaluate, losses, metrics, models, networks, resample, subjects
+from .config import Config, Stage, parse
+from .discriminator import Discriminator
 
 log = logging.getLogger(__name__)
 
 VALIDATION_SCALES = (Fraction(2), Fraction(5, 2), Fraction(4))
 VALIDATION_CROPS = 24
+_MOVABLE = ("updates", "validate_every", "data", "validation", "features")  # what a resumed run may be given anew
 
 
 class TrainingError(MetasrganError, RuntimeError):
     """A run that cannot begin or go on."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run's result, beside the data itself. A checkpoint carries it.
+class Score(NamedTuple):
+    """PSNR in dB, SSIM, and the perceptual loss (NaN where a stage has none)."""
 
-    Raises TrainingError for a number that no run can have.
+    psnr: float
+    ssim: float
+    distance: float
+
+
+class Learner:
+    """What a stage trains, on one device: the generator, its moving average, a discriminator where one plays, optimisers."""
+
+    def __init__(self, generator: nn.Module, stage: Stage, device: torch.device) -> None:
+        torch.manual_seed(stage.seed)
+        self.stage, self.device = stage, device
+        self.generator = generator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=stage.learning_rate)
+        self.average: AveragedModel | None = None
+        if stage.ema:
+            self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(stage.ema), use_buffers=True)
+        self.discriminator: nn.Module | None = None
+        if stage.adversarial:
+            self.discriminator = Discriminator().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.judge = torch.optim.Adam(self.discriminator.parameters(), lr=stage.learning_rate)
+        self.perceptual = losses.Perceptual(Path(stage.features)).to(device) if stage.perceptual else None
+        many = dist.is_initialized()
+        self._generator = DistributedDataParallel(self.generator) if many else self.generator
+        self._discriminator = self.discriminator
+        if many and self.discriminator is not None:  # called twice before its backward: its buffers must stay
+            self._discriminator = DistributedDataParallel(self.discriminator, broadcast_buffers=False)
+
+    @property
+    def kept(self) -> nn.Module:
+        """The generator that is validated and kept: the moving average, or where there is none, the last weights."""
+        return self.generator if self.average is None else self.average.module
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs to go on as if nothing had happened."""
+        state = {"generator": self.generator.state_dict(), "optimiser": self.optimiser.state_dict()}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        if self.discriminator is not None:
+            state |= {"discriminator": self.discriminator.state_dict(), "judge": self.judge.state_dict()}
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, content in state.items():
+            getattr(self, name).load_state_dict(content)
+
+    def step(self, batch: data.Batch, update: int) -> dict[str, float]:
+        """One update of each network; its losses by name. A loss or gradient that is not finite changes no weights.
+
+        The generator's loss is L1, and past the warm-up L1 + adversarial + perceptual with the stage's weights (Tan, Zhu,
+        Liò 2020: 1, 0.001, 0.006).
+        """
+        stage = self.stage
+        lr, hr = (torch.from_numpy(side).to(self.device, memory_format=torch.channels_last) for side in batch[:2])
+        for optimiser in (self.optimiser, *([self.judge] if self.discriminator else [])):
+            for group in optimiser.param_groups:
+                group["lr"] = stage.rate(update)
+        self.generator.train()
+        with torch.autocast(self.device.type, torch.bfloat16):
+            sr = self._generator(lr, batch[2])
+        sr = sr.clamp(0, 1) if stage.clamp else sr
+        parts = {"l1": nn.functional.l1_loss(sr, hr)}
+        loss = parts["l1"]
+        if stage.is_adversarial(update):
+            if self.discriminator is not None:
+                parts["discriminator"] = self._train_discriminator(sr.detach(), hr)
+                with torch.autocast(self.device.type, torch.bfloat16):
+                    parts["adversarial"] = losses.adversarial_generator(self.discriminator(sr).float())
+                loss = loss + stage.adversarial * parts["adversarial"]
+            if self.perceptual is not None:
+                with torch.autocast(self.device.type, torch.bfloat16):
+                    parts["perceptual"] = self.perceptual(sr, hr).float()
+                loss = loss + stage.perceptual * parts["perceptual"]
+        self._descend(loss, self.generator, self.optimiser)
+        if self.average is not None:
+            self.average.update_parameters(self.generator)
+        return {name: part.item() for name, part in parts.items()}
+
+    def _train_discriminator(self, sr: Tensor, hr: Tensor) -> Tensor:
+        assert self._discriminator is not None
+        assert self.discriminator is not None
+        self.discriminator.train().requires_grad_(True)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            real, fake = self._discriminator(hr), self._discriminator(sr)
+        loss = losses.adversarial_discriminator(real.float(), fake.float())
+        self._descend(loss, self.discriminator, self.judge)
+        self.discriminator.requires_grad_(False)  # the generator's step goes through it, not to it
+        return loss.detach()
+
+    def _descend(self, loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()}")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), self.stage.clip_norm or math.inf).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm}")
+        optimiser.step()
+
+
+def train(config: Config, out: Path, resume: bool = False, progress: bool = True) -> Path:
+    """Train every stage and return the path of the last one's best checkpoint.
+
+    `out` receives `last.pt` (all that a resume needs) at every validation and at a stop; `best.pt`, the current stage's
+    weights with the highest mean PSNR on held-out crops, or past the warm-up of a stage with a perceptual loss the lowest
+    such loss; `<stage>.pt`, a stage's last weights, from which the next one starts; and `tensorboard/`. Ctrl-C or SIGTERM
+    saves, then raises KeyboardInterrupt. Raises OutputFileError where `out` holds a run already and `resume` is false,
+    InputFileError where there is nothing to resume, or it saw other data or another configuration; TrainingError for
+    losses that are not finite. Under torchrun, processes share each update, `batch` patches each.
     """
-
-    generator: str = "edge"
-    updates: int = 20_000
-    batch: int = 8
-    patch: int = 96
-    patches_per_crop: int = 16
-    learning_rate: float = 5e-4
-    kernels: tuple[resample.Kernel, ...] = ("bilinear", "bicubic")
-    seed: int = 0
-    validate_every: int = 1_000
-
-    def __post_init__(self) -> None:
-        least = {"updates": 1, "batch": 1, "patch": 32, "patches_per_crop": 1, "validate_every": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise TrainingError(f"{name} is {getattr(self, name)}: give {smallest} or more")
-        if not 0 < self.learning_rate < math.inf:
-            raise TrainingError(f"learning_rate is {self.learning_rate}: give a positive number, such as 5e-4")
-
-
-def train(config: TrainConfig, split: data.Split, out: Path, resume: bool, progress: bool = True) -> Path:
-    """Train until `config.updates`, or until Ctrl-C, and return the best checkpoint's path (the last's before there is one).
-
-    `out` receives `last.pt` (all that a resume needs) at every validation and at a stop, and `best.pt`, the weights with
-    the highest validation PSNR. Raises OutputFileError where `out` holds a run already and `resume` is false,
-    InputFileError where there is nothing to resume or it was made with another configuration.
-    """
-    last, best = out / "last.pt", out / "best.pt"
+    last = out / "last.pt"
     if last.exists() and not resume:
         raise OutputFileError(f"{out} holds a run already: add --resume to go on with it, or name another --out")
+    splits = prepare(config)
     state = _resumable(last, config) if resume else None
-    out.mkdir(parents=True, exist_ok=True)
+    with _processes() as device, _stop_signals() as stop:
+        generator = _initial(config)
+        names = list(config.stages)
+        for name in names[names.index(state["stage"]) if state else 0 :]:
+            run = _Stage(config, name, splits[name], generator, out, device, progress)
+            if state:
+                run.restore(state)
+            run.train(stop)
+            generator, state = run.learner.kept, None
+    return out / "best.pt"
 
-    log.info("%s", split.how)
-    batches = data.Batches(
-        data.load_crops(split.train, config.patch, progress),
-        config.batch,
-        config.patch,
-        config.patches_per_crop,
-        config.kernels,
-        config.seed,
-    )
-    held_out = data.load_crops(split.validation, config.patch, progress)
-    if not batches.crops or not held_out:
-        raise InputFileError(
-            f"no slice has {config.patch}×{config.patch} pixels or more: give larger images or a smaller --patch"
-        )
+
+def prepare(config: Config) -> dict[str, subjects.Split]:
+    """The files of every stage; an error now, rather than after the stages before, for what is missing."""
+    splits = {}
+    for name, stage in config.stages.items():
+        if not stage.data:
+            raise InputFileError(f"stage {name} has no data: give --data, or --set stage.{name}.data=FOLDER")
+        files = subjects.find_files(Path(stage.data), stage.pattern)
+        if stage.validation:
+            splits[name] = subjects.split_as_given(files, subjects.find_files(Path(stage.validation), stage.pattern))
+        else:
+            splits[name] = subjects.split_by_subject(Path(stage.data), files, stage.subject or None)
+        if stage.perceptual:
+            losses.Perceptual(Path(stage.features))
+    return splits
+
+
+def load_stage(stage: Stage, split: subjects.Split, progress: bool) -> tuple[data.Batches, list[data.Crop]]:
+    """A stage's batches and its held-out crops."""
+    crops = data.load_crops(split.train, stage.patch, progress)
+    held_out = data.load_crops(split.validation, stage.patch, progress)
+    for side, found in (("train", crops), ("validate", held_out)):
+        if not found:
+            raise InputFileError(
+                f"no slice to {side} on has {stage.patch}×{stage.patch} pixels or more (JPEGs are halved first): "
+                "give larger images or a smaller patch"
+            )
     held_out = [held_out[k] for k in np.unique(np.linspace(0, len(held_out) - 1, VALIDATION_CROPS).astype(int))]
-    log.info("%d crops train, %d validate", len(batches.crops), len(held_out))
+    return data.Batches(crops, stage, *_place()), held_out
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(config.seed)
-    generator = Generator(CONFIGS[config.generator]).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.Adam(generator.parameters(), lr=config.learning_rate)
-    update, best_psnr = 0, -math.inf
-    if state:
-        generator.load_state_dict(state["weights"])
-        optimiser.load_state_dict(state["optimiser"])
-        update, best_psnr = state["update"], state["best_psnr"]
-        log.info("resuming at update %d", update)
 
-    def content(**more: Any) -> dict[str, Any]:
-        return {
-            "generator": asdict(generator.config),
-            "weights": generator.state_dict(),
-            "training": asdict(config),
-            "update": update,
-            **more,
+class _Stage:
+    """A stage as it runs."""
+
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        split: subjects.Split,
+        generator: nn.Module,
+        out: Path,
+        device: torch.device,
+        progress: bool,
+    ) -> None:
+        self.config, self.name, self.stage, self.out = config, name, config.stages[name], out
+        self.first = _place()[0] == 0  # the process that writes and speaks
+        self.progress = progress and self.first
+        if self.first:
+            log.info("stage %s: %s", name, split.how)
+        self.batches, self.held_out = load_stage(self.stage, split, self.progress)
+        self.digest = hashlib.sha256(b"".join(hashlib.sha256(c.pixels.data).digest() for c in self.batches.crops)).hexdigest()
+        if self.first:
+            log.info("%d crops train, %d validate", len(self.batches.crops), len(self.held_out))
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.learner = Learner(generator, self.stage, device)
+        self.update, self.best, self.running = 0, (False, -math.inf), math.nan
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state["data"] != self.digest:
+            raise InputFileError(f"stage {self.name} was trained on other images: give the same --data, or another --out")
+        self.learner.restore(state["networks"])
+        self.update, self.best, self.running = state["update"], tuple(state["best"]), state["running"]
+        log.info("resuming stage %s at update %d", self.name, self.update)
+
+    def train(self, stop: list[int]) -> None:
+        total = self.stage.updates
+        with (
+            self._writer() as board,
+            tqdm(total=total, initial=self.update, desc=self.name, unit="update", disable=not self.progress) as bar,
+        ):
+            while self.update < total:
+                if _any(bool(stop)):
+                    self._save_last()
+                    if self.first:
+                        log.warning(
+                            "stopped at update %d of %d of stage %s; go on with --resume", self.update, total, self.name
+                        )
+                    raise KeyboardInterrupt
+                parts = self._step()
+                self.running = parts["l1"] if math.isnan(self.running) else 0.99 * self.running + 0.01 * parts["l1"]
+                bar.update()
+                bar.set_postfix(l1=f"{self.running:.4f}", refresh=False)
+                if board and self.update % 50 == 0:
+                    for name, value in {**parts, "learning rate": self.stage.rate(self.update)}.items():
+                        board.add_scalar(f"{self.name}/{name}", value, self.update)
+                if self.update % self.stage.validate_every == 0 or self.update == total:
+                    if self.first:
+                        self._validate(board)
+                    self._save_last()
+        if self.first:
+            self._save(self.out / f"{self.name}.pt")
+
+    def _step(self) -> dict[str, float]:
+        try:
+            parts = self.learner.step(self.batches[self.update], self.update)
+        except FloatingPointError as error:
+            rows, cols = self.batches.scales_of(self.update)
+            raise TrainingError(
+                f"stage {self.name}, update {self.update}: {error}, at ×{rows}, ×{cols} with "
+                f"{', '.join(self.batches.sources_of(self.update))}: look at them, or begin anew with a lower learning_rate"
+            ) from None
+        self.update += 1
+        return parts
+
+    def _validate(self, board: Any) -> None:
+        scores, panels = validate(self.learner.kept, self.held_out, self.stage, self.learner.perceptual)
+        line = "  ".join(f"{case} {score.psnr:.2f} dB {score.ssim:.4f}" for case, score in scores.items())
+        log.info("stage %s update %d  l1 %.5f  %s", self.name, self.update, self.running, line)
+        adversarial = self.stage.is_adversarial(self.update - 1)
+        by_features = adversarial and self.learner.perceptual is not None
+        mean = float(np.mean([-s.distance if by_features else s.psnr for s in scores.values()]))
+        if (adversarial, mean) > self.best:
+            self.best = (adversarial, mean)
+            self._save(self.out / "best.pt", validation={case: list(score) for case, score in scores.items()})
+        if board:
+            for case, score in scores.items():
+                for name, value in score._asdict().items():
+                    board.add_scalar(f"{self.name}/{name} {case}", value, self.update)
+            for case, panel in panels.items():
+                board.add_image(f"{self.name}/{case}: input, output, truth", panel, self.update, dataformats="HW")
+
+    def _save(self, path: Path, **more: Any) -> None:
+        """A checkpoint of the weights that are kept."""
+        content = {
+            "generator": networks.plain(self.config.generator),
+            "weights": {name: tensor.cpu() for name, tensor in self.learner.kept.state_dict().items()},
+            "training": self.config.plain(),
+            "stage": self.name,
+            "update": self.update,
         }
+        checkpoint.save(path, {**content, **more})
 
-    def save_last() -> None:
-        checkpoint.save(last, content(optimiser=optimiser.state_dict(), best_psnr=best_psnr))
+    def _save_last(self) -> None:
+        if self.first:
+            more = {"networks": self.learner.state(), "best": self.best, "running": self.running, "data": self.digest}
+            self._save(self.out / "last.pt", **more)
 
-    with _stop_signals() as stopped, tqdm(total=config.updates, initial=update, unit="update", disable=not progress) as bar:
-        running = None
-        while update < config.updates and not stopped:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, update)
-            loss = _step(generator, optimiser, batches[update], device)
-            if not math.isfinite(loss):
-                raise TrainingError(f"the loss of update {update} is {loss}: begin anew with a lower --learning-rate")
-            update += 1
-            running = loss if running is None else 0.99 * running + 0.01 * loss
-            bar.update()
-            bar.set_postfix(l1=f"{running:.4f}", refresh=False)
-            if update % config.validate_every == 0 or update == config.updates:
-                scores = validate(generator, held_out, device)
-                line = "  ".join(f"×{float(r):g} {p:.2f} dB {s:.4f}" for r, (p, s) in scores.items())
-                log.info("update %d  l1 %.5f  %s", update, running, line)
-                mean = float(np.mean([p for p, _ in scores.values()]))
-                if mean > best_psnr:
-                    best_psnr = mean
-                    checkpoint.save(best, content(validation={str(r): list(v) for r, v in scores.items()}))
-                save_last()
-        if stopped:
-            save_last()
-            log.warning("stopped at update %d of %d; go on with --resume", update, config.updates)
-    return best if best.exists() else last
+    @contextmanager
+    def _writer(self) -> Iterator[Any]:
+        """TensorBoard's writer in the first process, None in others; a resumed run's later steps are written anew."""
+        if not self.first:
+            yield None
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.update or None) as board:
+            yield board
 
 
-def learning_rate(config: TrainConfig, update: int) -> float:
-    """A linear warm-up over 500 updates, then a half cosine down to zero."""
-    warm = min(1.0, (update + 1) / 500)
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * update / config.updates))
+def validate(
+    model: nn.Module, crops: Sequence[data.Crop], stage: Stage, perceptual: losses.Perceptual | None = None
+) -> tuple[dict[str, Score], dict[str, data.Image]]:
+    """Mean scores over held-out crops for each of the stage's kernels, at its scales among `VALIDATION_SCALES`, in float32;
+    and for each case a picture of the middle crop: input, output and truth side by side.
+    """
+    upscale = models.upscale_with(model.eval())
+    device = next(model.parameters()).device
+    distance = metrics.perceptual_with(perceptual, device) if perceptual else lambda truth, image: math.nan
+    measures = [metrics.psnr, metrics.ssim, distance]
+    scores, panels = {}, {}
+    for kernel in stage.kernels:
+        for scale in [r for r in VALIDATION_SCALES if r in stage.scales] or stage.scales[:1]:
+            case, both = f"{kernel} ×{float(scale):g}", (scale, scale)
+            each = [evaluate.score_crop([upscale], crop.pixels, both, kernel, measures)[0] for crop in crops]
+            scores[case] = Score(*np.mean(each, axis=0).tolist())
+            truth = crops[len(crops) // 2].pixels
+            lr = resample.downsample(truth, both, kernel)
+            sr = upscale(lr, both)
+            panels[case] = np.hstack([evaluate.nearest(lr, both), sr, truth[: sr.shape[0], : sr.shape[1]]]).clip(0, 1)
+    return scores, panels
 
 
-def _step(
-    generator: Generator,
-    optimiser: torch.optim.Optimizer,
-    batch: tuple[data.Image, data.Image, Fraction],
-    device: torch.device,
-) -> float:
-    lr, hr, scale = batch
-    image = torch.from_numpy(lr).to(device, memory_format=torch.channels_last)
-    generator.train()
-    with torch.autocast(device.type, torch.bfloat16):
-        sr = generator(image, (scale, scale))
-    loss = torch.nn.functional.l1_loss(sr, torch.from_numpy(hr).to(device))
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-    optimiser.step()
-    return loss.item()
+def dry_run(config: Config, progress: bool = True, updates: int = 10) -> Iterator[str]:
+    """What a run would be, a line at a time: its data, its size, its speed on this machine, the hours it would take."""
+    splits = prepare(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = _initial(config)
+    yield f"network: {networks.plain(config.generator)['kind']}, {sum(p.numel() for p in generator.parameters()):,} parameters"
+    for name, stage in config.stages.items():
+        yield f"stage {name}: {splits[name].how}"
+        batches, held_out = load_stage(stage, splits[name], progress)
+        yield f"  {len(batches.crops):,} crops train, {len(held_out)} validate"
+        learner = Learner(generator, stage, device)
+        # Past the warm-up if there is a part past it, where an update costs most; the first ones set things up.
+        start = stage.warmup if stage.is_adversarial(stage.updates - 1) else 0
+        times = []
+        for update in range(start, start + 3 + updates):
+            began = time.perf_counter()
+            learner.step(batches[update], update)
+            times.append(time.perf_counter() - began)
+        seconds = float(np.mean(times[3:]))  # scales differ in cost: the mean, not the median
+        hours = stage.updates * seconds / 3600
+        yield f"  {1 / seconds:.2f} updates a second on {device}, {stage.updates:,} updates: {hours:.1f} hours"
 
 
-@torch.no_grad()
-def validate(generator: Generator, crops: list[data.Image], device: torch.device) -> dict[Fraction, tuple[float, float]]:
-    """Mean (PSNR, SSIM) over held-out crops at each of `VALIDATION_SCALES`, from antialiased bilinear inputs, in float32."""
-    generator.eval()
-    scores = {}
-    for scale in VALIDATION_SCALES:
-        pairs = []
-        for hr in crops:
-            lr = resample.downsample(hr, (scale, scale), "bilinear")
-            image = torch.tensor(lr)[None, None].to(device, memory_format=torch.channels_last)
-            sr = generator(image, (scale, scale))[0, 0].cpu().numpy()
-            truth = hr[: sr.shape[0], : sr.shape[1]]
-            pairs.append((metrics.psnr(truth, sr), metrics.ssim(truth, sr)))
-        psnr, ssim = np.mean(pairs, axis=0)
-        scores[scale] = (float(psnr), float(ssim))
-    return scores
+def _initial(config: Config) -> nn.Module:
+    torch.manual_seed(next(iter(config.stages.values())).seed)
+    generator = networks.build(config.generator)
+    if config.init:
+        weights = checkpoint.load(Path(config.init))["weights"]
+        try:
+            generator.load_state_dict(weights)
+        except RuntimeError:
+            raise InputFileError(
+                f"{config.init} holds another network than the configuration's: give its own, or none"
+            ) from None
+    return generator
 
 
-def _resumable(last: Path, config: TrainConfig) -> dict[str, Any]:
+def _resumable(last: Path, config: Config) -> dict[str, Any]:
     if not last.exists():
         raise InputFileError(f"{last} does not exist, so there is no run to resume: leave --resume out to begin one")
     state = checkpoint.load(last)
-    before = TrainConfig(**{**state["training"], "kernels": tuple(state["training"]["kernels"])})
-    if replace(before, updates=config.updates) != config:
-        changed = [k for k, v in asdict(config).items() if k != "updates" and asdict(before)[k] != v]
-        was = ", ".join(f"{k}={asdict(before)[k]!r}" for k in changed)
-        raise InputFileError(f"{last} was trained with {was}: resume with the same, or begin anew in another --out")
+    if "networks" not in state:
+        raise InputFileError(f"{last} holds weights alone, no run to resume: start another from it with --set init={last}")
+    changed = config.differences(parse(state["training"], where=str(last)))
+    refused = [key for key in changed if key.split("=")[0].split(".")[-1] not in _MOVABLE]
+    if refused:
+        raise InputFileError(
+            f"{last} was trained otherwise, without {', '.join(refused)}: resume without it, or name another --out"
+        )
+    if changed:
+        log.info("resuming with %s", ", ".join(changed))
     return state
+
+
+def _place() -> tuple[int, int]:
+    """This process's number among how many."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _any(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(int(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+@contextmanager
+def _processes() -> Iterator[torch.device]:
+    """This process's device; under torchrun, one of a group of processes."""
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if world == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
     """A list that becomes non-empty at SIGINT or SIGTERM; a second one stops at once, as usual."""
     received: list[int] = []
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        restore()
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, note)
     try:
         yield received
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        restore()

@@ -1,8 +1,9 @@
-"""Classical interpolation on the shared grid: what the network is compared with, and how its training inputs are made."""
+"""Classical resampling on the shared grid: what the network is compared with, and how its training inputs are made."""
 
 from __future__ import annotations
 
-from typing import Literal
+from fractions import Fraction
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,15 @@ from PIL import Image
 
 from runtime import grid
 
-Kernel = Literal["bilinear", "bicubic"]
+Kernel = Literal["bilinear", "bicubic", "kspace"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+TAPER = 0.25  # of the kept band, at its edge: a mild window
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def upsample(image: NDArray[np.float32], scales: grid.Scales, kernel: Kernel = "bicubic") -> NDArray[np.float32]:
+def upsample(
+    image: NDArray[np.float32], scales: grid.Scales, kernel: Literal["bilinear", "bicubic"] = "bicubic"
+) -> NDArray[np.float32]:
     """(H, W) → (H·p_y // q_y, W·p_x // q_x), half-pixel centres, by exactly the scales; bicubic is Keys' with a = -1/2."""
     height, width = (grid.output_size(n, r) for n, r in zip(image.shape, scales))
     box = (0.0, 0.0, float(width / scales[1]), float(height / scales[0]))
@@ -27,14 +32,20 @@ def downsample(
     kernel: Kernel,
     start: tuple[int, int] = (0, 0),
     shape: tuple[int, int] | None = None,
+    taper: float = TAPER,
 ) -> NDArray[np.float32]:
     """The low-resolution image of `shape` whose field of view begins at pixel `start` of `image`, antialiased.
 
-    The kernel is widened by r, pixels are half-pixel-centred and exactly r times as large; pixels of `image` around the
-    field of view take part, as they would in a larger image. Without `shape`, as much as fits: floor(n / r) an axis.
+    Pixels are half-pixel-centred and exactly r times as large; pixels of `image` around the field of view take part, as
+    they would in a larger image. Without `shape`, as much as fits: floor(n / r) an axis. bilinear and bicubic widen their
+    kernel by r. kspace keeps the central 1/r of the spectrum of the image mirrored at its borders, as a scanner that
+    measures less of k-space, with the outer `taper` of what it keeps rolled off by a raised cosine (a Tukey window).
     """
     if shape is None:
         shape = (int((image.shape[0] - start[0]) / scales[0]), int((image.shape[1] - start[1]) / scales[1]))
+    if kernel == "kspace":
+        rows, cols = (_band_limited(*axis, taper) for axis in zip(image.shape, scales, start, shape))
+        return rows @ np.asarray(image, np.float32) @ cols.T
     top, left = start
     box = (float(left), float(top), float(left + shape[1] * scales[1]), float(top + shape[0] * scales[0]))
     return _resize(image, shape, box, kernel)
@@ -49,12 +60,27 @@ def _resize(
     return np.array(picture.resize((shape[1], shape[0]), _FILTERS[kernel], box=box))
 
 
-def brain_crop(image: NDArray[np.float32], threshold: float = 0.05) -> tuple[slice, slice]:
-    """The maximal-information crop: the smallest rectangle with every pixel above `threshold` of the image's maximum.
+def _band_limited(size: int, scale: Fraction, start: int, count: int, taper: float) -> NDArray[np.float32]:
+    """The matrix (count, size) from the pixels of an axis to band-limited samples of it, by way of their cosine transform."""
+    if scale == 1:
+        return np.eye(count, size, start, dtype=np.float32)
+    band = size / float(scale)  # cosine k has k/2 periods over the axis, the coarse grid resolves band/2
+    k = np.arange(int(np.ceil(band)))
+    window = 0.5 + 0.5 * np.cos(np.pi * np.clip((k / band - 1 + taper) / max(taper, 1e-9), 0, 1))
+    window[0] /= 2
+    coarse = start + (np.arange(count) + 0.5) * float(scale)
+    fine = np.arange(size) + 0.5
+    cosines = [np.cos(np.pi / size * np.outer(x, k)) for x in (coarse, fine)]
+    return np.asarray(2 / size * (cosines[0] * window) @ cosines[1].T, np.float32)
 
-    An image without any (all black, say) gives the empty crop (slice(0, 0), slice(0, 0)).
+
+def brain_crop(image: NDArray[np.float32], threshold: float = 0.05) -> tuple[slice, slice]:
+    """The maximal-information crop: the smallest rectangle with every pixel above `threshold` of the image's maximum, or of 1.
+
+    A voxel above white, 1, does not hide the rest. An image without any (all black, say) gives the empty crop
+    (slice(0, 0), slice(0, 0)).
     """
-    bright = image > threshold * image.max(initial=0.0)
+    bright = image > threshold * min(image.max(initial=0.0), 1.0)
     rows, cols = (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
     if not len(rows):
         return slice(0, 0), slice(0, 0)

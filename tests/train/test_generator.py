@@ -12,7 +12,9 @@ from runtime import grid
 from runtime.phases import WeightPredictor
 from tests import reference
 from tests.conftest import random_generator
-from train.generator import CONFIGS, Generator, GeneratorConfig, build, interpolate
+from train import networks
+from train.generator import CONFIGS, Generator, GeneratorConfig, interpolate
+from train.tables import ConfigError
 
 
 def parameters(generator: Generator) -> int:
@@ -23,23 +25,44 @@ def test_the_authors_generator_has_561926_parameters() -> None:
     assert parameters(Generator(CONFIGS["paper"])) == 561_926  # Tan, Zhu, Liò, as counted in their code
 
 
-def test_the_shipped_one_drops_only_batch_norm() -> None:
-    # Each of 11 batch norms has 64 gains and 64 biases.
-    assert parameters(Generator(CONFIGS["edge"])) == 561_926 - 11 * 128
+def test_the_shipped_one_drops_batch_norm_and_is_told_both_scales() -> None:
+    # Each of 11 batch norms has 64 gains and 64 biases; a fourth input has a weight to each of 256 hidden units.
+    assert parameters(Generator(CONFIGS["edge"])) == 561_926 - 11 * 128 + 256
 
 
 def test_variants_by_configuration() -> None:
     base = GeneratorConfig(channels=8, blocks=1, predictor_hidden=16)
-    for changes in ({"batch_norm": False}, {"projection": "centred"}, {"skip": True}, {"head_kernel": 5}):
+    for changes in ({"batch_norm": False}, {"projection": "centred"}, {"skip": True}, {"head_kernel": 5}, {"per_axis": True}):
         generator = Generator(replace(base, **changes)).eval()
         with torch.no_grad():
             sr = generator(torch.rand(2, 1, 9, 7), grid.parse_scales("2.5"))
         assert sr.shape == (2, 1, 22, 17)
 
 
-def test_unknown_configuration_key_is_refused() -> None:
-    with pytest.raises(TypeError, match="colour"):
-        build({"colour": 3})
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"colour": 3}, "generator.colour is unknown"),
+        ({"kind": "unet"}, "generator.kind is 'unet': give one of meta, edsr, srgan"),
+        ({"name": "best"}, "generator.name is 'best': give one of paper, edge"),
+        ({"channels": "64"}, "generator.channels is '64': give a whole number"),
+        ({"channels": True}, "generator.channels is True"),
+        ({"blocks": 0}, "generator.blocks is 0: give 1 or more"),
+        ({"head_kernel": 4}, "generator.head_kernel is 4: give an odd number"),
+        ({"projection": "middle"}, "generator.projection is 'middle': give corner or centred"),
+        ({"std": 0.0}, "generator.std is 0.0: give a positive number"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(table: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        networks.configure(table)
+
+
+def test_a_configuration_is_a_name_and_what_differs() -> None:
+    assert networks.configure({"name": "edge", "blocks": 3}) == replace(CONFIGS["edge"], blocks=3)
+    assert networks.configure({}) == CONFIGS["paper"]  # what a checkpoint without a kind holds
+    for config in networks.NAMED.values():
+        assert networks.configure(networks.plain(config)) == config
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,25 +1,44 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from runtime import InputFileError, MetasrganError, OutputFileError
+from runtime import InputFileError, MetasrganError, OutputFileError, grid
 from tests.conftest import ROOT
-from train import checkpoint, data, loop
+from train import checkpoint, data, loop, networks
 from train.__main__ import main
-from train.loop import TrainConfig, TrainingError, train
+from train.config import CONFIGS as CONFIG_FILES
+from train.config import Config, Stage, load, parse
+from train.generator import CONFIGS, Generator
+from train.loop import TrainingError, train
 
-CONFIG = TrainConfig(updates=6, batch=2, patch=32, learning_rate=1e-3, validate_every=3)
+SMALL = {"kind": "meta", "channels": 8, "blocks": 1, "predictor_hidden": 16}
+STAGE = {"updates": 6, "batch": 2, "patch": 32, "learning_rate": 1e-3, "validate_every": 3, "kernels": ["bilinear"]}
+
+TOML = """
+generator = { kind = "meta", channels = 8, blocks = 1, predictor_hidden = 16, batch_norm = false }
+
+[stage.brain]
+kernels = ["bilinear"]
+"""
+
+
+def config(folder: Path, generator: dict[str, Any] = SMALL, **changes: Any) -> Config:
+    return parse({"generator": dict(generator), "stage": {"brain": STAGE | changes}}, data=folder)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +57,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def split(folder: Path) -> data.Split:
-    return data.split_by_subject(folder, data.find_files(folder), 0.25)
+def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file like VGG-16's, two features a layer."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("vgg") / "vgg16.npz"
+    arrays, width = {}, 3
+    for block, count in enumerate((2, 2, 3, 3, 3), 1):
+        for conv in range(1, count + 1):
+            arrays[f"block{block}_conv{conv}.weight"] = rng.standard_normal((2, width, 3, 3)).astype(np.float16) / 4
+            arrays[f"block{block}_conv{conv}.bias"] = np.zeros(2, np.float16)
+            width = 2
+    np.savez(path, **arrays)
+    return path
+
+
+def run(*arguments: Any, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -47,101 +82,269 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return content
 
 
-def test_training_learns_and_leaves_checkpoints(split: data.Split, tmp_path: Path) -> None:
-    config = replace(CONFIG, updates=80, validate_every=40)
-    best = train(config, split, tmp_path, resume=False, progress=False)
+def test_training_learns_and_leaves_checkpoints(folder: Path, tmp_path: Path) -> None:
+    chosen = config(folder, {"name": "edge"}, updates=80, validate_every=40, ema=0.9)
+    best = train(chosen, tmp_path, progress=False)
     content = checkpoint.load(best)
     assert content["update"] in (40, 80)
-    crops = data.load_crops(split.validation, 32, progress=False)
+    _, held_out = loop.load_stage(chosen.stages["brain"], loop.prepare(chosen)["brain"], progress=False)
     generator, _ = checkpoint.load_generator(best)
     torch.manual_seed(0)
-    untrained = loop.Generator(loop.CONFIGS["edge"]).eval()
-    scores = [loop.validate(g, crops, torch.device("cpu")) for g in (untrained, generator)]
+    untrained = Generator(CONFIGS["edge"]).eval()
+    scores = [loop.validate(g, held_out, chosen.stages["brain"])[0] for g in (untrained, generator)]
     # From linear interpolation on: what 80 updates gain here is near 1 dB at ×2; half of it is asked for.
-    assert scores[1][loop.Fraction(2)][0] > scores[0][loop.Fraction(2)][0] + 0.5
+    assert scores[1]["bilinear ×2"].psnr > scores[0]["bilinear ×2"].psnr + 0.5
+    assert content["validation"]["bilinear ×2"][0] == pytest.approx(scores[1]["bilinear ×2"].psnr, abs=1e-3)
+    assert {p.name for p in tmp_path.iterdir()} == {"best.pt", "last.pt", "brain.pt", "tensorboard"}
+    assert weights(tmp_path / "brain.pt").keys() == content["weights"].keys()
 
 
-def test_resume_goes_on_to_the_same_weights(split: data.Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(CONFIG, split, tmp_path / "whole", resume=False, progress=False)
+def stopping_after(count: int) -> Any:
+    """Stands in for signals: a stop is seen before update `count` + 1."""
 
     class Stop(list[int]):
-        """Stops a run after three updates, as Ctrl-C would."""
+        seen = 0
 
         def __bool__(self) -> bool:
-            self.append(1)
-            return len(self) > 3
+            self.seen += 1
+            return self.seen > count
 
-    from contextlib import contextmanager
+    @contextmanager
+    def signals() -> Iterator[Stop]:
+        yield Stop()
 
+    return signals
+
+
+@pytest.mark.parametrize("stop", [2, 3, 8])
+@pytest.mark.parametrize("kind", ["l1", "gan"])
+def test_resume_goes_on_to_the_same_weights(
+    folder: Path, vgg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, stop: int
+) -> None:
+    """Through a stage with batch norm, a moving average and, for `gan`, a discriminator; in the first stage and the second."""
+    extra = {"warmup": 1, "adversarial": 0.01, "perceptual": 0.01, "features": str(vgg)} if kind == "gan" else {}
+    first = STAGE | extra | {"augment": {"noise": 1.0, "zoom": 1.0}, "anisotropic": 0.5}
+    table = {"generator": SMALL, "stage": {"one": first, "two": first | {"updates": 4, "seed": 5, "ema": 0}}}
+    chosen = parse(table, data=folder)
+    train(chosen, tmp_path / "whole", progress=False)
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_stop_signals", contextmanager(lambda: iter([Stop()])))
-        train(replace(CONFIG, validate_every=100), split, tmp_path / "halves", resume=False, progress=False)
-    assert checkpoint.load(tmp_path / "halves" / "last.pt")["update"] == 3
-    train(replace(CONFIG, validate_every=100), split, tmp_path / "halves", resume=True, progress=False)
+        patched.setattr(loop, "_stop_signals", stopping_after(stop))
+        with pytest.raises(KeyboardInterrupt):
+            train(chosen, tmp_path / "halves", progress=False)
+    stopped = checkpoint.load(tmp_path / "halves" / "last.pt")
+    assert (stopped["stage"], stopped["update"]) == (("one", stop) if stop < 6 else ("two", stop - 6))
+    train(chosen, tmp_path / "halves", resume=True, progress=False)
 
-    whole, halves = (checkpoint.load(tmp_path / run / "last.pt") for run in ("whole", "halves"))
-    assert whole["update"] == halves["update"] == 6
-    for name, tensor in whole["weights"].items():
-        assert torch.equal(tensor, halves["weights"][name]), name
+    whole, halves = (checkpoint.load(tmp_path / side / "last.pt") for side in ("whole", "halves"))
+    assert (whole["stage"], whole["update"]) == (halves["stage"], halves["update"]) == ("two", 4)
+    for part in ("generator", "discriminator") if kind == "gan" else ("generator",):
+        for name, tensor in whole["networks"][part].items():
+            assert torch.equal(tensor, halves["networks"][part][name]), (part, name)
+    assert whole["running"] == halves["running"]
+    assert whole["best"] == halves["best"]
 
 
 def test_ctrl_c_saves_and_stops(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "train", "--data", str(folder), "--out", str(tmp_path), "--patch", "32", "--batch", "2"]
-    process = subprocess.Popen(
-        [*command, "--updates", "100000", "--validate-every", "5"], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+    small = [f"generator.{k}={v}" for k, v in {"channels": 8, "blocks": 1}.items()]
+    settings = [f"--set={s}" for s in [*small, "patch=32", "batch=2", "updates=100000", "validate_every=5"]]
+    process = run("train", "--data", folder, "--out", tmp_path, *settings)
     deadline = time.monotonic() + 60
     while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 130  # as a shell expects of what was interrupted, so that nothing is exported next
     assert "go on with --resume" in errors
     assert "Traceback" not in errors
     stopped_at = checkpoint.load(tmp_path / "last.pt")["update"]
-    assert f"stopped at update {stopped_at} of 100000" in errors
+    assert f"stopped at update {stopped_at} of 100000 of stage clean" in errors
     assert not list(tmp_path.glob(".*"))  # no half-written checkpoint
 
 
-def test_a_run_is_not_overwritten_and_not_resumed_otherwise(split: data.Split, tmp_path: Path) -> None:
+def test_a_run_is_not_overwritten_and_not_resumed_otherwise(folder: Path, tmp_path: Path) -> None:
+    chosen, out = config(folder), tmp_path / "run"
     with pytest.raises(InputFileError, match="no run to resume"):
-        train(CONFIG, split, tmp_path, resume=True, progress=False)
-    train(CONFIG, split, tmp_path, resume=False, progress=False)
-    before = (tmp_path / "last.pt").read_bytes()
+        train(chosen, out, resume=True, progress=False)
+    train(chosen, out, progress=False)
+    before = (out / "last.pt").read_bytes()
     with pytest.raises(OutputFileError, match="--resume"):
-        train(CONFIG, split, tmp_path, resume=False, progress=False)
-    with pytest.raises(InputFileError, match="was trained with batch=2"):
-        train(replace(CONFIG, batch=4), split, tmp_path, resume=True, progress=False)
-    assert (tmp_path / "last.pt").read_bytes() == before
+        train(chosen, out, progress=False)
+    with pytest.raises(InputFileError, match=r"was trained otherwise, without stage.brain.batch=4"):
+        train(config(folder, batch=4), out, resume=True, progress=False)
+    with pytest.raises(InputFileError, match=r"without generator.blocks=2"):
+        train(config(folder, {**SMALL, "blocks": 2}), out, resume=True, progress=False)
+    other = tmp_path / "other"
+    for file in folder.rglob("*.png"):
+        (other / file.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(file).transpose(Image.Transpose.ROTATE_180).save(other / file.relative_to(folder))
+    with pytest.raises(InputFileError, match="was trained on other images"):
+        train(config(other), out, resume=True, progress=False)
+    assert (out / "last.pt").read_bytes() == before
+    (out / "last.pt").write_bytes((out / "best.pt").read_bytes())
+    with pytest.raises(InputFileError, match="holds weights alone"):
+        train(chosen, out, resume=True, progress=False)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(split: data.Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_step", lambda *_: float("nan"))
-    with pytest.raises(TrainingError, match="loss of update 0 is nan"):
-        train(CONFIG, split, tmp_path, resume=False, progress=False)
+def test_a_resume_takes_the_runs_own_configuration(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config(folder, updates=4), tmp_path, progress=False)
+    assert main(["--out", str(tmp_path), "--resume", "--set", "updates=5"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "best.pt")
+    content = checkpoint.load(tmp_path / "last.pt")
+    assert content["update"] == 5
+    assert content["training"]["stage"]["brain"]["batch"] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(folder: Path, tmp_path: Path) -> None:
+    chosen = config(folder, {**SMALL, "batch_norm": False})  # whose statistics would see the batch all the same
+    split = loop.prepare(chosen)["brain"]
+    stage = loop._Stage(chosen, "brain", split, networks.build(chosen.generator), tmp_path, torch.device("cpu"), False)
+    for k, crop in enumerate(stage.batches.crops):
+        if crop.source == "1.png":
+            stage.batches.crops[k].pixels[:] = np.nan
+    with pytest.raises(TrainingError, match=r"stage brain, update \d: the loss is nan, at ×\S+, ×\S+ with .*1.png"):
+        stage.train([])
+    assert "1.png" in stage.batches.sources_of(stage.update)
+    assert all(tensor.isfinite().all() for tensor in stage.learner.generator.state_dict().values())
+
+
+def test_weights_start_from_another_checkpoint(folder: Path, tmp_path: Path) -> None:
+    train(config(folder), tmp_path / "first", progress=False)
+    init = tmp_path / "first" / "brain.pt"
+    chosen = replace(config(folder, updates=1, learning_rate=1e-12, ema=0), init=str(init))
+    train(chosen, tmp_path / "second", progress=False)
+    for name, tensor in weights(tmp_path / "second" / "last.pt").items():
+        if tensor.is_floating_point() and "running" not in name:  # batch statistics move whatever the rate
+            torch.testing.assert_close(tensor, weights(init)[name], rtol=0, atol=1e-9)
+    with pytest.raises(InputFileError, match="another network"):
+        train(replace(config(folder, {"name": "edge"}), init=str(init)), tmp_path / "third", progress=False)
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
-    config = TrainConfig(updates=10_000, learning_rate=1.0)
-    rates = [loop.learning_rate(config, u) for u in range(10_001)]
+    stage = Stage(updates=10_000, learning_rate=1.0)
+    rates = [stage.rate(u) for u in range(10_001)]
     assert rates[0] == pytest.approx(1 / 500)
     assert max(rates) == pytest.approx(1, abs=0.01)
     assert rates[-1] == 0
     assert np.all(np.diff(rates[500:]) < 0)
 
 
+def test_the_papers_learning_rate_falls_to_four_fifths_every_60000() -> None:
+    for stage in load("paper").stages.values():
+        assert [stage.rate(u) for u in (0, 59_999, 60_000, 359_999)] == pytest.approx([1e-4, 1e-4, 0.8e-4, 0.8**5 * 1e-4])
+
+
+def test_the_moving_average_is_what_is_kept(folder: Path, tmp_path: Path) -> None:
+    train(config(folder, {**SMALL, "batch_norm": False}, ema=0.5, updates=3), tmp_path, progress=False)
+    content = checkpoint.load(tmp_path / "last.pt")
+    assert not torch.equal(content["weights"]["head.weight"], content["networks"]["generator"]["head.weight"])
+    torch.testing.assert_close(content["weights"]["head.weight"], content["networks"]["average"]["module.head.weight"])
+
+
+def test_adversarial_training_moves_both_networks_after_the_warmup(folder: Path, vgg: Path, tmp_path: Path) -> None:
+    chosen = config(folder, warmup=2, adversarial=1e-3, perceptual=6e-3, features=str(vgg), ema=0)
+    stage = chosen.stages["brain"]
+    batches, _ = loop.load_stage(stage, loop.prepare(chosen)["brain"], progress=False)
+    learner = loop.Learner(networks.build(chosen.generator), stage, torch.device("cpu"))
+    assert learner.discriminator is not None
+    start = (
+        learner.discriminator.state_dict()["first.weight"].clone()
+        if "first.weight" in learner.discriminator.state_dict()
+        else None
+    )
+    names = [set(learner.step(batches[update], update)) for update in range(4)]
+    assert names[:2] == [{"l1"}] * 2
+    assert names[2:] == [{"l1", "adversarial", "discriminator", "perceptual"}] * 2
+    assert start is None or not torch.equal(start, learner.discriminator.state_dict()["first.weight"])
+
+
+def test_discriminator_and_features_serve_every_scale_of_the_paper(folder: Path, vgg: Path) -> None:
+    chosen = config(folder, adversarial=1e-3, perceptual=6e-3, features=str(vgg), patch=96)
+    for scale in grid.PAPER_SCALES:
+        stage = replace(chosen.stages["brain"], scales=(scale,))
+        crop = data.Crop(np.random.default_rng(0).random((100, 100), np.float32), "x")
+        learner = loop.Learner(networks.build(chosen.generator), stage, torch.device("cpu"))
+        parts = learner.step(data.Batches([crop], stage)[0], 0)
+        assert all(np.isfinite(value) for value in parts.values())
+
+
+def test_two_processes_give_the_gradients_of_a_doubled_batch(folder: Path, tmp_path: Path) -> None:
+    """One process of batch 4, two of batch 2: as equal as bfloat16 lets sums in another order be."""
+    table = {"generator": {**SMALL, "batch_norm": False}, "stage": {"brain": STAGE | {"updates": 1, "ema": 0}}}
+    one = parse({**table, "stage": {"brain": table["stage"]["brain"] | {"batch": 4}}}, data=folder)
+    train(one, tmp_path / "one", progress=False)
+    settings = [f"--set={key}={value}" for key, value in {**STAGE, "updates": 1, "ema": 0}.items() if key != "kernels"]
+    (tmp_path / "c.toml").write_text(TOML)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    arguments = ["--config", tmp_path / "c.toml", "--data", folder, "--out", tmp_path / "two"]
+    process = run(*torchrun, "train", *arguments, *settings, OMP_NUM_THREADS="1")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.strip() == str(tmp_path / "two" / "best.pt")  # one process speaks
+    ours, theirs = (checkpoint.load(tmp_path / side / "last.pt")["networks"]["optimiser"]["state"] for side in ("two", "one"))
+    for key, state in theirs.items():
+        # After one update Adam's first moment is a tenth of the gradient. bfloat16 has 8 significant bits.
+        gradient, expected = (s["exp_avg"] for s in (ours[key], state))
+        assert (gradient - expected).abs().max() <= 0.02 * expected.abs().max(), key
+
+
+def test_tensorboard_gets_scalars_and_pictures(folder: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(config(folder, updates=50, validate_every=50), tmp_path, progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"brain/l1", "brain/learning rate", "brain/psnr bilinear ×2"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == [f"brain/bilinear ×{r}: input, output, truth" for r in ("2", "2.5", "4")]
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text(TOML)
+    settings = ["--set", "patch=32", "--set", "batch=2", "--set", "updates=7200"]
+    assert main(["--config", "c.toml", "--data", str(folder), "--dry-run", *settings]) == 0
+    out = capsys.readouterr().out
+    assert (
+        f"{sum(p.numel() for p in networks.build(networks.configure(SMALL | {'batch_norm': False})).parameters()):,} parameters"
+        in out
+    )
+    assert "6 crops train, 2 validate" in out
+    said = re.search(r"([\d.]+) updates a second on \w+, 7,200 updates: ([\d.]+) hours", out)
+    assert said
+    assert float(said[2]) == pytest.approx(2 / float(said[1]), abs=0.06)  # 7,200 updates at one a second are two hours
+    assert [p.name for p in tmp_path.iterdir()] == ["c.toml"]
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIG_FILES.glob("*.toml")))
+def test_every_named_configuration_loads_and_trains(folder: Path, vgg: Path, tmp_path: Path, name: str) -> None:
+    """Each with its own stages, scales and losses, on a network and for a time that a test can afford."""
+    small = {"generator.channels": 8, "generator.blocks": 1, "init": "''", "features": f"'{vgg}'", "batch": 2, "patch": 32,
+             "updates": 2, "warmup": 1, "validate_every": 2, "subject": "'subject.'"}  # fmt: skip
+    chosen = load(name, [f"{key}={value}" for key, value in small.items()], data=folder)
+    chosen = replace(chosen, stages={n: replace(s, data=str(folder)) for n, s in chosen.stages.items()})
+    best = train(chosen, tmp_path / "out", progress=False)
+    assert checkpoint.load(best)["stage"] == list(chosen.stages)[-1]
+
+
 def test_command_line_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "o")]
     for arguments, said in (
-        (["--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")], "is not a folder"),
-        (["--data", str(folder), "--out", str(tmp_path / "o"), "--patch", "999"], "no slice has 999×999"),
-        (["--data", str(folder), "--out", str(tmp_path / "o"), "--resume"], "no run to resume"),
-        (["--data", str(folder), "--out", str(tmp_path / "o"), "--updates", "0"], "updates is 0"),
-        (["--data", str(folder), "--out", str(tmp_path / "o"), "--patch", "5"], "patch is 5"),
+        (["--data", str(tmp_path / "none"), *out], "is not a folder"),
+        (["--data", str(folder), *out, "--set", "patch=999"], "has 999×999 pixels"),
+        (["--data", str(folder), *out, "--resume"], "does not exist"),
+        (["--data", str(folder), *out, "--set", "updates=0"], "updates is 0: give 1 or more"),
+        (["--data", str(folder), *out, "--set", "colour=1"], "colour is unknown"),
+        (["--data", str(folder), *out, "--set", "patch"], "no key=value"),
+        (["--data", str(folder), *out, "--config", "best"], "or one of edsr, fidelity"),
+        (["--data", str(folder), *out, "--config", "perceptual", "--set", "init="], "vgg"),
+        (out, "has no data: give --data"),
     ):
-        assert main(arguments) == 1
+        assert main(arguments) == 1, arguments
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: ")
         assert said in error
+    assert not (tmp_path / "o").exists()
 
 
 def test_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -158,9 +361,9 @@ def test_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "none.pt")
 
 
-def test_checkpoint_with_flipped_byte_is_refused(split: data.Split, tmp_path: Path) -> None:
+def test_checkpoint_with_flipped_byte_is_refused(folder: Path, tmp_path: Path) -> None:
     """torch loads a damaged weight without a word; its container's checksum knows."""
-    content = bytearray(train(CONFIG, split, tmp_path, resume=False, progress=False).read_bytes())
+    content = bytearray(train(config(folder), tmp_path, progress=False).read_bytes())
     content[len(content) // 2] ^= 0x10
     (tmp_path / "flipped.pt").write_bytes(content)
     with pytest.raises(InputFileError, match="not a readable checkpoint"):

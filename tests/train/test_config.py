@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import grid
+from train import config, networks
+from train.config import CONFIGS, Stage, load, parse
+from train.generator import GeneratorConfig
+from train.tables import ConfigError
+
+
+def one() -> dict[str, Any]:
+    return {"stage": {"brain": {}}}
+
+
+def test_without_keys_a_stage_is_the_default_and_a_network_the_shipped_one() -> None:
+    parsed = parse(one())
+    assert parsed.stages == {"brain": Stage()}
+    assert parsed.generator == networks.NAMED["edge"]
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("*.toml")))
+def test_every_named_configuration_comes_back_from_a_checkpoint(name: str) -> None:
+    chosen = load(name)
+    again = parse(chosen.plain())
+    assert again == chosen
+    assert again.differences(chosen) == []
+
+
+def test_the_paper_is_as_published() -> None:
+    """Tan, Zhu, Liò 2020, section 3 and 4."""
+    paper = load("paper")
+    assert paper.generator == GeneratorConfig()
+    assert list(paper.stages) == ["photos", "brain"]  # DIV2K, then BraTS
+    for stage in paper.stages.values():
+        assert (stage.updates, stage.batch, stage.patch, stage.patches_per_crop) == (360_000, 8, 96, 16)
+        assert (stage.learning_rate, stage.step_factor, stage.step_updates) == (1e-4, 0.8, 60_000)
+        assert (stage.adversarial, stage.perceptual) == (0.001, 0.006)
+        assert stage.scales == tuple(Fraction(k, 10) for k in range(11, 41)) == grid.PAPER_SCALES
+        assert 0 < stage.warmup < stage.updates
+        assert stage.clamp
+
+
+def test_settings_change_one_stage_or_all(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[stage.a]\nbatch = 2\n[stage.b]\n")
+    settings = ["updates=7", "stage.b.batch=4", "generator.blocks=3", "kernels=['kspace']", "augment.strip=0.5", "subject=(s.)"]
+    chosen = load(str(file), [*settings, "scales=[2, 2.5, '7/3']"], data=tmp_path)
+    a, b = chosen.stages.values()
+    assert (a.updates, b.updates, a.batch, b.batch) == (7, 7, 2, 4)
+    assert a.kernels == b.kernels == ("kspace",)
+    assert a.augment.strip == 0.5
+    assert a.subject == "(s.)"  # no TOML, so text
+    assert a.scales == (Fraction(2), Fraction(5, 2), Fraction(7, 3))
+    assert a.data == b.data == str(tmp_path)
+    assert chosen.generator == replace(networks.NAMED["edge"], blocks=3)
+
+
+def test_data_fills_what_names_none_and_the_last() -> None:
+    table = {"stage": {"photos": {"data": "P"}, "more": {}, "brain": {"data": "Q"}}}
+    assert [s.data for s in parse(table, data=Path("D")).stages.values()] == ["P", "D", "D"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no stage"),
+        ("[stage]\nbrain = 3", "has no stage"),
+        ("[stage.brain]\nupdate = 3", "stage.brain.update is unknown: use data, validation"),
+        ("colour = 1\n[stage.brain]", "colour is unknown: use generator, stage and init"),
+        ("[stage.brain]\nupdates = 'many'", "stage.brain.updates is 'many': give a whole number"),
+        ("[stage.brain]\nupdates = 1.5", "stage.brain.updates is 1.5: give a whole number"),
+        ("[stage.brain]\nupdates = 0", "stage.brain.updates is 0: give 1 or more"),
+        ("[stage.brain]\nseed = -1", "stage.brain.seed is -1: give 0 or more"),
+        ("[stage.brain]\npatch = 5", "stage.brain.patch is 5: give 32 or more"),
+        ("[stage.brain]\nkernels = []", r"stage.brain.kernels is \(\): give some of bilinear, bicubic, kspace"),
+        ("[stage.brain]\nkernels = ['sinc']", "stage.brain.kernels is 'sinc': give bilinear or bicubic or kspace"),
+        ("[stage.brain]\nkernels = 'kspace'", "stage.brain.kernels is 'kspace': give a list"),
+        ("[stage.brain]\nscales = [0.5]", "stage.brain.scales: scale 0.5"),
+        ("[stage.brain]\nscales = [13]", "stage.brain.scales is .*: give 1 to 12, an eighth of the patch"),
+        ("[stage.brain]\nschedule = 'linear'", "stage.brain.schedule is 'linear': give cosine or steps"),
+        ("[stage.brain]\nlearning_rate = inf", "stage.brain.learning_rate is inf"),
+        ("[stage.brain]\nema = 1.0", "stage.brain.ema is 1.0"),
+        ("[stage.brain]\nanisotropic = 2", "stage.brain.anisotropic is 2.0: give a part from 0 to 1"),
+        ("[stage.brain.augment]\nstrip = 3", "stage.brain.augment.strip is 3.0: give a probability"),
+        ("[stage.brain.augment]\ngain = [1]", "stage.brain.augment.gain is .*: give a list"),
+        ("[stage.brain]\naugment = 1", "stage.brain.augment is 1: give a table"),
+        ("[stage.brain\n", "is no readable TOML"),
+        ("init = 3\n[stage.brain]", "init is 3: give text"),
+        ("generator = 3\n[stage.brain]", "generator is 3: give a table"),
+    ],
+)
+def test_what_no_run_can_have_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(str(file))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("setting", "said"), [("batch.size=3", "batch"), ("updates", "no key=value")])
+def test_a_setting_that_sets_nothing_is_refused(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse({"stage": {"brain": {"batch": 1}}}, [setting])
+
+
+def test_differences_are_told_by_key() -> None:
+    before, after = parse(one()), parse(one(), ["batch=4", "generator.blocks=2"])
+    assert sorted(after.differences(before)) == ["generator.blocks=2", "stage.brain.batch=4"]
+    assert parse(one()).differences(parse({"stage": {"brain": {}, "more": {}}}))  # a stage fewer is a difference too
+
+
+def test_a_checkpoints_configuration_is_plain(tmp_path: Path) -> None:
+    def check(value: Any) -> None:
+        assert type(value) in (dict, list, tuple, str, int, float, bool), value
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+            check(item)
+
+    check(load("paper").plain())
+    assert tomllib.loads((config.CONFIGS / "paper.toml").read_text())["generator"] == {"name": "paper"}

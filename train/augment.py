@@ -1,0 +1,74 @@
+"""What a training slice could have been: another scanner's, another contrast, a stripped brain, a noisier day."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Picture
+from scipy.ndimage import gaussian_filter
+
+from .tables import require
+
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How probable each change of a patch is, from 0 to 1; `gain` bounds the factor that every patch is multiplied by."""
+
+    gain: tuple[float, float] = (0.7, 1.1)  # where white lies differs by what else is in the picture
+    zoom: float = 0.0  # resampled by 0.8…1.25: other pixel sizes, and the blur of resampling to 1 mm
+    smooth: float = 0.0  # a Gaussian of 0.3…0.8 pixels: softer scanners
+    curve: float = 0.0  # grey values redrawn: other contrasts
+    strip: float = 0.0  # black outside of a blob, and white as bright as what is left: a stripped brain
+    noise: float = 0.0  # Rician, up to 3 % of white, in the low-resolution image only: the truth is what was meant
+
+    def __post_init__(self) -> None:
+        for name in ("zoom", "smooth", "curve", "strip", "noise"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability from 0 to 1")
+        require(0 < self.gain[0] <= self.gain[1] < np.inf, "gain", self.gain, "two positive factors, the lower one first")
+
+    def crop(self, crop: Image, least: int, rng: np.random.Generator) -> Image:
+        """A crop (H, W) before patches are cut: perhaps resampled, to no less than `least` pixels an axis."""
+        if rng.random() >= self.zoom:
+            return crop
+        factor = max(rng.uniform(0.8, 1.25), least / min(crop.shape))
+        height, width = (max(least, round(n * factor)) for n in crop.shape)
+        kernel = (Picture.Resampling.BILINEAR, Picture.Resampling.BICUBIC)[rng.integers(2)]
+        return np.asarray(Picture.fromarray(np.ascontiguousarray(crop)).resize((width, height), kernel))
+
+    def patch(self, patch: Image, start: tuple[int, int], shape: tuple[int, ...], rng: np.random.Generator) -> Image:
+        """A high-resolution patch (h, w), which begins at `start` of a crop of `shape`."""
+        if rng.random() < self.smooth:
+            patch = gaussian_filter(patch, rng.uniform(0.3, 0.8))
+        if rng.random() < self.curve:
+            patch = _curve(patch, rng)
+        if rng.random() < self.strip:
+            patch = patch * _blob(patch.shape, start, shape, rng)
+            patch = patch / max(float(np.percentile(patch, 99.9)), 0.3)
+        return np.asarray(patch * np.float32(rng.uniform(*self.gain)), np.float32)
+
+    def low(self, image: Image, rng: np.random.Generator) -> Image:
+        """A low-resolution patch, perhaps with the noise of a magnitude image."""
+        if rng.random() >= self.noise:
+            return image
+        real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * np.float32(rng.uniform(0, 0.03))
+        return np.hypot(image + real, imaginary)
+
+
+def _curve(patch: Image, rng: np.random.Generator) -> Image:
+    """Black stays black; between it and white the curve is a power, or any that five points draw."""
+    if rng.random() < 0.5:
+        return np.asarray(np.maximum(patch, 0) ** np.float32(np.exp(rng.uniform(-0.4, 0.4))))
+    points = np.concatenate([[0.0], rng.uniform(0.05, 0.4, 1), rng.uniform(0.1, 1.0, 4)])
+    return np.interp(patch, np.array([0.0, 0.1, 0.3, 0.5, 0.75, 1.0]), points).astype(np.float32)
+
+
+def _blob(size: tuple[int, ...], start: tuple[int, int], shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Where a patch lies inside an ellipse that fills most of its crop, its radius waved by three slow harmonics."""
+    y, x = ((np.arange(s) + a - n / 2) / (n / 2 * rng.uniform(0.55, 0.9)) for s, a, n in zip(size, start, shape))
+    angle = np.arctan2(y[:, None], x[None])
+    wave = sum(rng.uniform(0, 0.06) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
+    return np.asarray(np.hypot(y[:, None], x[None]) < 1 + wave)

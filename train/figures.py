@@ -1,0 +1,105 @@
+"""The pictures of an evaluation: scores over scale, and crops beside each other. Each function gives a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from .models import Image
+from .report import Results
+
+STYLE: Any = {
+    "font.size": 9,
+    "text.parse_math": False,  # a name may hold a $
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.markersize": 4,
+    "lines.linewidth": 1.2,
+    "savefig.dpi": 200,
+}
+# Okabe and Ito's colours, told apart by colour-blind readers too; bicubic, which comes first, is black.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vPX"
+LINES = ("-", "-", "--", "-.", ":")  # one that lies on another shows both
+
+
+@rc_context(STYLE)
+def curves(results: Results) -> Figure:
+    """Every measure over scale, a panel a degradation, a line a model, with standard errors; equal scales of both axes only."""
+    square = sorted((y, s) for s, (y, x) in enumerate(results.scales) if y == x)
+    index, ratio = np.array([s for _, s in square], int), [float(r) for r, _ in square]
+    rows, cols = len(results.measures), len(results.kernels)
+    figure = Figure(figsize=(1.2 + 2.7 * cols, 0.7 + 2.3 * rows), layout="constrained")
+    axes = figure.subplots(rows, cols, squeeze=False, sharex=True, sharey="row")
+    for q, measure in enumerate(results.measures):
+        axes[q, 0].set_ylabel(measure.label + (f" ({measure.unit})" if measure.unit else ""))
+        for k, kernel in enumerate(results.kernels):
+            axis = axes[q, k]
+            axis.grid(color="0.9", linewidth=0.6)
+            axis.xaxis.set_major_formatter("×{x:g}")
+            if len(ratio) <= 6:
+                axis.set_xticks(ratio)
+            for m, model in enumerate(results.models):
+                colour, marker = COLOURS[m % len(COLOURS)], MARKERS[m % len(MARKERS)]
+                mean, error = (part[k, index, m, q] for part in (results.mean, results.standard_error))
+                style = {"color": colour, "marker": marker, "linestyle": LINES[m % len(LINES)], "label": model.name}
+                axis.errorbar(ratio, mean, None if np.isnan(error).all() else error, capsize=2, elinewidth=0.8, **style)
+            if q == 0:
+                axis.set_title(f"inputs made by {kernel}")
+            if q == rows - 1:
+                axis.set_xlabel("scale")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(results.models)))
+    return figure
+
+
+@rc_context(STYLE)
+def panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Image, str]]]]) -> Figure:
+    """A row (subject, [(heading, image, its score), …]) a crop, each image over its absolute error against the last, the truth.
+
+    All images of a row have one shape (H, W) and are shown from 0, black, to 1; the errors share one colour scale.
+    """
+    columns = len(rows[0][1])
+    errors = [[np.abs(image - images[-1][1]) for _, image, _ in images[:-1]] for _, images in rows]
+    top = max(float(np.percentile(e, 99.5)) for row in errors for e in row) or 1.0
+    heights = [1.75 * e[0].shape[0] / e[0].shape[1] for e in errors for _ in range(2)]
+    size = (1.75 * columns + 0.3, sum(heights) + 0.32 * len(rows) + 0.6)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02, hspace=0, wspace=0))
+    figure.suptitle(title)
+    axes = figure.subplots(2 * len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for (subject, images), error, above, below in zip(rows, errors, axes[::2], axes[1::2]):
+        for axis, (heading, image, score) in zip(above, images):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set_title(f"{heading}\n{score}" if axis in axes[0] else score, fontsize=8)
+        for axis, image in zip(below, error):
+            mapped = axis.imshow(image, cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
+        above[0].set_ylabel(subject, fontsize=8)
+        below[0].set_ylabel("error", fontsize=8)
+    bar = axes[1, -1].inset_axes((0.1, 0.1, 0.07, 0.8))  # below the first truth, which has no error
+    figure.colorbar(mapped, cax=bar, label="absolute error\n(white = 1)", extend="max")
+    return figure
+
+
+def upright(image: Image, axes: str) -> Image:
+    """(H, W) turned as radiologists look at it: head or face up, the patient's left on the right, the face on the left.
+
+    `axes` names where the two array axes lead, as nibabel does, from "LRPAIS"; anything else leaves the image as it is.
+    """
+    if len(axes) != 2:
+        return image
+    rows_first = "SIAPLR".index(axes[0]) < "SIAPLR".index(axes[1])
+    image, down, right = (image, axes[0], axes[1]) if rows_first else (image.T, axes[1], axes[0])
+    return image[:: -1 if down in "SA" else 1, :: -1 if right in "RA" else 1]
+
+
+def save(figure: Figure, kind: str, file: Any) -> None:
+    """Write a figure to a binary file, as png or svg, the same bytes for the same figure."""
+    with rc_context({**STYLE, "svg.hashsalt": "metasrgan-edge"}):
+        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})

@@ -1,0 +1,231 @@
+"""Which file shows which subject, and which subjects train and which validate: none does both.
+
+The first rule that applies tells the subject from a file's path below the data's folder, written with /:
+
+1. `subject`, a regular expression: its first group, or all that it matches. It decides for every file.
+2. A BIDS label `sub-…` anywhere in the path.
+3. Pictures that all lie loose in the folder name no subject: they are split in blocks with gaps.
+4. The first sub-folder that is no group (t1, HGG, imagesTr, ses-1, …); where there is none, a volume's own name. Words of
+   sequence, plane, time and processing are left out of a name wherever _ - . or spaces set them off, and so are numbers
+   after one of three digits or more: IXI002-Guys-0828-T1 is IXI002-Guys-0828, BraTS-GLI-00003-001 is BraTS-GLI-00003.
+
+Where rule 4 may be wrong the folder is refused: volumes beside pictures, subjects' folders beside files, two to four folders
+that may be classes, folders that differ in a short number or in a word after a number (anna_1, anna_2; 7_x, 7_y), files that
+begin with the same word (anna_x, anna_y). Numbers after such a word as "patient" are trusted, and so are files that differ
+in one long last number only (BRATS_001). All other names that differ are different subjects.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime import images, volume
+from runtime.errors import InputFileError, reason
+
+log = logging.getLogger(__name__)
+
+GAP = 40  # numbered slices of unknown subjects: this many around each validation block belong to neither side
+BLOCKS = 4  # validation blocks, spread over the numbers, so that no single kind of slice is all there is
+_FEW = 4  # so few folders may be classes or sequences, where one of them holds more than `_MANY` things
+_MANY = 9  # a subject has hardly more series
+
+_BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
+_SEGMENTATION = re.compile(  # a folder's whole name, or part of a file's
+    r"(?i)(?:^|/)(?:labels?|masks?|seg[a-z]*)(?:tr|ts)?/"
+    r"|(?:(?<![^/_\-. ])[a-z]*seg(?:m[a-z]*|\d*)(?=[_\-. ])|mask(?!ed)|label(?!l?ed))[^/]*$"
+)
+_WORD = re.compile(  # no part of a subject's name: set off on both sides, or as T1, T2, FLAIR at the end of another word
+    r"""(?ix) (?: (?<![^_\-. ]) | (?-i: (?<=[a-z0-9]) (?=T[12]|FLAIR) ) ) (?:
+    t[12][a-z]*\+? | flair | pdw? | dwi | adc | dti | swi | mra | mri? | tof | mprage | spgr | contrast | c[et] | gad | gd
+    | pre | post | baseline | follow-?up | (?:ses|session|visit|scan|run|tp|timepoint|echo) (?:[-_]?\d+|-[a-z]+)?
+    | (?:19|20)\d{6} | ax | axial | cor | coronal | sag | sagittal | tra | \dd | \d+mm | brain | bet | skull | stripped
+    | seg\w* | masks? | masked | labels? | n4 | reg | registered | norm | resampled | anon | defaced | raw | nifti | nii
+    ) (?![^_\-. ])"""
+)
+_GROUP = re.compile(
+    r"(?i)[hl]gg|(?:images|labels|masks|volumes|scans|slices)(?:tr|ts)?|derivatives|(?:raw|source)?data|dataset"
+    r"|train(?:ing)?|val(?:idation)?|test(?:ing)?|anat|func|perf"
+)
+_SUBJECT = re.compile(  # a number after such a word is a subject's
+    r"(?i)(?:s|p|pt|id|hc|(?:.*[_\-. ])?(?:sub|subj|subject|pat|patient|participant|volunteer|case|control))[_\-. ]?\d+"
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Files for training and for validation, no subject in both, and one sentence on how they were told apart."""
+
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    how: str
+
+
+def find_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """Every image and NIfTI file below a folder whose name matches the glob, in order of name.
+
+    Hidden files and folders are passed over, and so are segmentations and masks, whose number is logged. Raises
+    InputFileError where nothing is left, and for a pattern that is no glob below the folder.
+    """
+    if not folder.is_dir():
+        raise InputFileError(f"{folder} is not a folder: give one of image slices or NIfTI volumes")
+    try:
+        if not pattern:
+            raise ValueError("it is empty")
+        found = sorted(folder.rglob(pattern))
+    except (ValueError, NotImplementedError) as error:  # pathlib's, of "a**" and of "/abs/*"
+        raise InputFileError(f"pattern {pattern!r} is no glob below {folder} ({reason(error)}): try '*t1ce*'") from None
+    paths = {f: f.relative_to(folder).as_posix() for f in found if images.is_image(f) or volume.is_nifti(f)}
+    seen = [f for f, path in paths.items() if f.is_file() and not re.search(r"(?:^|/)\.", path)]
+    files = [f for f in seen if not _SEGMENTATION.search(paths[f])]
+    also = f"; {len(seen) - len(files)} segmentations or masks are left out" if len(seen) > len(files) else ""
+    if not files:
+        raise InputFileError(f"{folder} holds no image or NIfTI file that matches {pattern!r}{also}")
+    log.info("%d files in %s%s", len(files), folder, also)
+    return files
+
+
+def split_by_subject(folder: Path, files: Sequence[Path], subject: str | None = None, fraction: float = 0.1) -> Split:
+    """Set about `fraction` of the subjects aside for validation, spread over their names in order.
+
+    Loose slices that name no subject are taken in order of their numbers: `BLOCKS` runs of them validate, and `GAP` slices
+    on either side of each run are used for nothing. Raises InputFileError where there are too few of either, and as
+    `subjects` does.
+    """
+    of_file = subjects(folder, files, subject)
+    names = sorted(set(of_file))
+    if names == [""]:
+        return _split_numbered(folder, files, fraction)
+    if len(names) < 2:
+        raise _unclear(folder, f"holds one subject only ({', '.join(names)}), so that nothing is left to validate on")
+    count = min(len(names) - 1, max(1, round(fraction * len(names))))
+    held = {names[k] for k in np.linspace(0, len(names), count, endpoint=False).astype(int)}
+    return Split(
+        tuple(f for f, name in zip(files, of_file) if name not in held),
+        tuple(f for f, name in zip(files, of_file) if name in held),
+        f"{len(names) - len(held)} subjects train, {len(held)} validate: {', '.join(sorted(held))}",
+    )
+
+
+def split_as_given(train: Sequence[Path], validation: Sequence[Path]) -> Split:
+    """Two folders' files, which the caller answers for; a file on both sides is refused all the same."""
+    both = {f.resolve() for f in train} & {f.resolve() for f in validation}
+    if both:
+        raise InputFileError(f"{len(both)} files, {min(both)} among them, would train and validate: give other subjects")
+    return Split(tuple(train), tuple(validation), f"{len(train)} files train, {len(validation)} others validate")
+
+
+def subjects(folder: Path, files: Sequence[Path], subject: str | None = None) -> list[str]:
+    """The subject of each file by the rules above; of loose slices that name none, "".
+
+    Raises InputFileError for a regular expression that is none or leaves a file without a subject, and where a guess may
+    be wrong.
+    """
+    paths = [f.relative_to(folder).as_posix() for f in files]
+    if subject is not None:
+        return [_matched(subject, path) for path in paths]
+    _same(folder, paths, [volume.is_nifti(f) for f in files], "holds volumes such as {} beside pictures such as {}")
+    labels = [_BIDS.search(path) for path in paths]
+    _same(folder, paths, [bool(label) for label in labels], "holds {}, which has a BIDS label, and {}, which has none")
+    if all(labels):
+        return [label[1] for label in labels if label]
+    if not any("/" in path or volume.is_nifti(Path(path)) for path in paths):
+        return [""] * len(paths)
+    return _guessed(folder, paths)
+
+
+def _matched(pattern: str, path: str) -> str:
+    try:
+        match = re.search(pattern, path)
+    except re.error as error:
+        raise InputFileError(f"subject {pattern!r} is no regular expression ({error}): try 'patient[0-9]+'") from None
+    name = match[1 if match.re.groups else 0] if match else None
+    if not name:
+        raise InputFileError(f"subject {pattern!r} finds none in {path}: give a regular expression that matches every file")
+    return name
+
+
+def _guessed(folder: Path, paths: Sequence[str]) -> list[str]:
+    guesses = [_guess(path) for path in paths]
+    names = [name for name, _ in guesses]
+    _same(folder, paths, [inside is not None for _, inside in guesses], "holds {} in a subject's folder and {} in none")
+    by_folder = guesses[0][1] is not None
+    for path, name in zip(paths, names):
+        if not name or not (by_folder or volume.is_nifti(Path(path))):
+            raise _unclear(folder, f"holds {path}, whose path names no subject")
+
+    doubtful = r"[_\-. ]+\d{1,2}$|(?<=\d)[_\-. ]+[A-Za-z]+\d*$" if by_folder else r"[_\-. ].*"
+    alike = defaultdict(set)
+    for name in names:
+        alike[re.sub(doubtful, "", name)].add(name)
+    for group in alike.values():
+        numbered = len(alike) == 1 and len({re.sub(r"\d{3,}$", "", name) for name in group}) == 1
+        if len(group) > 1 and not numbered and not all(map(_SUBJECT.fullmatch, group)):
+            raise _unclear(folder, f"names {' and '.join(sorted(group)[:2])}, which may be one subject or two")
+
+    held = defaultdict(set)
+    for name, inside in guesses:
+        held[name].add(inside or "")
+    if by_folder and 1 < len(held) <= _FEW and not all(map(_SUBJECT.fullmatch, held)):
+        shared = [inside for inside in set.intersection(*held.values()) if inside and not inside.isdecimal()]
+        if len(shared) > 1 or max(map(len, held.values())) > _MANY:
+            raise _unclear(folder, f"has {len(held)} folders that may be classes or sequences ({', '.join(sorted(held))})")
+    return names
+
+
+def _guess(path: str) -> tuple[str, str | None]:
+    """A subject, and the name of what its folder holds on this path: None where the file itself is named for it."""
+    *folders, file = re.sub(r"(?i)(^|/)derivatives/[^/]+/", r"\1", path).split("/")
+    for part, inside in zip(folders, [*folders[1:], _stem(file)]):
+        name = _name(part)
+        if name and not _GROUP.fullmatch(name):
+            return name, _name(inside)
+    return _name(_stem(file)), None
+
+
+def _name(part: str) -> str:
+    """What is left of a folder's name or a file's stem without the words and numbers that name no subject."""
+    name = re.sub(r"([_\-. ])[_\-. ]+", r"\1", _WORD.sub("", part)).strip("_-. ")
+    return re.sub(r"(?<=\d{3})([_\-. ]\d+)+$", "", name)
+
+
+def _stem(name: str) -> str:
+    return name[: len(name) - len(volume.nifti_suffix(Path(name)) or Path(name).suffix)]
+
+
+def _same(folder: Path, paths: Sequence[str], traits: Sequence[bool], seen: str) -> None:
+    if len(set(traits)) > 1:
+        raise _unclear(folder, seen.format(paths[traits.index(True)], paths[traits.index(False)]))
+
+
+def _unclear(folder: Path, seen: str) -> InputFileError:
+    return InputFileError(
+        f"{folder} {seen}: say with subject=REGEX which part of a path is the subject, "
+        "or choose files, such as pattern='*t1ce*'"
+    )
+
+
+def _split_numbered(folder: Path, files: Sequence[Path], fraction: float) -> Split:
+    length = round(fraction * len(files) / BLOCKS)
+    if length < 1 or len(files) < BLOCKS * (length + 2 * GAP):
+        raise InputFileError(
+            f"{folder} has {len(files)} loose slices, too few to tell subjects apart by blocks with gaps of {GAP}: "
+            "give each subject a sub-folder, or other subjects as validation=FOLDER"
+        )
+    files = sorted(files, key=lambda f: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", f.name)])
+    role = np.zeros(len(files), np.int8)  # 0 train, 1 gap, 2 validation
+    for k in range(BLOCKS):
+        start = round((k + 0.5) * len(files) / BLOCKS - length / 2)
+        role[start - GAP : start + length + GAP] = 1
+        role[start : start + length] = 2
+    return Split(
+        tuple(f for f, r in zip(files, role) if r == 0),
+        tuple(f for f, r in zip(files, role) if r == 2),
+        f"slices without subjects: {(role == 0).sum()} train, {BLOCKS} blocks of {length} validate, gaps of {GAP} between",
+    )
