@@ -1,11 +1,13 @@
 # Two environments, each made when it is first needed: .venv/run is what a clinic installs, .venv/dev is everything.
 PYTHON ?= python3
 DATA ?= ../shared/data/t1ce-validation
+# The paper's grid, thinned, and scales that nothing was trained on.
+SCALES = 1.05 1.1 1.3 1.5 1.7 2 2.37 2.5 3 3.333 3.5 4 4.5 6
 INSTALL = bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN = .venv/run/bin/python
 DEV = .venv/dev/bin/python
 
-.PHONY: demo test evaluate bench clean
+.PHONY: demo test evaluate results bench clean
 
 demo: .venv/run/installed  ## upscale a real volume ×2.5 with the shipped model
 	$(RUN) examples/demo.py out/demo
@@ -20,6 +22,9 @@ test: .venv/dev/installed  ## what CI runs
 
 evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was not trained on
 	$(DEV) -m train.evaluate --data $(DATA)
+
+results: .venv/dev/installed  ## docs/results.md, its pictures and numbers, from the committed checkpoints
+	$(DEV) -m train.evaluate --data $(DATA) --models $(wildcard models/*.pt) --scales $(SCALES) --out docs --force
 
 bench: .venv/dev/installed  ## time the stage against the trunk; keep the machine quiet
 	$(DEV) -m pytest benchmarks --benchmark-disable-gc --benchmark-columns=median,iqr,rounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -125,10 +126,10 @@ def parse(
     table: dict[str, Any], settings: Sequence[str] = (), data: Path | None = None, where: str = "the configuration"
 ) -> Config:
     """A configuration from TOML's tables; see `load`."""
+    table = {"generator": {"name": "edge"}, **copy.deepcopy(table)}
     stages = table.get("stage", {})
     if not isinstance(stages, dict) or not stages or not all(isinstance(stage, dict) for stage in stages.values()):
         raise ConfigError(f"{where} has no stage: give at least one table such as [stage.brain]")
-    table = {"generator": {"name": "edge"}, **table}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:

@@ -159,7 +159,7 @@ class Batches:
 
         ny, nx = (int(self.stage.patch / r) for r in scales)
         kernel = self.stage.kernels[rng.integers(len(self.stage.kernels))]
-        taper = rng.uniform()  # from a hard edge of k-space to a Hann window
+        taper = resample.TAPER if rng.random() < 0.7 else rng.uniform(0.1, 1)  # and scanners differ: up to a Hann window
         lr = resample.downsample(around, scales, kernel, (y - top, x - left), (ny, nx), taper)
         my, mx = (grid.output_size(n, r) for n, r in zip((ny, nx), scales))
         return self.stage.augment.low(lr, rng), around[y - top : y - top + my, x - left : x - left + mx]

@@ -13,7 +13,7 @@ from runtime import grid
 
 Kernel = Literal["bilinear", "bicubic", "kspace"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
-TAPER = 0.25  # of the kept band, at its edge: a mild window
+TAPER = 0.5  # of the kept band, at its edge: Tukey's window as scipy has it by default
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 

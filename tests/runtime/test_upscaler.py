@@ -209,8 +209,8 @@ def test_stored_tables_equal_predicted_ones() -> None:
 
     generator = random_generator("edge")
     scales = (Fraction(2), Fraction(5, 2), Fraction(39, 10))
-    model, files, kept = build(generator, scales, half=False)
-    assert kept == [Fraction(2), Fraction(5, 2)]  # 39² filters are sooner predicted than read
+    model, files, kept = build(generator, scales[:2], half=False)
+    assert kept == [*scales[:2]]
     with_tables = bundle.Bundle.parse(bundle.serialise(model, files, {}), "test")
     without = bundle_of(generator)
     image = np.random.default_rng(0).random((20, 23), np.float32)
