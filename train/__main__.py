@@ -33,8 +33,12 @@ def _train(argv: list[str] | None) -> None:
     args = parser.parse_args(argv)
     if not (args.out or args.dry_run):
         parser.error("--out is needed: the folder for the run's checkpoints")
+    if args.resume and (args.dry_run or not args.out):
+        parser.error("--resume goes on with the run in --out, and not with --dry-run")
 
-    from . import checkpoint, config, loop  # torch, whose absence is an error with advice
+    import torch  # whose absence is an error with advice
+
+    from . import checkpoint, config, loop
 
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -44,13 +48,18 @@ def _train(argv: list[str] | None) -> None:
     else:
         chosen = config.load(args.config or "fidelity", args.set, args.data)
     progress = sys.stderr.isatty()
-    if args.dry_run:
-        for line in loop.dry_run(chosen, progress):
-            print(line, flush=True)
-    else:
-        best = loop.train(chosen, args.out, args.resume, progress)
-        if first:
-            print(best)
+    try:
+        if args.dry_run:
+            for line in loop.dry_run(chosen, progress):
+                print(line, flush=True)
+        else:
+            best = loop.train(chosen, args.out, args.resume, progress)
+            if first:
+                print(best)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise loop.TrainingError("there is not enough memory: give a smaller batch or patch, such as --set batch=4") from None
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ standardisation, as for the generator. Both end in sub-pixel convolution: Shi et
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from runtime import grid
 from runtime.errors import ScaleError
 
-from .generator import GeneratorConfig, ResidualBlock
+from .generator import GeneratorConfig, ResidualBlock, check_sizes
+from .tables import require
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class EdsrConfig:
     mean: float = 0.370
     std: float = 0.117
 
+    def __post_init__(self) -> None:
+        check_sizes(self, ("channels", "blocks"))
+        require(0 < self.residual_scale < math.inf, "residual_scale", self.residual_scale, "a positive number such as 0.1")
+        require(self.scale in _STEPS, "scale", self.scale, "2, 3 or 4")
+
 
 @dataclass(frozen=True)
 class SrganConfig:
@@ -41,6 +48,12 @@ class SrganConfig:
     mean: float = 0.370
     std: float = 0.117
 
+    def __post_init__(self) -> None:
+        check_sizes(self, ("channels", "blocks"))
+        require(self.scale in _STEPS, "scale", self.scale, "2, 3 or 4")
+
+
+_STEPS = {2: (2,), 3: (3,), 4: (2, 2)}  # pixel shuffles
 
 CONFIGS: dict[str, EdsrConfig | SrganConfig] = {
     "edsr": EdsrConfig(),  # 40,720,385 parameters, 40,709,376 multiply-adds an lr pixel
@@ -65,7 +78,7 @@ class EdsrBlock(nn.Module):
 
 
 class Edsr(nn.Module):
-    """EDSR for `config.scale`. Raises ScaleError where that is not 2, 3 or 4."""
+    """EDSR for `config.scale`."""
 
     def __init__(self, config: EdsrConfig) -> None:
         super().__init__()
@@ -86,7 +99,7 @@ class Edsr(nn.Module):
 
 
 class Srgan(nn.Module):
-    """SRGAN's generator for `config.scale`. Raises ScaleError where that is not 2, 3 or 4."""
+    """SRGAN's generator for `config.scale`."""
 
     def __init__(self, config: SrganConfig) -> None:
         super().__init__()
@@ -112,10 +125,7 @@ def _conv(c_in: int, c_out: int, kernel: int = 3) -> nn.Conv2d:
 
 def _upsampler(channels: int, scale: int, act: Callable[[], nn.Module] = nn.Identity) -> nn.Sequential:
     """(N, C, H, W) → (N, C, H·s, W·s) by pixel shuffle; ×4 is twice ×2."""
-    steps = {2: (2,), 3: (3,), 4: (2, 2)}.get(scale)
-    if steps is None:
-        raise ScaleError(f"scale {scale} has no pixel-shuffle upsampler: give 2, 3 or 4")
-    return nn.Sequential(*(nn.Sequential(_conv(channels, channels * s * s), nn.PixelShuffle(s), act()) for s in steps))
+    return nn.Sequential(*(nn.Sequential(_conv(channels, channels * s * s), nn.PixelShuffle(s), act()) for s in _STEPS[scale]))
 
 
 def _check(scales: grid.Scales, scale: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -52,19 +53,23 @@ class Stage:
     schedule: Literal["cosine", "steps"] = "cosine"  # half a cosine down to 0, or × `step_factor` every `step_updates`
     step_updates: int = 60_000
     step_factor: float = 0.8
+    precision: Literal["bfloat16", "float32"] = "bfloat16"  # of convolutions and products, under autocast; weights are float32
     clip_norm: float = 1.0  # of the gradient; 0: not clipped
     ema: float = 0.999  # the weights that are validated and kept are a moving average; 0: the last ones
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("updates", "batch", "patches_per_crop", "validate_every", "step_updates"), 1)
         for name, smallest in {**least, "patch": 32, "seed": 0, "warmup": 0, "ramp": 0}.items():
-            require(getattr(self, name) >= smallest, name, getattr(self, name), f"{smallest} or more")
+            require(smallest <= getattr(self, name) < 2**31, name, getattr(self, name), f"{smallest} or more, below 2³¹")
+        require(self.batch <= 4096, "batch", self.batch, "4096 or less")
         for name in ("adversarial", "perceptual", "clip_norm"):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or a positive number")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a positive number, such as 5e-4")
         require(0 < self.step_factor <= 1, "step_factor", self.step_factor, "a number above 0, up to 1")
         require(0 <= self.ema < 1, "ema", self.ema, "0, or a decay below 1 such as 0.999")
         require(0 <= self.anisotropic <= 1, "anisotropic", self.anisotropic, "a part from 0 to 1")
+        if self.adversarial or self.perceptual:
+            require(self.warmup < self.updates, "warmup", self.warmup, f"fewer than the {self.updates} updates")
         require(len(self.kernels) > 0, "kernels", self.kernels, f"some of {', '.join(resample.KERNELS)}")
         require(len(self.scales) > 0, "scales", self.scales, "one scale or more")
         largest = self.patch // 8  # an input of 8 pixels, below which nothing is learned
@@ -84,7 +89,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Config:
-    """A network and its stages in order; `init` is a checkpoint that the first one starts from."""
+    """A network and its stages in order; `init` is a checkpoint that the first one starts from.
+
+    In a TOML file `init` is relative to the file's own folder.
+    """
 
     generator: networks.Config
     stages: dict[str, Stage]
@@ -119,6 +127,8 @@ def load(name: str, settings: Sequence[str] = (), data: Path | None = None) -> C
         raise ConfigError(f"{path} does not exist: give a .toml file, or one of {known}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is no readable TOML ({reason(error)}): mend it") from None
+    if isinstance(table.get("init"), str) and table["init"]:
+        table["init"] = str(path.parent / table["init"])
     return parse(table, settings, data, str(path))
 
 
@@ -130,6 +140,9 @@ def parse(
     stages = table.get("stage", {})
     if not isinstance(stages, dict) or not stages or not all(isinstance(stage, dict) for stage in stages.values()):
         raise ConfigError(f"{where} has no stage: give at least one table such as [stage.brain]")
+    for name in stages:  # a stage's last weights become NAME.pt beside last.pt and best.pt
+        fits = re.fullmatch(r"[A-Za-z0-9_-]+", name) and name not in ("last", "best")
+        require(bool(fits), f"{where}: the stage's name", name, "letters, digits, _ and -, but not last or best")
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -138,11 +151,14 @@ def parse(
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        if key.split(".")[0] in ("generator", "stage", "init"):
-            _set(table, key.split("."), value, setting)
+        keys = key.split(".")
+        if keys[0] == "stage" and (len(keys) < 3 or keys[1] not in stages):
+            raise ConfigError(f"setting {setting!r} is no stage's key: write it like stage.{list(stages)[-1]}.updates=1000")
+        if keys[0] in ("generator", "stage", "init"):
+            _set(table, keys, value, setting)
         else:
             for stage in stages.values():
-                _set(stage, key.split("."), value, setting)
+                _set(stage, keys, value, setting)
     for stage in stages.values():
         if data is not None and (not stage.get("data") or stage is stages[list(stages)[-1]]):
             stage["data"] = str(data)

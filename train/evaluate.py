@@ -244,6 +244,7 @@ def _account(folder: Path, subjects: dict[str, list[Crop]], results: report.Resu
         f"{sum(results.crops.values())} brain crops of {count} subject{'s' * (count > 1)} in {folder}: the smallest rectangle "
         f"with every pixel above 5 % of its slice's maximum, {MIN_CROP}×{MIN_CROP} or more, scaled to [0, 1] by its volume",
         *([f"no crop of that size, so left out: {', '.join(empty)}"] if empty else []),
+        "colour is luminance (ITU-R BT.601) and JPEGs are averaged 2×2 before anything else",
         "inputs: the crop made smaller by exactly 1/r on the shared grid (`train.resample`), as a table's title says",
         *(measure.how for measure in results.measures),
         "truth and output are clamped to [0, 1]; a score is the mean over a subject's crops, then over subjects"

@@ -7,8 +7,10 @@ Shapes are written at the line that makes them: N images, H×W low-resolution pi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +38,16 @@ class GeneratorConfig:
     std: float = 0.117
 
     def __post_init__(self) -> None:
-        for name in ("channels", "blocks", "head_kernel", "predictor_hidden"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        check_sizes(self, ("channels", "blocks", "head_kernel", "predictor_hidden"))
         require(self.head_kernel % 2 == 1, "head_kernel", self.head_kernel, "an odd number")
-        require(math.isfinite(self.mean), "mean", self.mean, "a number such as 0.37")
-        require(0 < self.std < math.inf, "std", self.std, "a positive number such as 0.117")
+
+
+def check_sizes(config: Any, names: Sequence[str]) -> None:
+    """Raise ConfigError where a network's sizes are not positive, or its mean and std are no normalisation."""
+    for name in names:
+        require(1 <= getattr(config, name) <= 4096, name, getattr(config, name), "1 to 4096")
+    require(math.isfinite(config.mean), "mean", config.mean, "a number such as 0.37")
+    require(0 < config.std < math.inf, "std", config.std, "a positive number such as 0.117")
 
 
 CONFIGS = {

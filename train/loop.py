@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -17,15 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from runtime.errors import InputFileError, MetasrganError, OutputFileError
 
-from . import checkpoint, data, evaluate, losses, metrics, models, networks, resample, subjects
+from . import checkpoint, data, evaluate, losses, metrics, models, networks, processes, resample, subjects
 from .config import Config, Stage, parse
 from .discriminator import Discriminator
 
@@ -33,6 +30,7 @@ log = logging.getLogger(__name__)
 
 VALIDATION_SCALES = (Fraction(2), Fraction(5, 2), Fraction(4))
 VALIDATION_CROPS = 24
+VALIDATION_SIZE = 512  # pixels an axis, of a photograph's middle: brains are smaller
 _MOVABLE = ("updates", "validate_every", "data", "validation", "features")  # what a resumed run may be given anew
 
 
@@ -64,11 +62,8 @@ class Learner:
             self.discriminator = Discriminator().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.judge = torch.optim.Adam(self.discriminator.parameters(), lr=stage.learning_rate)
         self.perceptual = losses.Perceptual(Path(stage.features)).to(device) if stage.perceptual else None
-        many = dist.is_initialized()
-        self._generator = DistributedDataParallel(self.generator) if many else self.generator
-        self._discriminator = self.discriminator
-        if many and self.discriminator is not None:  # called twice before its backward: its buffers must stay
-            self._discriminator = DistributedDataParallel(self.discriminator, broadcast_buffers=False)
+        self._generator = processes.shared(self.generator)
+        self._discriminator = processes.shared(self.discriminator) if self.discriminator else None
 
     @property
     def kept(self) -> nn.Module:
@@ -89,7 +84,8 @@ class Learner:
             getattr(self, name).load_state_dict(content)
 
     def step(self, batch: data.Batch, update: int) -> dict[str, float]:
-        """One update of each network; its losses by name. A loss or gradient that is not finite changes no weights.
+        """One update of each network; its losses by name. A loss or gradient that is not finite changes no weights of its
+        network: FloatingPointError.
 
         The generator's loss is L1, and past the warm-up L1 + adversarial + perceptual with the stage's weights (Tan, Zhu,
         Liò 2020: 1, 0.001, 0.006).
@@ -100,7 +96,7 @@ class Learner:
             for group in optimiser.param_groups:
                 group["lr"] = stage.rate(update)
         self.generator.train()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self._autocast():
             sr = self._generator(lr, batch[2])
         sr = sr.clamp(0, 1) if stage.clamp else sr
         parts = {"l1": nn.functional.l1_loss(sr, hr)}
@@ -108,11 +104,11 @@ class Learner:
         if stage.is_adversarial(update):
             if self.discriminator is not None:
                 parts["discriminator"] = self._train_discriminator(sr.detach(), hr)
-                with torch.autocast(self.device.type, torch.bfloat16):
+                with self._autocast():
                     parts["adversarial"] = losses.adversarial_generator(self.discriminator(sr).float())
                 loss = loss + stage.adversarial * parts["adversarial"]
             if self.perceptual is not None:
-                with torch.autocast(self.device.type, torch.bfloat16):
+                with self._autocast():
                     parts["perceptual"] = self.perceptual(sr, hr).float()
                 loss = loss + stage.perceptual * parts["perceptual"]
         self._descend(loss, self.generator, self.optimiser)
@@ -120,11 +116,14 @@ class Learner:
             self.average.update_parameters(self.generator)
         return {name: part.item() for name, part in parts.items()}
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.precision == "bfloat16")
+
     def _train_discriminator(self, sr: Tensor, hr: Tensor) -> Tensor:
         assert self._discriminator is not None
         assert self.discriminator is not None
         self.discriminator.train().requires_grad_(True)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self._autocast():
             real, fake = self._discriminator(hr), self._discriminator(sr)
         loss = losses.adversarial_discriminator(real.float(), fake.float())
         self._descend(loss, self.discriminator, self.judge)
@@ -132,8 +131,9 @@ class Learner:
         return loss.detach()
 
     def _descend(self, loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()}")
+        finite = math.isfinite(loss.item())
+        if processes.anywhere(not finite):
+            raise FloatingPointError("another process's loss is not finite" if finite else f"the loss is {loss.item()}")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.stage.clip_norm or math.inf).item()
@@ -152,27 +152,34 @@ def train(config: Config, out: Path, resume: bool = False, progress: bool = True
     InputFileError where there is nothing to resume, or it saw other data or another configuration; TrainingError for
     losses that are not finite. Under torchrun, processes share each update, `batch` patches each.
     """
-    last = out / "last.pt"
-    if last.exists() and not resume:
-        raise OutputFileError(f"{out} holds a run already: add --resume to go on with it, or name another --out")
-    splits = prepare(config)
-    state = _resumable(last, config) if resume else None
-    with _processes() as device, _stop_signals() as stop:
-        generator = _initial(config)
-        names = list(config.stages)
-        for name in names[names.index(state["stage"]) if state else 0 :]:
+    names = list(config.stages)
+    state = None
+    if resume:
+        state = _resumable(out / "last.pt", config)
+        names = names[names.index(state["stage"]) :]
+    elif taken := [path for name in ("last", "best", *names) if (path := out / f"{name}.pt").exists()]:
+        raise OutputFileError(f"{taken[0]} is there already: add --resume to go on with its run, or name another --out")
+    splits = prepare(config, names)
+    with processes.group() as device, _stop_signals() as stop:
+        generator = networks.build(config.generator) if state else initial(config)
+        for name in names:
             run = _Stage(config, name, splits[name], generator, out, device, progress)
             if state:
                 run.restore(state)
             run.train(stop)
             generator, state = run.learner.kept, None
+            del run  # its images, before the next stage's are read
     return out / "best.pt"
 
 
-def prepare(config: Config) -> dict[str, subjects.Split]:
-    """The files of every stage; an error now, rather than after the stages before, for what is missing."""
-    splits = {}
-    for name, stage in config.stages.items():
+def prepare(config: Config, names: Sequence[str] | None = None) -> dict[str, subjects.Split]:
+    """The files of these stages, or of all; an error now, rather than after the stages before, for what is missing.
+
+    Raises InputFileError also where a subject would train in one stage and validate in another.
+    """
+    splits: dict[str, subjects.Split] = {}
+    for name in config.stages if names is None else names:
+        stage = config.stages[name]
         if not stage.data:
             raise InputFileError(f"stage {name} has no data: give --data, or --set stage.{name}.data=FOLDER")
         files = subjects.find_files(Path(stage.data), stage.pattern)
@@ -180,7 +187,14 @@ def prepare(config: Config) -> dict[str, subjects.Split]:
             splits[name] = subjects.split_as_given(files, subjects.find_files(Path(stage.validation), stage.pattern))
         else:
             splits[name] = subjects.split_by_subject(Path(stage.data), files, stage.subject or None)
+        for other, split in splits.items():
+            subjects.check_apart(f"stage {other}", split, f"stage {name}", splits[name])
         if stage.perceptual:
+            if not stage.features:
+                raise InputFileError(
+                    f"stage {name} has a perceptual loss but no features: give --set features=FILE, VGG-16 as .npz or "
+                    "torchvision's vgg19-dcbb9e9d.pth, or do without by --set perceptual=0"
+                )
             losses.Perceptual(Path(stage.features))
     return splits
 
@@ -195,8 +209,14 @@ def load_stage(stage: Stage, split: subjects.Split, progress: bool) -> tuple[dat
                 f"no slice to {side} on has {stage.patch}×{stage.patch} pixels or more (JPEGs are halved first): "
                 "give larger images or a smaller patch"
             )
-    held_out = [held_out[k] for k in np.unique(np.linspace(0, len(held_out) - 1, VALIDATION_CROPS).astype(int))]
-    return data.Batches(crops, stage, *_place()), held_out
+    chosen = np.unique(np.linspace(0, len(held_out) - 1, VALIDATION_CROPS).astype(int))
+    held_out = [data.Crop(_middle(held_out[k].pixels), held_out[k].source) for k in chosen]
+    return data.Batches(crops, stage, *processes.place()), held_out
+
+
+def _middle(image: data.Image) -> data.Image:
+    starts = [max(0, n - VALIDATION_SIZE) // 2 for n in image.shape]
+    return image[tuple(slice(start, start + VALIDATION_SIZE) for start in starts)].copy()  # not the whole photograph
 
 
 class _Stage:
@@ -213,21 +233,34 @@ class _Stage:
         progress: bool,
     ) -> None:
         self.config, self.name, self.stage, self.out = config, name, config.stages[name], out
-        self.first = _place()[0] == 0  # the process that writes and speaks
+        self.first = processes.place()[0] == 0  # the process that writes and speaks
         self.progress = progress and self.first
         if self.first:
             log.info("stage %s: %s", name, split.how)
         self.batches, self.held_out = load_stage(self.stage, split, self.progress)
-        self.digest = hashlib.sha256(b"".join(hashlib.sha256(c.pixels.data).digest() for c in self.batches.crops)).hexdigest()
+        self.digest = self._digest()
         if self.first:
             log.info("%d crops train, %d validate", len(self.batches.crops), len(self.held_out))
         self.out.mkdir(parents=True, exist_ok=True)
         self.learner = Learner(generator, self.stage, device)
         self.update, self.best, self.running = 0, (False, -math.inf), math.nan
 
+    def _digest(self) -> str:
+        """SHA-256 of all that a stage reads: images on both sides, and the features of its perceptual loss."""
+        content = hashlib.sha256(Path(self.stage.features).read_bytes() if self.stage.perceptual else b"")
+        for crop in [*self.batches.crops, *self.held_out]:
+            content.update(hashlib.sha256(np.ascontiguousarray(crop.pixels).data).digest())
+        return content.hexdigest()
+
     def restore(self, state: dict[str, Any]) -> None:
         if state["data"] != self.digest:
-            raise InputFileError(f"stage {self.name} was trained on other images: give the same --data, or another --out")
+            raise InputFileError(f"stage {self.name} saw other images or features: give the same, or name another --out")
+        world = processes.place()[1]
+        if state["processes"] != world:
+            raise InputFileError(
+                f"{self.out} was trained by {state['processes']} processes, this is {world}: resume with as many, or the "
+                "batches would be others"
+            )
         self.learner.restore(state["networks"])
         self.update, self.best, self.running = state["update"], tuple(state["best"]), state["running"]
         log.info("resuming stage %s at update %d", self.name, self.update)
@@ -239,7 +272,7 @@ class _Stage:
             tqdm(total=total, initial=self.update, desc=self.name, unit="update", disable=not self.progress) as bar,
         ):
             while self.update < total:
-                if _any(bool(stop)):
+                if processes.anywhere(bool(stop)):
                     self._save_last()
                     if self.first:
                         log.warning(
@@ -252,7 +285,7 @@ class _Stage:
                 bar.set_postfix(l1=f"{self.running:.4f}", refresh=False)
                 if board and self.update % 50 == 0:
                     for name, value in {**parts, "learning rate": self.stage.rate(self.update)}.items():
-                        board.add_scalar(f"{self.name}/{name}", value, self.update)
+                        board.add_scalar(name, value, self.update)
                 if self.update % self.stage.validate_every == 0 or self.update == total:
                     if self.first:
                         self._validate(board)
@@ -285,9 +318,9 @@ class _Stage:
         if board:
             for case, score in scores.items():
                 for name, value in score._asdict().items():
-                    board.add_scalar(f"{self.name}/{name} {case}", value, self.update)
+                    board.add_scalar(f"{name} {case}", value, self.update)
             for case, panel in panels.items():
-                board.add_image(f"{self.name}/{case}: input, output, truth", panel, self.update, dataformats="HW")
+                board.add_image(f"{case}: input, output, truth", panel, self.update, dataformats="HW")
 
     def _save(self, path: Path, **more: Any) -> None:
         """A checkpoint of the weights that are kept."""
@@ -303,6 +336,7 @@ class _Stage:
     def _save_last(self) -> None:
         if self.first:
             more = {"networks": self.learner.state(), "best": self.best, "running": self.running, "data": self.digest}
+            more["processes"] = processes.place()[1]
             self._save(self.out / "last.pt", **more)
 
     @contextmanager
@@ -313,7 +347,8 @@ class _Stage:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.update or None) as board:
+        folder = self.out / "tensorboard" / self.name
+        with SummaryWriter(str(folder), purge_step=self.update + 1 if self.update else None) as board:
             yield board
 
 
@@ -344,7 +379,7 @@ def dry_run(config: Config, progress: bool = True, updates: int = 10) -> Iterato
     """What a run would be, a line at a time: its data, its size, its speed on this machine, the hours it would take."""
     splits = prepare(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = _initial(config)
+    generator = initial(config)
     yield f"network: {networks.plain(config.generator)['kind']}, {sum(p.numel() for p in generator.parameters()):,} parameters"
     for name, stage in config.stages.items():
         yield f"stage {name}: {splits[name].how}"
@@ -356,25 +391,25 @@ def dry_run(config: Config, progress: bool = True, updates: int = 10) -> Iterato
         times = []
         for update in range(start, start + 3 + updates):
             began = time.perf_counter()
-            learner.step(batches[update], update)
+            try:
+                learner.step(batches[update], update)
+            except FloatingPointError as error:
+                raise TrainingError(f"stage {name}: {error} after {update - start} updates: lower its learning_rate") from None
             times.append(time.perf_counter() - began)
         seconds = float(np.mean(times[3:]))  # scales differ in cost: the mean, not the median
         hours = stage.updates * seconds / 3600
         yield f"  {1 / seconds:.2f} updates a second on {device}, {stage.updates:,} updates: {hours:.1f} hours"
 
 
-def _initial(config: Config) -> nn.Module:
+def initial(config: Config) -> nn.Module:
+    """The network that the first stage starts from. Raises InputFileError where `init` holds another."""
     torch.manual_seed(next(iter(config.stages.values())).seed)
-    generator = networks.build(config.generator)
-    if config.init:
-        weights = checkpoint.load(Path(config.init))["weights"]
-        try:
-            generator.load_state_dict(weights)
-        except RuntimeError:
-            raise InputFileError(
-                f"{config.init} holds another network than the configuration's: give its own, or none"
-            ) from None
-    return generator
+    if not config.init:
+        return networks.build(config.generator)
+    start, _ = checkpoint.load_network(Path(config.init))
+    if start.config != config.generator:
+        raise InputFileError(f"{config.init} holds another network, {start.config}: configure the same, or give no init")
+    return start
 
 
 def _resumable(last: Path, config: Config) -> dict[str, Any]:
@@ -394,46 +429,20 @@ def _resumable(last: Path, config: Config) -> dict[str, Any]:
     return state
 
 
-def _place() -> tuple[int, int]:
-    """This process's number among how many."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def _any(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
-    if not dist.is_initialized():
-        return flag
-    flags = torch.tensor(int(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags.item())
-
-
-@contextmanager
-def _processes() -> Iterator[torch.device]:
-    """This process's device; under torchrun, one of a group of processes."""
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    if world == 1:
-        yield device
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
-
-
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
     """A list that becomes non-empty at SIGINT or SIGTERM; a second one stops at once, as usual."""
     received: list[int] = []
+    first = math.inf
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal first
         received.append(number)
-        restore()
+        first = min(first, time.monotonic())
+        if time.monotonic() > first + 2:  # torchrun's own second signal comes with the first
+            restore()
+            signal.raise_signal(number)
 
     def restore() -> None:
         for number, handler in before.items():

@@ -30,12 +30,13 @@ def configure(table: dict[str, Any], where: str = "generator") -> Config:
     """
     require(isinstance(table, dict), where, table, "a table")
     values = dict(table)
+    require(not {"kind", "name"} <= values.keys(), where, "both a kind and a name", "one of the two")
     if "name" in values:
         name = values.pop("name")
-        require(name in NAMED, f"{where}.name", name, f"one of {', '.join(NAMED)}")
+        require(isinstance(name, str) and name in NAMED, f"{where}.name", name, f"one of {', '.join(NAMED)}")
         values = plain(NAMED[name]) | values
     kind = values.pop("kind", "meta")
-    require(kind in _KINDS, f"{where}.kind", kind, f"one of {', '.join(_KINDS)}")
+    require(isinstance(kind, str) and kind in _KINDS, f"{where}.kind", kind, f"one of {', '.join(_KINDS)}")
     config: Config = build_config(_KINDS[kind][0], values, where)
     return config
 

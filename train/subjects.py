@@ -65,6 +65,8 @@ class Split:
     train: tuple[Path, ...]
     validation: tuple[Path, ...]
     how: str
+    trained: frozenset[str] = frozenset()  # names, where there are any
+    held: frozenset[str] = frozenset()
 
 
 def find_files(folder: Path, pattern: str = "*") -> list[Path]:
@@ -110,15 +112,28 @@ def split_by_subject(folder: Path, files: Sequence[Path], subject: str | None = 
         tuple(f for f, name in zip(files, of_file) if name not in held),
         tuple(f for f, name in zip(files, of_file) if name in held),
         f"{len(names) - len(held)} subjects train, {len(held)} validate: {', '.join(sorted(held))}",
+        frozenset(names) - held,
+        frozenset(held),
     )
 
 
 def split_as_given(train: Sequence[Path], validation: Sequence[Path]) -> Split:
     """Two folders' files, which the caller answers for; a file on both sides is refused all the same."""
-    both = {f.resolve() for f in train} & {f.resolve() for f in validation}
-    if both:
-        raise InputFileError(f"{len(both)} files, {min(both)} among them, would train and validate: give other subjects")
-    return Split(tuple(train), tuple(validation), f"{len(train)} files train, {len(validation)} others validate")
+    split = Split(tuple(train), tuple(validation), f"{len(train)} files train, {len(validation)} others validate")
+    check_apart("the run", split, "the run", split)
+    return split
+
+
+def check_apart(one: str, split: Split, other: str, another: Split) -> None:
+    """Raise InputFileError where a file or a named subject trains in one of two splits and validates in the other."""
+    for (a, trained), (b, held) in (((one, split), (other, another)), ((other, another), (one, split))):
+        files = {f.resolve() for f in trained.train} & {f.resolve() for f in held.validation}
+        both = sorted(map(str, files)) or sorted(trained.trained & held.held)
+        if both:
+            raise InputFileError(
+                f"{both[0]} would train in {a} and validate in {b}, {len(both)} such in all: give other subjects, for both "
+                "the same data, pattern and subject, or a validation=FOLDER"
+            )
 
 
 def subjects(folder: Path, files: Sequence[Path], subject: str | None = None) -> list[str]:

@@ -28,6 +28,7 @@ def test_without_keys_a_stage_is_the_default_and_a_network_the_shipped_one() -> 
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("*.toml")))
 def test_every_named_configuration_comes_back_from_a_checkpoint(name: str) -> None:
     chosen = load(name)
+    assert not chosen.init or Path(chosen.init).is_file()
     again = parse(chosen.plain())
     assert again == chosen
     assert again.differences(chosen) == []
@@ -93,6 +94,11 @@ def test_data_fills_what_names_none_and_the_last() -> None:
         ("[stage.brain]\naugment = 1", "stage.brain.augment is 1: give a table"),
         ("[stage.brain\n", "is no readable TOML"),
         ("init = 3\n[stage.brain]", "init is 3: give text"),
+        ("[stage.last]", "the stage's name is 'last'"),
+        ("[stage.'a/b']", "the stage's name is 'a/b': give letters"),
+        ("[stage.brain]\nupdates = 5\nwarmup = 5\nadversarial = 1", "warmup is 5: give fewer than the 5 updates"),
+        ("[stage.brain]\nbatch = 100000", "stage.brain.batch is 100000: give 4096 or less"),
+        ("[stage.brain]\nseed = 99999999999999999999999", "stage.brain.seed is 9+: give 0 or more, below"),
         ("generator = 3\n[stage.brain]", "generator is 3: give a table"),
     ],
 )

@@ -30,7 +30,7 @@ SMALL = {"kind": "meta", "channels": 8, "blocks": 1, "predictor_hidden": 16}
 STAGE = {"updates": 6, "batch": 2, "patch": 32, "learning_rate": 1e-3, "validate_every": 3, "kernels": ["bilinear"]}
 
 TOML = """
-generator = { kind = "meta", channels = 8, blocks = 1, predictor_hidden = 16, batch_norm = false }
+generator = { kind = "meta", channels = 8, blocks = 1, predictor_hidden = 16 }
 
 [stage.brain]
 kernels = ["bilinear"]
@@ -167,7 +167,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_otherwise(folder: Path, tmp_pa
         train(chosen, out, resume=True, progress=False)
     train(chosen, out, progress=False)
     before = (out / "last.pt").read_bytes()
-    with pytest.raises(OutputFileError, match="--resume"):
+    with pytest.raises(OutputFileError, match=r"last\.pt is there already: add --resume"):
         train(chosen, out, progress=False)
     with pytest.raises(InputFileError, match=r"was trained otherwise, without stage.brain.batch=4"):
         train(config(folder, batch=4), out, resume=True, progress=False)
@@ -177,7 +177,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_otherwise(folder: Path, tmp_pa
     for file in folder.rglob("*.png"):
         (other / file.parent.name).mkdir(parents=True, exist_ok=True)
         Image.open(file).transpose(Image.Transpose.ROTATE_180).save(other / file.relative_to(folder))
-    with pytest.raises(InputFileError, match="was trained on other images"):
+    with pytest.raises(InputFileError, match="saw other images"):
         train(config(other), out, resume=True, progress=False)
     assert (out / "last.pt").read_bytes() == before
     (out / "last.pt").write_bytes((out / "best.pt").read_bytes())
@@ -215,8 +215,9 @@ def test_weights_start_from_another_checkpoint(folder: Path, tmp_path: Path) -> 
     for name, tensor in weights(tmp_path / "second" / "last.pt").items():
         if tensor.is_floating_point() and "running" not in name:  # batch statistics move whatever the rate
             torch.testing.assert_close(tensor, weights(init)[name], rtol=0, atol=1e-9)
-    with pytest.raises(InputFileError, match="another network"):
-        train(replace(config(folder, {"name": "edge"}), init=str(init)), tmp_path / "third", progress=False)
+    for other in ({"name": "edge"}, {**SMALL, "mean": 0.0}):  # of other shapes, and of the same with another meaning
+        with pytest.raises(InputFileError, match="another network"):
+            train(replace(config(folder, other), init=str(init)), tmp_path / "third", progress=False)
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
@@ -240,21 +241,26 @@ def test_the_moving_average_is_what_is_kept(folder: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(content["weights"]["head.weight"], content["networks"]["average"]["module.head.weight"])
 
 
-def test_adversarial_training_moves_both_networks_after_the_warmup(folder: Path, vgg: Path, tmp_path: Path) -> None:
+def test_adversarial_training_moves_both_networks_after_the_warmup(folder: Path, vgg: Path) -> None:
     chosen = config(folder, warmup=2, adversarial=1e-3, perceptual=6e-3, features=str(vgg), ema=0)
     stage = chosen.stages["brain"]
     batches, _ = loop.load_stage(stage, loop.prepare(chosen)["brain"], progress=False)
     learner = loop.Learner(networks.build(chosen.generator), stage, torch.device("cpu"))
     assert learner.discriminator is not None
-    start = (
-        learner.discriminator.state_dict()["first.weight"].clone()
-        if "first.weight" in learner.discriminator.state_dict()
-        else None
-    )
-    names = [set(learner.step(batches[update], update)) for update in range(4)]
-    assert names[:2] == [{"l1"}] * 2
-    assert names[2:] == [{"l1", "adversarial", "discriminator", "perceptual"}] * 2
-    assert start is None or not torch.equal(start, learner.discriminator.state_dict()["first.weight"])
+
+    def moved(update: int) -> tuple[set[str], list[bool]]:
+        assert learner.discriminator is not None
+        nets = (learner.generator, learner.discriminator)
+        before = [{name: p.clone() for name, p in net.named_parameters()} for net in nets]
+        parts = set(learner.step(batches[update], update))
+        return parts, [
+            any(not torch.equal(p, old[name]) for name, p in net.named_parameters()) for net, old in zip(nets, before)
+        ]
+
+    for update in range(2):
+        assert moved(update) == ({"l1"}, [True, False])
+    for update in range(2, 4):
+        assert moved(update) == ({"l1", "adversarial", "discriminator", "perceptual"}, [True, True])
 
 
 def test_discriminator_and_features_serve_every_scale_of_the_paper(folder: Path, vgg: Path) -> None:
@@ -267,34 +273,92 @@ def test_discriminator_and_features_serve_every_scale_of_the_paper(folder: Path,
         assert all(np.isfinite(value) for value in parts.values())
 
 
-def test_two_processes_give_the_gradients_of_a_doubled_batch(folder: Path, tmp_path: Path) -> None:
-    """One process of batch 4, two of batch 2: as equal as bfloat16 lets sums in another order be."""
-    table = {"generator": {**SMALL, "batch_norm": False}, "stage": {"brain": STAGE | {"updates": 1, "ema": 0}}}
-    one = parse({**table, "stage": {"brain": table["stage"]["brain"] | {"batch": 4}}}, data=folder)
-    train(one, tmp_path / "one", progress=False)
-    settings = [f"--set={key}={value}" for key, value in {**STAGE, "updates": 1, "ema": 0}.items() if key != "kernels"]
+@pytest.mark.parametrize("kind", ["l1", "gan"])
+def test_two_processes_give_the_gradients_of_a_doubled_batch(folder: Path, vgg: Path, tmp_path: Path, kind: str) -> None:
+    """One process of batch 4 and two of batch 2, with batch norm: as equal as sums in another order are."""
+    # So small a rate that the discriminator, which steps first, judges the generator by the same weights.
+    stage = STAGE | {"updates": 1, "ema": 0, "clip_norm": 0, "learning_rate": 1e-9, "precision": "float32"}
+    stage |= {"adversarial": 1.0, "perceptual": 0.01, "features": str(vgg)} if kind == "gan" else {}
+    train(parse({"generator": SMALL, "stage": {"brain": stage | {"batch": 4}}}, data=folder), tmp_path / "one", progress=False)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
+    settings = [f"--set={key}={value}" for key, value in stage.items() if key != "kernels"]
     (tmp_path / "c.toml").write_text(TOML)
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    arguments = ["--config", tmp_path / "c.toml", "--data", folder, "--out", tmp_path / "two"]
-    process = run(*torchrun, "train", *arguments, *settings, OMP_NUM_THREADS="1")
+    arguments = ["--config", tmp_path / "c.toml", "--data", folder, "--out", tmp_path / "two", *settings]
+    process = run(*torchrun, *arguments, OMP_NUM_THREADS="1")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert output.strip() == str(tmp_path / "two" / "best.pt")  # one process speaks
-    ours, theirs = (checkpoint.load(tmp_path / side / "last.pt")["networks"]["optimiser"]["state"] for side in ("two", "one"))
-    for key, state in theirs.items():
-        # After one update Adam's first moment is a tenth of the gradient. bfloat16 has 8 significant bits.
-        gradient, expected = (s["exp_avg"] for s in (ours[key], state))
-        assert (gradient - expected).abs().max() <= 0.02 * expected.abs().max(), key
+    last = [checkpoint.load(tmp_path / side / "last.pt") for side in ("two", "one")]
+    for part in ("optimiser", "judge") if kind == "gan" else ("optimiser",):
+        # Adam's first moment is a tenth of the first gradient. Seen: 4e-6 and less; with a process's own batch statistics a
+        # discriminator's gradient is off by its own size, with half the batch a generator's by a tenth and more.
+        ours, theirs = (torch.cat([s["exp_avg"].flatten() for s in side["networks"][part]["state"].values()]) for side in last)
+        assert torch.norm(ours - theirs) <= 1e-4 * torch.norm(theirs), part
+    for name, tensor in last[1]["networks"]["generator"].items():
+        if "running" in name:
+            torch.testing.assert_close(last[0]["networks"]["generator"][name], tensor, rtol=1e-4, atol=1e-5)
+    assert main(["--out", str(tmp_path / "two"), "--resume", "--set", "updates=2"]) == 1  # one process now
 
 
-def test_tensorboard_gets_scalars_and_pictures(folder: Path, tmp_path: Path) -> None:
+def test_tensorboard_gets_scalars_and_pictures_and_keeps_them_through_a_resume(folder: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(config(folder, updates=50, validate_every=50), tmp_path, progress=False)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    train(config(folder, updates=50, validate_every=25), tmp_path, progress=False)
+    train(config(folder, updates=75, validate_every=25), tmp_path, resume=True, progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "brain"))
     events.Reload()
-    assert {"brain/l1", "brain/learning rate", "brain/psnr bilinear ×2"} <= set(events.Tags()["scalars"])
-    assert events.Tags()["images"] == [f"brain/bilinear ×{r}: input, output, truth" for r in ("2", "2.5", "4")]
+    assert {"l1", "learning rate"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("psnr bilinear ×2")] == [25, 50, 75]
+    assert events.Tags()["images"] == [f"bilinear ×{r}: input, output, truth" for r in ("2", "2.5", "4")]
+
+
+def test_weights_that_are_there_already_are_kept(folder: Path, tmp_path: Path) -> None:
+    for name in ("best", "brain"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / f"{name}.pt").write_bytes(b"precious")
+        with pytest.raises(OutputFileError, match=f"{name}.pt is there already"):
+            train(config(folder), out, progress=False)
+        assert (out / f"{name}.pt").read_bytes() == b"precious"
+
+
+def test_a_late_stage_resumes_without_what_the_earlier_ones_needed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to(folder)
+    train(config(folder), tmp_path / "first", progress=False)
+    stages = {"one": STAGE | {"data": str(tmp_path / "photos")}, "two": dict(STAGE)}
+    init = str(tmp_path / "first" / "brain.pt")
+    train(parse({"generator": SMALL, "stage": stages, "init": init}, data=folder), tmp_path / "run", progress=False)
+    (tmp_path / "photos").unlink()
+    (tmp_path / "first" / "brain.pt").unlink()
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--set", "stage.two.updates=7"]) == 0
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["update"] == 7
+
+
+def test_no_subject_trains_in_one_stage_and_validates_in_another(tmp_path: Path) -> None:
+    for subject in range(6):
+        (tmp_path / f"subject{subject}").mkdir()
+        for name in ("t1", "t2")[: 1 if subject == 0 else 2]:
+            Image.fromarray(np.eye(64, dtype=np.uint8)).save(tmp_path / f"subject{subject}" / f"{name}.png")
+    stages = {name: STAGE | {"pattern": f"*{name}*"} for name in ("t1", "t2")}
+    with pytest.raises(InputFileError, match=r"subject1 would train in stage t1 and validate in stage t2, 1 such"):
+        loop.prepare(parse({"stage": stages}, data=tmp_path))
+
+
+def test_a_resume_refuses_other_features(folder: Path, vgg: Path, tmp_path: Path) -> None:
+    chosen = config(folder, perceptual=0.01, features=str(vgg))
+    train(chosen, tmp_path / "run", progress=False)
+    arrays = dict(np.load(vgg))
+    np.savez(tmp_path / "other.npz", **{name: 3 * array for name, array in arrays.items()})
+    other = config(folder, perceptual=0.01, features=str(tmp_path / "other.npz"))
+    with pytest.raises(InputFileError, match="saw other images or features"):
+        train(other, tmp_path / "run", resume=True, progress=False)
+
+
+def test_photographs_validate_by_their_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "VALIDATION_SIZE", 40)
+    picture = np.arange(60 * 90, dtype=np.float32).reshape(60, 90)
+    np.testing.assert_array_equal(loop._middle(picture), picture[10:50, 25:65])
+    np.testing.assert_array_equal(loop._middle(picture[:30, :33]), picture[:30, :33])
 
 
 def test_a_dry_run_says_what_would_be_and_writes_nothing(
@@ -305,10 +369,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
     settings = ["--set", "patch=32", "--set", "batch=2", "--set", "updates=7200"]
     assert main(["--config", "c.toml", "--data", str(folder), "--dry-run", *settings]) == 0
     out = capsys.readouterr().out
-    assert (
-        f"{sum(p.numel() for p in networks.build(networks.configure(SMALL | {'batch_norm': False})).parameters()):,} parameters"
-        in out
-    )
+    assert f"{sum(p.numel() for p in networks.build(networks.configure(SMALL)).parameters()):,} parameters" in out
     assert "6 crops train, 2 validate" in out
     said = re.search(r"([\d.]+) updates a second on \w+, 7,200 updates: ([\d.]+) hours", out)
     assert said
@@ -337,7 +398,27 @@ def test_command_line_errors_are_one_line(folder: Path, tmp_path: Path, capsys: 
         (["--data", str(folder), *out, "--set", "colour=1"], "colour is unknown"),
         (["--data", str(folder), *out, "--set", "patch"], "no key=value"),
         (["--data", str(folder), *out, "--config", "best"], "or one of edsr, fidelity"),
-        (["--data", str(folder), *out, "--config", "perceptual", "--set", "init="], "vgg"),
+        (["--data", str(folder), *out, "--config", "srgan"], "has a perceptual loss but no features: give --set features="),
+        (["--data", str(folder), *out, "--set", "stage.brian.updates=3"], "is no stage's key: write it like stage.robust"),
+        (["--data", str(folder), *out, "--set", "stage=3"], "is no stage's key"),
+        (
+            [
+                "--data",
+                str(folder),
+                "--dry-run",
+                "--set",
+                "learning_rate=1e30",
+                "--set",
+                "clip_norm=0",
+                "--set",
+                "ramp=0",
+                "--set",
+                "patch=32",
+                "--set",
+                "batch=1",
+            ],
+            "lower its learning_rate",
+        ),
         (out, "has no data: give --data"),
     ):
         assert main(arguments) == 1, arguments

@@ -1,0 +1,88 @@
+"""One process or many: under torchrun, processes share each update as if they were one with all of their batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+from runtime.errors import MetasrganError
+
+
+class ProcessError(MetasrganError, RuntimeError):
+    """Processes that cannot work together."""
+
+
+@contextmanager
+def group() -> Iterator[torch.device]:
+    """Join the group that torchrun made, where it did; this process's device. Raises ProcessError."""
+    cuda = torch.cuda.is_available()
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield torch.device("cuda" if cuda else "cpu")
+        return
+    if not {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
+        raise ProcessError("WORLD_SIZE is set but not RANK, LOCAL_RANK and MASTER_ADDR: start several processes with torchrun")
+    local = int(os.environ["LOCAL_RANK"])
+    if cuda and local >= torch.cuda.device_count():
+        raise ProcessError(f"process {local + 1} of this machine has no GPU of {torch.cuda.device_count()}: start fewer")
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def place() -> tuple[int, int]:
+    """This process's number among how many."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must ask."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(int(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+def shared(network: nn.Module) -> nn.Module:
+    """The network as it is called in training: its gradients, and its batch norms' statistics, are those of all processes."""
+    if not dist.is_initialized():
+        return network
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = _SharedBatchNorm  # the same parameters, buffers and names
+    return DistributedDataParallel(network)
+
+
+class _SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, of one size each. torch's own, SyncBatchNorm, wants a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        y, world = x.float(), dist.get_world_size()
+        mean = all_reduce(y.mean((0, 2, 3))) / world
+        y = y - mean[:, None, None]
+        variance = all_reduce(y.square().mean((0, 2, 3))) / world
+        with torch.no_grad():
+            count = world * y.numel() / y.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        y = y * (self.weight * torch.rsqrt(variance + self.eps))[:, None, None] + self.bias[:, None, None]
+        return y.to(x.dtype)
