@@ -1,6 +1,7 @@
 # Two environments, each made when it is first needed: .venv/run is what a clinic installs, .venv/dev is everything.
 PYTHON ?= python3
 DATA ?= ../shared/data/t1ce-validation
+FEATURES ?= ../shared/data/features/vgg16_conv_fp16.npz
 # The paper's grid, thinned, and scales that nothing was trained on.
 SCALES = 1.05 1.1 1.3 1.5 1.7 2 2.37 2.5 3 3.333 3.5 4 4.5 6
 INSTALL = bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -23,8 +24,10 @@ test: .venv/dev/installed  ## what CI runs
 evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was not trained on
 	$(DEV) -m train.evaluate --data $(DATA)
 
-results: .venv/dev/installed  ## docs/results.md, its pictures and numbers, from the committed checkpoints
+results: .venv/dev/installed  ## docs/results.md and docs/perceptual/results.md, from the committed checkpoints
 	$(DEV) -m train.evaluate --data $(DATA) --models $(wildcard models/*.pt) --scales $(SCALES) --out docs --force
+	$(DEV) -m train.evaluate --data $(DATA) --models $(wildcard models/*.pt) --scales 2 3 4 --kernels bilinear --features $(FEATURES) \
+		--out docs/perceptual --force
 
 bench: .venv/dev/installed  ## time the stage against the trunk; keep the machine quiet
 	$(DEV) -m pytest benchmarks --benchmark-disable-gc --benchmark-columns=median,iqr,rounds

@@ -318,7 +318,8 @@ class _Stage:
         if board:
             for case, score in scores.items():
                 for name, value in score._asdict().items():
-                    board.add_scalar(f"{name} {case}", value, self.update)
+                    if not math.isnan(value):
+                        board.add_scalar(f"{name} {case}", value, self.update)
             for case, panel in panels.items():
                 board.add_image(f"{case}: input, output, truth", panel, self.update, dataformats="HW")
 
