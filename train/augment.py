@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 from scipy.ndimage import gaussian_filter
 
+from . import resample
 from .tables import require
 
 Image = NDArray[np.float32]
@@ -54,8 +55,7 @@ class Augment:
         """A low-resolution patch, perhaps with the noise of a magnitude image."""
         if rng.random() >= self.noise:
             return image
-        real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * np.float32(rng.uniform(0, 0.03))
-        return np.hypot(image + real, imaginary)
+        return resample.rician(image, rng.uniform(0, 0.03), rng)
 
 
 def _curve(patch: Image, rng: np.random.Generator) -> Image:

@@ -31,6 +31,7 @@ from . import data, metrics, report, resample
 from .models import BICUBIC, Image, Model, Upscale, load_model
 from .subjects import find_files
 from .subjects import subjects as subjects_of
+from .tables import require
 
 SCALES = ("1.5", "2", "2.5", "3", "4")
 MIN_CROP = 64  # pixels an axis: at ×4 there must be something left
@@ -81,9 +82,14 @@ def score_crop(
     scales: grid.Scales,
     kernel: resample.Kernel,
     measures: Sequence[metrics.Distance] = (metrics.psnr, metrics.ssim),
+    noise: float = 0.0,
 ) -> NDArray[np.float64]:
-    """(upscales, measures) of one crop (H, W) made smaller by exactly `scales`; NaN where a model does not serve them."""
+    """(upscales, measures) of one crop (H, W) made smaller by exactly `scales`; NaN where a model does not serve them.
+
+    `noise` is the standard deviation of Rician noise in the input, always the same noise; the truth has none of it.
+    """
     lr = resample.downsample(hr, scales, kernel)
+    lr = resample.rician(lr, noise, np.random.default_rng(0)) if noise else lr
     scores = np.full((len(upscales), len(measures)), np.nan)
     for m, upscale in enumerate(upscales):
         try:
@@ -101,6 +107,7 @@ def evaluate(
     kernels: Sequence[resample.Kernel],
     scales: Sequence[grid.Scales],
     measures: Sequence[metrics.Measure] = (metrics.PSNR, metrics.SSIM),
+    noise: float = 0.0,
     progress: bool = True,
 ) -> report.Results:
     """Score every model on every crop at every scale and kernel; subjects without a crop are left out."""
@@ -112,7 +119,7 @@ def evaluate(
         for k, s, n in np.ndindex(len(kernels), len(scales), len(subjects)):
             each = []
             for crop in [*subjects.values()][n]:
-                each.append(score_crop(upscales, crop.pixels, scales[s], kernels[k], [m.of for m in measures]))
+                each.append(score_crop(upscales, crop.pixels, scales[s], kernels[k], [m.of for m in measures], noise))
                 bar.update()
             scores[k, s, :, :, n] = np.mean(each, axis=0)
     counts = {name: len(crops) for name, crops in subjects.items()}
@@ -133,6 +140,9 @@ def main(argv: list[str] | None = None) -> int:
         choices=resample.KERNELS,
         help="how inputs are made smaller (default: every way)",
     )
+    add(
+        "--noise", type=float, default=0.0, metavar="SIGMA", help="Rician noise in the inputs, as a part of white, such as 0.02"
+    )
     add("--features", type=Path, metavar="PATH", help="VGG weights: adds the perceptual distance")
     add("--out", type=Path, metavar="FOLDER", help="folder for results.md, results.json and pictures")
     add("--force", action="store_true", help="replace files in --out")
@@ -143,6 +153,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _evaluate(args: argparse.Namespace, called: str) -> None:
     scales = [*dict.fromkeys(map(_scales, args.scales))]
+    require(0 <= args.noise <= 1, "--noise", args.noise, "a part of white from 0 to 1, such as 0.02")
     kernels: list[resample.Kernel] = [*dict.fromkeys(args.kernels)]
     # At which scales crops are shown: the paper's, or where none of them is scored, the first.
     panels = [(k, s) for k in kernels for s in [s for s in scales if s in PANEL_SCALES] or scales[:1]]
@@ -160,8 +171,10 @@ def _evaluate(args: argparse.Namespace, called: str) -> None:
     progress = sys.stderr.isatty()
     subjects = load_subjects(args.data, args.subject, progress)
 
-    results = evaluate(models, subjects, kernels, scales, measures, progress)
+    results = evaluate(models, subjects, kernels, scales, measures, args.noise, progress)
     account = _account(args.data, subjects, results, called)
+    if args.noise:
+        account["how"].insert(2, f"Rician noise of {args.noise:g} of white in the inputs, none in the truth")
     text = report.markdown(results, account["how"])
     print(text, end="")
     if not args.out:

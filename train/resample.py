@@ -74,6 +74,12 @@ def _band_limited(size: int, scale: Fraction, start: int, count: int, taper: flo
     return np.asarray(2 / size * (cosines[0] * window) @ cosines[1].T, np.float32)
 
 
+def rician(image: NDArray[np.float32], sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A magnitude image with the noise that its complex one has: normal, of standard deviation `sigma` in both parts."""
+    real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * np.float32(sigma)
+    return np.hypot(image + real, imaginary)
+
+
 def brain_crop(image: NDArray[np.float32], threshold: float = 0.05) -> tuple[slice, slice]:
     """The maximal-information crop: the smallest rectangle with every pixel above `threshold` of the image's maximum, or of 1.
 

@@ -166,7 +166,7 @@ def test_a_wrong_graph_is_noticed(generator: Generator) -> None:
         (["inspect", "none.bundle"], "none.bundle cannot be read"),
         (["inspect", "README.md"], "is no bundle"),
         (["--ckpt", "none.pt", "--scales", "two"], "scale 'two' is not a number"),
-        (["--ckpt", "models/edge.pt", "--out", "none.bundle", "--scales", "1.5707963"], "too many phases for a table"),
+        (["--ckpt", "models/fidelity.pt", "--out", "none.bundle", "--scales", "1.5707963"], "too many phases for a table"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(

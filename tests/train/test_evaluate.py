@@ -20,7 +20,7 @@ from train import evaluate, metrics, models, report, resample
 from train.models import BICUBIC, Model
 
 VALIDATION = ROOT.parent / "shared" / "data" / "t1ce-validation"
-BUNDLE, CHECKPOINT = ROOT / "runtime" / "brain.bundle", ROOT / "models" / "edge.pt"
+BUNDLE, CHECKPOINT = ROOT / "runtime" / "brain.bundle", ROOT / "models" / "fidelity.pt"
 TWO, TWO_AND_HALF = (Fraction(2),) * 2, (Fraction(5, 2),) * 2
 
 
@@ -73,6 +73,21 @@ def test_psnr_and_ssim_by_their_definitions() -> None:
     for score in (metrics.psnr, metrics.ssim):
         assert score(beyond, image) == score(bounded, image)
         assert score(image, beyond) == score(image, bounded)
+
+
+def test_noise_is_in_the_input_alone_and_the_same_for_all() -> None:
+    hr = np.zeros((128, 128), np.float32)
+    seen: list[np.ndarray] = []
+
+    def spy(lr: np.ndarray, scales: grid.Scales) -> np.ndarray:
+        seen.append(lr)
+        return resample.upsample(lr, scales)
+
+    psnr, _ = evaluate.score_crop([spy, spy], hr, TWO, "bilinear", noise=0.1)[0]
+    np.testing.assert_array_equal(seen[0], seen[1])
+    # Where there is no signal the noise is Rayleigh's, of mean square 2 σ²; 4,096 samples of it know that to 1.6 %.
+    assert np.square(seen[0]).mean() == pytest.approx(2 * 0.1**2, rel=0.06)
+    assert 16 < psnr < 21  # the truth has none: 10 log₁₀(1 / 0.02) = 17 dB, and bicubic averages some of it away
 
 
 def test_scores_equal_a_slow_loop(folder: Path, shipped: Upscaler) -> None:
