@@ -98,12 +98,15 @@ class Config:
     stages: dict[str, Stage]
     init: str = ""
 
-    def plain(self) -> dict[str, Any]:
-        """Itself in TOML's own types, for a checkpoint: `parse` reads it again."""
+    def plain(self, places: bool = True) -> dict[str, Any]:
+        """Itself in TOML's own types, for a checkpoint: `parse` reads it again. Without `places` it names no folder or file
+        of the machine that it ran on, which are nobody else's business.
+        """
         stages = {name: asdict(stage) for name, stage in self.stages.items()}
         for stage in stages.values():
             stage["scales"] = [str(r) for r in stage["scales"]]
-        return {"generator": networks.plain(self.generator), "stage": stages, "init": self.init}
+            stage |= {} if places else dict.fromkeys(("data", "validation", "features"), "")
+        return {"generator": networks.plain(self.generator), "stage": stages, "init": self.init if places else ""}
 
     def differences(self, other: Config) -> list[str]:
         """`key=ours` for each key that differs in the other."""

@@ -328,7 +328,7 @@ class _Stage:
         content = {
             "generator": networks.plain(self.config.generator),
             "weights": {name: tensor.cpu() for name, tensor in self.learner.kept.state_dict().items()},
-            "training": self.config.plain(),
+            "training": self.config.plain(places=False),
             "stage": self.name,
             "update": self.update,
         }
@@ -337,7 +337,7 @@ class _Stage:
     def _save_last(self) -> None:
         if self.first:
             more = {"networks": self.learner.state(), "best": self.best, "running": self.running, "data": self.digest}
-            more["processes"] = processes.place()[1]
+            more |= {"processes": processes.place()[1], "training": self.config.plain()}
             self._save(self.out / "last.pt", **more)
 
     @contextmanager

@@ -97,6 +97,8 @@ def test_training_learns_and_leaves_checkpoints(folder: Path, tmp_path: Path) ->
     assert content["validation"]["bilinear ×2"][0] == pytest.approx(scores[1]["bilinear ×2"].psnr, abs=1e-3)
     assert {p.name for p in tmp_path.iterdir()} == {"best.pt", "last.pt", "brain.pt", "tensorboard"}
     assert weights(tmp_path / "brain.pt").keys() == content["weights"].keys()
+    for name in ("best", "brain"):  # which are passed on
+        assert str(folder).encode() not in (tmp_path / f"{name}.pt").read_bytes()
 
 
 def stopping_after(count: int) -> Any:
