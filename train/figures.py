@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image
 
-from .models import Image
+from .models import Image as Pixels
 from .report import Results
 
 STYLE: Any = {
@@ -20,7 +22,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "lines.markersize": 4,
     "lines.linewidth": 1.2,
-    "savefig.dpi": 200,
+    "savefig.dpi": "figure",
 }
 # Okabe and Ito's colours, told apart by colour-blind readers too; bicubic, which comes first, is black.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -34,7 +36,7 @@ def curves(results: Results) -> Figure:
     square = sorted((y, s) for s, (y, x) in enumerate(results.scales) if y == x)
     index, ratio = np.array([s for _, s in square], int), [float(r) for r, _ in square]
     rows, cols = len(results.measures), len(results.kernels)
-    figure = Figure(figsize=(1.2 + 2.7 * cols, 0.7 + 2.3 * rows), layout="constrained")
+    figure = Figure(figsize=(1.2 + 2.7 * cols, 0.7 + 2.3 * rows), dpi=200, layout="constrained")
     axes = figure.subplots(rows, cols, squeeze=False, sharex=True, sharey="row")
     for q, measure in enumerate(results.measures):
         axes[q, 0].set_ylabel(measure.label + (f" ({measure.unit})" if measure.unit else ""))
@@ -58,7 +60,7 @@ def curves(results: Results) -> Figure:
 
 
 @rc_context(STYLE)
-def panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Image, str]]]]) -> Figure:
+def panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Pixels, str]]]]) -> Figure:
     """A row (subject, [(heading, image, its score), …]) a crop, each image over its absolute error against the last, the truth.
 
     All images of a row have one shape (H, W) and are shown from 0, black, to 1; the errors share one colour scale.
@@ -68,7 +70,7 @@ def panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Image, str]]
     top = max(float(np.percentile(e, 99.5)) for row in errors for e in row) or 1.0
     heights = [1.75 * e[0].shape[0] / e[0].shape[1] for e in errors for _ in range(2)]
     size = (1.75 * columns + 0.3, sum(heights) + 0.32 * len(rows) + 0.6)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02, hspace=0, wspace=0))
+    figure = Figure(figsize=size, dpi=100, layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02, hspace=0, wspace=0))
     figure.suptitle(title)
     axes = figure.subplots(2 * len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axis in axes.flat:
@@ -87,7 +89,7 @@ def panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Image, str]]
     return figure
 
 
-def upright(image: Image, axes: str) -> Image:
+def upright(image: Pixels, axes: str) -> Pixels:
     """(H, W) turned as radiologists look at it: head or face up, the patient's left on the right, the face on the left.
 
     `axes` names where the two array axes lead, as nibabel does, from "LRPAIS"; anything else leaves the image as it is.
@@ -100,6 +102,12 @@ def upright(image: Image, axes: str) -> Image:
 
 
 def save(figure: Figure, kind: str, file: Any) -> None:
-    """Write a figure to a binary file, as png or svg, the same bytes for the same figure."""
+    """Write a figure to a binary file, as svg or as png of 96 colours, the same bytes for the same figure."""
+    drawn = io.BytesIO()
     with rc_context({**STYLE, "svg.hashsalt": "metasrgan-edge"}):
-        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(drawn, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    if kind == "svg":
+        file.write(drawn.getvalue())
+    else:
+        palette = Image.open(drawn).convert("RGB").quantize(96, dither=Image.Dither.NONE)
+        palette.save(file, format="png", optimize=True)
