@@ -88,8 +88,7 @@ def score_crop(
 
     `noise` is the standard deviation of Rician noise in the input, always the same noise; the truth has none of it.
     """
-    lr = resample.downsample(hr, scales, kernel)
-    lr = resample.rician(lr, noise, np.random.default_rng(0)) if noise else lr
+    lr = _input(hr, scales, kernel, noise)
     scores = np.full((len(upscales), len(measures)), np.nan)
     for m, upscale in enumerate(upscales):
         try:
@@ -99,6 +98,11 @@ def score_crop(
         truth = hr[: sr.shape[0], : sr.shape[1]]
         scores[m] = [measure(truth, sr) for measure in measures]
     return scores
+
+
+def _input(hr: Image, scales: grid.Scales, kernel: resample.Kernel, noise: float) -> Image:
+    lr = resample.downsample(hr, scales, kernel)
+    return resample.rician(lr, noise, np.random.default_rng(0)) if noise else lr
 
 
 def evaluate(
@@ -172,9 +176,7 @@ def _evaluate(args: argparse.Namespace, called: str) -> None:
     subjects = load_subjects(args.data, args.subject, progress)
 
     results = evaluate(models, subjects, kernels, scales, measures, args.noise, progress)
-    account = _account(args.data, subjects, results, called)
-    if args.noise:
-        account["how"].insert(2, f"Rician noise of {args.noise:g} of white in the inputs, none in the truth")
+    account = _account(args.data, subjects, results, args.noise, called)
     text = report.markdown(results, account["how"])
     print(text, end="")
     if not args.out:
@@ -190,7 +192,7 @@ def _evaluate(args: argparse.Namespace, called: str) -> None:
     middles = {name: [crop for crop in crops if crop.middle] for name, crops in subjects.items() if crops}
     shown = [(name, crops[len(crops) // 2]) for name, crops in middles.items()][:PANEL_SUBJECTS]
     for kernel, pair in tqdm(panels, desc="pictures", disable=not progress, leave=False):
-        rows = [(name, _images(models, crop, pair, kernel)) for name, crop in shown]
+        rows = [(name, _images(models, crop, pair, kernel, args.noise)) for name, crop in shown]
         figure = figures.panel(f"{report.name_of(pair)}, inputs made by {kernel}", rows)
         write(_panel_file(kernel, pair), partial(figures.save, figure, "png"))
 
@@ -222,11 +224,13 @@ def _scales(text: str) -> grid.Scales:
     return pair
 
 
-def _images(models: Sequence[Model], crop: Crop, scales: grid.Scales, kernel: resample.Kernel) -> list[tuple[str, Image, str]]:
+def _images(
+    models: Sequence[Model], crop: Crop, scales: grid.Scales, kernel: resample.Kernel, noise: float = 0.0
+) -> list[tuple[str, Image, str]]:
     """(heading, upright image, its score): the input, what each model that serves the scale makes of it, the truth."""
     from .figures import upright
 
-    lr = resample.downsample(crop.pixels, scales, kernel)
+    lr = _input(crop.pixels, scales, kernel, noise)
     truth = crop.pixels[tuple(slice(grid.output_size(n, r)) for n, r in zip(lr.shape, scales))]
     images = []
     for name, upscale in [("input, nearest", nearest), *((model.name, model.upscale) for model in models)]:
@@ -245,7 +249,9 @@ def nearest(lr: Image, scales: grid.Scales) -> Image:
     return lr[rows][:, cols]
 
 
-def _account(folder: Path, subjects: dict[str, list[Crop]], results: report.Results, called: str) -> dict[str, Any]:
+def _account(
+    folder: Path, subjects: dict[str, list[Crop]], results: report.Results, noise: float, called: str
+) -> dict[str, Any]:
     """Where the numbers come from: sentences for people, and facts for programs."""
     installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions() if d.metadata["Name"]}
     versions = {"metasrgan-edge": runtime.__version__, "python": platform.python_version()}
@@ -259,6 +265,7 @@ def _account(folder: Path, subjects: dict[str, list[Crop]], results: report.Resu
         *([f"no crop of that size, so left out: {', '.join(empty)}"] if empty else []),
         "colour is luminance (ITU-R BT.601) and JPEGs are averaged 2×2 before anything else",
         "inputs: the crop made smaller by exactly 1/r on the shared grid (`train.resample`), as a table's title says",
+        *([f"Rician noise of {noise:g} of white in the inputs, none in the truth"] if noise else []),
         *(measure.how for measure in results.measures),
         "truth and output are clamped to [0, 1]; a score is the mean over a subject's crops, then over subjects"
         + (f", ± its standard error, s/√{count}" if count > 1 else ""),

@@ -90,6 +90,16 @@ def test_noise_is_in_the_input_alone_and_the_same_for_all() -> None:
     assert 16 < psnr < 21  # the truth has none: 10 log₁₀(1 / 0.02) = 17 dB, and bicubic averages some of it away
 
 
+def test_pictures_show_the_noise_that_was_scored() -> None:
+    hr = np.random.default_rng(1).random((64, 64), np.float32)
+    (_, quiet, _), (_, noisy, score), *_ = (
+        evaluate._images([BICUBIC], evaluate.Crop(hr, "", True), TWO, "bilinear", noise)[1] for noise in (0.0, 0.2)
+    )
+    assert not np.array_equal(quiet, noisy)
+    psnr, _ = evaluate.score_crop([BICUBIC.upscale], hr, TWO, "bilinear", noise=0.2)[0]
+    assert score.startswith(f"{psnr:.2f} dB")
+
+
 def test_scores_equal_a_slow_loop(folder: Path, shipped: Upscaler) -> None:
     scales = [TWO, (Fraction(3, 2), Fraction(3))]
     kernels: list[resample.Kernel] = ["bilinear", "bicubic"]
