@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 from scipy.ndimage import gaussian_filter
 
+from runtime import grid
+
 from . import resample
 from .tables import require
 
@@ -24,10 +26,11 @@ class Augment:
     smooth: float = 0.0  # a Gaussian of 0.3…0.8 pixels: softer scanners
     curve: float = 0.0  # grey values redrawn: other contrasts
     strip: float = 0.0  # black outside of a blob, and white as bright as what is left: a stripped brain
+    spots: float = 0.0  # up to four bright dots of a low-resolution pixel or less: a network that never saw any shatters them
     noise: float = 0.0  # Rician, up to 3 % of white, in the low-resolution image only: the truth is what was meant
 
     def __post_init__(self) -> None:
-        for name in ("zoom", "smooth", "curve", "strip", "noise"):
+        for name in ("zoom", "smooth", "curve", "strip", "spots", "noise"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability from 0 to 1")
         require(0 < self.gain[0] <= self.gain[1] < np.inf, "gain", self.gain, "two positive factors, the lower one first")
 
@@ -51,11 +54,14 @@ class Augment:
             patch = patch / max(float(np.percentile(patch, 99.9)), 0.3)
         return np.asarray(patch * np.float32(rng.uniform(*self.gain)), np.float32)
 
-    def low(self, image: Image, rng: np.random.Generator) -> Image:
-        """A low-resolution patch, perhaps with the noise of a magnitude image."""
-        if rng.random() >= self.noise:
-            return image
-        return resample.rician(image, rng.uniform(0, 0.03), rng)
+    def pair(self, lr: Image, hr: Image, scales: grid.Scales, rng: np.random.Generator) -> tuple[Image, Image]:
+        """A low-resolution patch and its truth, perhaps both with dots, and the first with the noise of a magnitude image."""
+        if rng.random() < self.spots:
+            for _ in range(rng.integers(1, 5)):
+                lr, hr = _dotted(lr, hr, scales, rng)
+        if rng.random() < self.noise:
+            lr = resample.rician(lr, rng.uniform(0, 0.03), rng)
+        return lr, hr
 
 
 def _curve(patch: Image, rng: np.random.Generator) -> Image:
@@ -64,6 +70,19 @@ def _curve(patch: Image, rng: np.random.Generator) -> Image:
         return np.asarray(np.maximum(patch, 0) ** np.float32(np.exp(rng.uniform(-0.4, 0.4))))
     points = np.concatenate([[0.0], rng.uniform(0.05, 0.4, 1), rng.uniform(0.1, 1.0, 4)])
     return np.interp(patch, np.array([0.0, 0.1, 0.3, 0.5, 0.75, 1.0]), points).astype(np.float32)
+
+
+def _dotted(lr: Image, hr: Image, scales: grid.Scales, rng: np.random.Generator) -> tuple[Image, Image]:
+    """Both with the same Gaussian dot in the middle of a low-resolution pixel, of which it alone may be bright: a standard
+    deviation of 0.2 to 0.8 such pixels, in the truth at least 0.45, which is as wide as the pixel.
+    """
+    peak, sigma = rng.uniform(0.2, 1.0), rng.uniform(0.2, 0.8)
+    centre = [rng.integers(n) + 0.5 for n in lr.shape]
+    dots = []
+    for image, width, pixels in ((lr, sigma, (1.0, 1.0)), (hr, max(sigma, 0.45), [1 / float(r) for r in scales])):
+        y, x = (np.exp(-((((np.arange(n) + 0.5) * p - c) / width) ** 2) / 2) for n, p, c in zip(image.shape, pixels, centre))
+        dots.append(image + (peak * np.outer(y, x)).astype(np.float32))
+    return dots[0], dots[1]
 
 
 def _blob(size: tuple[int, ...], start: tuple[int, int], shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.bool_]:

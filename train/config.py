@@ -15,7 +15,7 @@ from typing import Any, Literal
 from runtime import grid
 from runtime.errors import reason
 
-from . import networks, resample
+from . import networks, optimisers, resample
 from .augment import Augment
 from .tables import ConfigError, build, require, typed
 
@@ -34,11 +34,12 @@ class Stage:
     validate_every: int = 1_000  # updates between validations and checkpoints
 
     batch: int = 8  # for each process
-    patch: int = 96  # high-resolution pixels an axis
+    patch: int = 96  # high-resolution pixels an axis, at most
+    input_patch: int = 0  # low-resolution pixels an axis, at most: small scales then cost no more than large ones; 0: no bound
     patches_per_crop: int = 16
     scales: tuple[Fraction, ...] = grid.PAPER_SCALES  # a batch draws one
     anisotropic: float = 0.0  # part of the batches that draw one for each axis
-    kernels: tuple[resample.Kernel, ...] = resample.KERNELS  # how inputs are made, drawn for each patch
+    kernels: tuple[resample.Kernel, ...] = resample.KERNELS  # how inputs are made, drawn for each patch; twice: twice as often
     augment: Augment = field(default_factory=Augment)
 
     updates: int = 20_000
@@ -48,6 +49,7 @@ class Stage:
     features: str = ""  # the file of VGG weights that the perceptual loss needs
     clamp: bool = False  # outputs to 0…1 before the losses
 
+    optimiser: optimisers.Name = "adam"
     learning_rate: float = 5e-4
     ramp: int = 500  # first updates, over which the learning rate rises linearly
     schedule: Literal["cosine", "steps"] = "cosine"  # half a cosine down to 0, or × `step_factor` every `step_updates`
@@ -59,7 +61,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("updates", "batch", "patches_per_crop", "validate_every", "step_updates"), 1)
-        for name, smallest in {**least, "patch": 32, "seed": 0, "warmup": 0, "ramp": 0}.items():
+        for name, smallest in {**least, "patch": 32, "input_patch": 0, "seed": 0, "warmup": 0, "ramp": 0}.items():
             require(smallest <= getattr(self, name) < 2**31, name, getattr(self, name), f"{smallest} or more, below 2³¹")
         require(self.batch <= 4096, "batch", self.batch, "4096 or less")
         for name in ("adversarial", "perceptual", "clip_norm"):
@@ -72,6 +74,7 @@ class Stage:
             require(self.warmup < self.updates, "warmup", self.warmup, f"fewer than the {self.updates} updates")
         require(len(self.kernels) > 0, "kernels", self.kernels, f"some of {', '.join(resample.KERNELS)}")
         require(len(self.scales) > 0, "scales", self.scales, "one scale or more")
+        require(self.input_patch == 0 or self.input_patch >= 8, "input_patch", self.input_patch, "0, or 8 or more")
         largest = self.patch // 8  # an input of 8 pixels, below which nothing is learned
         require(all(1 <= r <= largest for r in self.scales), "scales", self.scales, f"1 to {largest}, an eighth of the patch")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -118,7 +119,9 @@ class Batches:
     world: int = 1
 
     def __getitem__(self, update: int) -> Batch:
-        """(lr, hr, scales) with lr (batch, 1, n_y, n_x), n = patch // scale, and hr (batch, 1, m_y, m_x), m = n·p // q."""
+        """(lr, hr, scales): lr (batch, 1, n_y, n_x) with n = patch // scale, or `input_patch` where that is less, and hr
+        (batch, 1, m_y, m_x) with m = n·p // q.
+        """
         scales = self.scales_of(update)
         pairs = [
             self._pair(self.crops[crop].pixels, scales, np.random.default_rng([self.stage.seed, 2, update, k]))
@@ -152,17 +155,20 @@ class Batches:
         crop = crop[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
         crop = self.stage.augment.crop(crop.T if transpose else crop, self.stage.patch, rng)
 
-        y, x = (int(rng.integers(s - self.stage.patch + 1)) for s in crop.shape)
+        ny, nx = (int(self.stage.patch / r) for r in scales)
+        if bound := self.stage.input_patch:
+            ny, nx = min(ny, bound), min(nx, bound)
+        height, width = (math.ceil(n * r) for n, r in zip((ny, nx), scales))  # the patch's field of view
+        y, x = int(rng.integers(crop.shape[0] - height + 1)), int(rng.integers(crop.shape[1] - width + 1))
         top, left = max(0, y - _CONTEXT), max(0, x - _CONTEXT)
-        around = crop[top : y + self.stage.patch + _CONTEXT, left : x + self.stage.patch + _CONTEXT]
+        around = crop[top : y + height + _CONTEXT, left : x + width + _CONTEXT]
         around = self.stage.augment.patch(around, (top, left), crop.shape, rng)
 
-        ny, nx = (int(self.stage.patch / r) for r in scales)
         kernel = self.stage.kernels[rng.integers(len(self.stage.kernels))]
-        taper = resample.TAPER if rng.random() < 0.7 else rng.uniform(0.1, 1)  # and scanners differ: up to a Hann window
+        taper = resample.TAPER if rng.random() < 0.75 else rng.uniform(0.25, 0.75)  # and scanners differ
         lr = resample.downsample(around, scales, kernel, (y - top, x - left), (ny, nx), taper)
         my, mx = (grid.output_size(n, r) for n, r in zip((ny, nx), scales))
-        return self.stage.augment.low(lr, rng), around[y - top : y - top + my, x - left : x - left + mx]
+        return self.stage.augment.pair(lr, around[y - top : y - top + my, x - left : x - left + mx], scales, rng)
 
 
 @lru_cache(maxsize=2)  # a batch may end one epoch and begin the next

@@ -55,7 +55,7 @@ CONFIGS = {
     "paper": GeneratorConfig(),
     # Without batch norm, projected from pixel centres, learning only what linear interpolation lacks;
     # black is zero, so that zero padding at the border is background.
-    "edge": GeneratorConfig(batch_norm=False, projection="centred", skip=True, per_axis=True, mean=0.0, std=0.25),
+    "edge": GeneratorConfig(batch_norm=False, projection="centred", skip=True, per_axis=True, mean=0.0),
 }
 
 

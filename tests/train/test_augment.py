@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
+from train import augment
 from train.augment import Augment
 from train.tables import ConfigError
 
@@ -22,7 +25,9 @@ def rng() -> np.random.Generator:
 def test_without_probabilities_nothing_changes(head: np.ndarray) -> None:
     assert NONE.crop(head, 96, rng()) is head
     np.testing.assert_array_equal(NONE.patch(head, (0, 0), head.shape, rng()), head)
-    assert NONE.low(head, rng()) is head
+    lr, hr = NONE.pair(head[::2, ::2], head, (Fraction(2), Fraction(2)), rng())
+    assert hr is head
+    np.testing.assert_array_equal(lr, head[::2, ::2])
 
 
 @pytest.mark.parametrize("kind", ["smooth", "curve", "strip"])
@@ -55,11 +60,29 @@ def test_strip_blackens_the_rim_and_fills_the_range(head: np.ndarray) -> None:
 
 def test_noise_is_a_magnitude_images() -> None:
     """Where there is no signal, Rician noise is Rayleigh's: positive, of mean √(π/2) σ and deviation √(2 - π/2) σ."""
-    noisy = Augment(noise=1.0).low(np.zeros((400, 400), np.float32), rng())
+    empty = np.zeros((400, 400), np.float32)
+    noisy, truth = Augment(noise=1.0).pair(empty, empty, (Fraction(1), Fraction(1)), rng())
+    assert not truth.any()
     assert noisy.min() >= 0
     assert 0 < noisy.mean() < 0.03 * 1.26
     # Of 160,000 samples, the ratio's standard error is 0.3 %.
     assert noisy.std() / noisy.mean() == pytest.approx(np.sqrt(4 / np.pi - 1), rel=0.015)
+
+
+def test_dots_lie_at_the_same_place_of_both_images() -> None:
+    """Also where an axis' scale is no whole number: their centres of mass agree in low-resolution pixels."""
+    scales = (Fraction(5, 2), Fraction(17, 10))
+    for k in range(40):
+        lr, hr = np.zeros((40, 40), np.float32), np.zeros((100, 68), np.float32)
+        lr, hr = augment._dotted(lr, hr, scales, np.random.default_rng(k))
+        row, col = np.unravel_index(lr.argmax(), lr.shape)
+        assert 0.2 <= lr.max() <= 1.0
+        for axis, pixel in ((0, row), (1, col)):
+            if 3 <= pixel < 37:  # not cut off by the rim
+                profile = hr.sum(1 - axis)
+                centre = profile @ (np.arange(len(profile)) + 0.5) / profile.sum() / float(scales[axis])
+                # Samples of a Gaussian 0.45·1.7 pixels wide have their centre of mass within 0.01 pixels of its own.
+                assert centre == pytest.approx(pixel + 0.5, abs=0.01)
 
 
 def test_gain_is_drawn_between_its_bounds(head: np.ndarray) -> None:

@@ -77,6 +77,22 @@ def test_anisotropic_batches_draw_a_scale_for_each_axis(crops: list[data.Crop]) 
     assert hr.shape[2:] == tuple(grid.output_size(n, r) for n, r in zip(lr.shape[2:], scales))
 
 
+def test_input_patch_bounds_what_a_small_scale_costs(crops: list[data.Crop]) -> None:
+    """From anywhere in a crop, its far edges included, and with the pixels around that downsampling wants."""
+    ramp = np.add.outer(1000.0 * np.arange(70), np.arange(64)).astype(np.float32)
+    stage = replace(STAGE, input_patch=16, kernels=("bilinear",), augment=Augment(gain=(1, 1)))
+    b = data.Batches([data.Crop(ramp, "ramp")], stage)
+    corners = set()
+    for update in range(300):
+        lr, hr, (scale, _) = b[update]
+        n = min(int(48 / scale), 16)
+        assert lr.shape == (4, 1, n, n)
+        assert hr.shape == (4, 1, *[grid.output_size(n, scale)] * 2)
+        corners |= {(int(h.min()) // 1000, int(h.max()) // 1000) for h in hr[:, 0]}
+    assert {first for first, _ in corners} >= set(range(40))
+    assert max(last for _, last in corners) >= 69
+
+
 def test_lr_is_the_downsampled_hr_in_every_flip(crops: list[data.Crop]) -> None:
     for update in range(60):
         lr, hr, (scale, _) = data.Batches(crops, STAGE)[update]

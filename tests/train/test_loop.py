@@ -24,6 +24,7 @@ from train.__main__ import main
 from train.config import CONFIGS as CONFIG_FILES
 from train.config import Config, Stage, load, parse
 from train.generator import CONFIGS, Generator
+from train.learner import Learner
 from train.loop import TrainingError, train
 
 SMALL = {"kind": "meta", "channels": 8, "blocks": 1, "predictor_hidden": 16}
@@ -123,10 +124,11 @@ def stopping_after(count: int) -> Any:
 def test_resume_goes_on_to_the_same_weights(
     folder: Path, vgg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, stop: int
 ) -> None:
-    """Through a stage with batch norm, a moving average and, for `gan`, a discriminator; in the first stage and the second."""
+    """Through a stage with batch norm, a moving average and, for `gan`, a discriminator, and through one with Muon."""
     extra = {"warmup": 1, "adversarial": 0.01, "perceptual": 0.01, "features": str(vgg)} if kind == "gan" else {}
     first = STAGE | extra | {"augment": {"noise": 1.0, "zoom": 1.0}, "anisotropic": 0.5}
-    table = {"generator": SMALL, "stage": {"one": first, "two": first | {"updates": 4, "seed": 5, "ema": 0}}}
+    second = first | {"updates": 4, "seed": 5, "ema": 0, "optimiser": "muon"}
+    table = {"generator": SMALL, "stage": {"one": first, "two": second}}
     chosen = parse(table, data=folder)
     train(chosen, tmp_path / "whole", progress=False)
     with monkeypatch.context() as patched:
@@ -159,7 +161,7 @@ def test_ctrl_c_saves_and_stops(folder: Path, tmp_path: Path) -> None:
     assert "go on with --resume" in errors
     assert "Traceback" not in errors
     stopped_at = checkpoint.load(tmp_path / "last.pt")["update"]
-    assert f"stopped at update {stopped_at} of 100000 of stage clean" in errors
+    assert f"stopped at update {stopped_at} of 100000 of stage brains" in errors
     assert not list(tmp_path.glob(".*"))  # no half-written checkpoint
 
 
@@ -247,7 +249,7 @@ def test_adversarial_training_moves_both_networks_after_the_warmup(folder: Path,
     chosen = config(folder, warmup=2, adversarial=1e-3, perceptual=6e-3, features=str(vgg), ema=0)
     stage = chosen.stages["brain"]
     batches, _ = loop.load_stage(stage, loop.prepare(chosen)["brain"], progress=False)
-    learner = loop.Learner(networks.build(chosen.generator), stage, torch.device("cpu"))
+    learner = Learner(networks.build(chosen.generator), stage, torch.device("cpu"))
     assert learner.discriminator is not None
 
     def moved(update: int) -> tuple[set[str], list[bool]]:
@@ -270,7 +272,7 @@ def test_discriminator_and_features_serve_every_scale_of_the_paper(folder: Path,
     for scale in grid.PAPER_SCALES:
         stage = replace(chosen.stages["brain"], scales=(scale,))
         crop = data.Crop(np.random.default_rng(0).random((100, 100), np.float32), "x")
-        learner = loop.Learner(networks.build(chosen.generator), stage, torch.device("cpu"))
+        learner = Learner(networks.build(chosen.generator), stage, torch.device("cpu"))
         parts = learner.step(data.Batches([crop], stage)[0], 0)
         assert all(np.isfinite(value) for value in parts.values())
 
@@ -401,7 +403,7 @@ def test_command_line_errors_are_one_line(folder: Path, tmp_path: Path, capsys: 
         (["--data", str(folder), *out, "--set", "patch"], "no key=value"),
         (["--data", str(folder), *out, "--config", "best"], "or one of edsr, fidelity"),
         (["--data", str(folder), *out, "--config", "srgan"], "has a perceptual loss but no features: give --set features="),
-        (["--data", str(folder), *out, "--set", "stage.brian.updates=3"], "is no stage's key: write it like stage.robust"),
+        (["--data", str(folder), *out, "--set", "stage.brian.updates=3"], "is no stage's key: write it like stage.brains"),
         (["--data", str(folder), *out, "--set", "stage=3"], "is no stage's key"),
         (
             [
