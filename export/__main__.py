@@ -27,6 +27,12 @@ def _export(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="the bundle (default: the checkpoint's name with .bundle)")
     parser.add_argument("--fp16", action="store_true", help="weights and tables in half precision: half the size")
     parser.add_argument(
+        "--int8",
+        type=Path,
+        metavar="FOLDER",
+        help="the trunk in 8-bit integers, calibrated on slices or volumes of this folder: 2.7 times as fast on a CPU",
+    )
+    parser.add_argument(
         "--scales",
         nargs="*",
         metavar="R",
@@ -37,6 +43,7 @@ def _export(argv: list[str]) -> None:
 
     from train import checkpoint  # torch, for those who need it
 
+    from . import graphs, int8
     from .build import about, build
     from .verify import verify
 
@@ -47,19 +54,28 @@ def _export(argv: list[str]) -> None:
     scales = None if args.scales is None else [grid.parse_scale(s) for s in args.scales]
     generator, content = checkpoint.load_generator(args.ckpt)
     model, files, kept = build(generator, scales, args.fp16)
-    origin = about(generator, content, args.ckpt, args.fp16)
-    candidate = Bundle.parse(bundle.serialise(model, files, origin), "the new bundle")
-    with Upscaler.of(candidate) as upscaler:
-        errors = verify(upscaler, generator, args.fp16, kept)
+    origin = about(generator, content, args.ckpt, args.fp16, args.int8 is not None)
+    with Upscaler.of(Bundle.parse(bundle.serialise(model, files, origin), "the new bundle")) as exact:
+        origin["largest_error_of_range"] = verify(exact, generator, args.fp16, kept)
+        said = f"within {max(origin['largest_error_of_range'].values()):.1e} of the checkpoint's range"
 
-    def check(finished: Path) -> None:
-        with Upscaler.load(finished) as upscaler:
-            verify(upscaler, generator, args.fp16, kept)
+        slices = None
+        if args.int8 is not None:
+            slices = int8.load_slices(args.int8)
+            files["trunk.onnx"] = int8.quantise(graphs.trunk(generator, half=False), model, slices)
+            with Upscaler.of(Bundle.parse(bundle.serialise(model, files, origin), "the new bundle")) as upscaler:
+                origin["psnr_lost_db"] = int8.measure_loss(upscaler, exact, slices)
+            said += f"; 8-bit integers lose up to {max(origin['psnr_lost_db'].values()):.3f} dB"
 
-    bundle.write(out, model, files, {**origin, "largest_error_of_range": errors}, args.force, check)
-    print(
-        f"{out}: {out.stat().st_size:,} bytes, {len(kept)} tables, within {max(errors.values()):.1e} of the checkpoint's range"
-    )
+        def check(finished: Path) -> None:
+            with Upscaler.load(finished) as upscaler:
+                if slices is None:
+                    verify(upscaler, generator, args.fp16, kept)
+                else:
+                    int8.measure_loss(upscaler, exact, slices)
+
+        bundle.write(out, model, files, origin, args.force, check)
+    print(f"{out}: {out.stat().st_size:,} bytes, {len(kept)} tables, {said}")
 
 
 def _inspect(argv: list[str]) -> None:

@@ -60,11 +60,12 @@ def build(
     return model, files, kept
 
 
-def about(generator: Generator, checkpoint: dict[str, Any], path: Path, half: bool) -> dict[str, Any]:
+def about(generator: Generator, checkpoint: dict[str, Any], path: Path, half: bool, int8: bool) -> dict[str, Any]:
     """Where a bundle comes from, for its manifest."""
+    precision = "float16 weights, float32 arithmetic" if half else "float32"
     return {
         "made_by": f"metasrgan-edge {__version__}",
-        "precision": "float16 weights, float32 arithmetic" if half else "float32",
+        "precision": f"8-bit integer trunk but for its first convolution; {precision} elsewhere" if int8 else precision,
         "parameters": sum(p.numel() for p in generator.parameters()),
         "checkpoint": {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

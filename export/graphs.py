@@ -32,7 +32,7 @@ class Graph:
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         output = f"{kind.lower()}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        self._nodes.append(helper.make_node(kind, list(inputs), [output], output, **attributes))
         return output
 
     def integers(self, *values: int) -> str:

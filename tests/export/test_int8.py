@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export import int8
+from export.__main__ import main
+from runtime.bundle import Bundle
+from tests.conftest import ROOT, SCAN
+
+CKPT = ["--ckpt", str(ROOT / "models" / "fidelity.pt")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "scans").mkdir()
+    shutil.copy(SCAN, tmp_path / "scans")
+    return tmp_path / "scans"
+
+
+def test_all_but_the_first_convolution_are_integers_and_the_loss_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.bundle"
+    assert main([*CKPT, "--out", str(out), "--fp16", "--int8", str(folder)]) == 0
+    assert "8-bit integers lose up to 0.0" in capsys.readouterr().out
+    made = Bundle.read(out)
+    assert made.manifest["precision"] == (
+        "8-bit integer trunk but for its first convolution; float16 weights, float32 arithmetic elsewhere"
+    )
+    lost = made.manifest["psnr_lost_db"]
+    assert list(lost) == ["×3/2", "×2", "×3", "×4"]
+    assert 0 < max(lost.values()) <= 0.1  # what the project promises; exactly nothing would be no quantisation
+    graph = onnx.load_from_string(made.files["trunk.onnx"]).graph
+    by_output = {output: node.op_type for node in graph.node for output in node.output}
+    weights = [by_output.get(node.input[1], "float") for node in graph.node if node.op_type == "Conv"]
+    assert weights == ["float"] + ["DequantizeLinear"] * 11
+    assert out.stat().st_size < 1_000_000  # the shipped bundle has 1.26 MB, 0.4 MB of it saved
+
+
+def test_a_bundle_that_loses_too_much_is_not_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "MAX_LOSS", 1e-4)
+    assert main([*CKPT, "--out", str(tmp_path / "x.bundle"), "--int8", str(folder)]) == 1
+    assert "8-bit integers lose 0.0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_too_few_slices_are_an_error_that_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "one.npy", np.random.default_rng(0).random((80, 80)))
+    assert main([*CKPT, "--out", str(tmp_path / "x.bundle"), "--int8", str(tmp_path)]) == 1
+    assert f"error: {tmp_path} has 1 slices of 64×64 pixels or more: give two or more" in capsys.readouterr().err
