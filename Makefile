@@ -2,8 +2,8 @@
 PYTHON ?= python3
 DATA ?= ../shared/data/t1ce-validation
 FEATURES ?= ../shared/data/features/vgg16_conv_fp16.npz
-# The paper's grid, thinned, and scales that nothing was trained on.
-SCALES = 1.05 1.1 1.3 1.5 1.7 2 2.37 2.5 3 3.333 3.5 4 4.5 6
+# The paper's grid, and scales that nothing was trained on.
+SCALES = $(shell { LC_ALL=C seq 1.1 0.1 4; printf '%s\n' 1.05 2.37 3.333 4.5 6; } | LC_ALL=C sort -n)
 INSTALL = bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN = .venv/run/bin/python
 DEV = .venv/dev/bin/python
@@ -25,9 +25,10 @@ evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was
 	$(DEV) -m train.evaluate --data $(DATA)
 
 results: .venv/dev/installed  ## docs/results.md and docs/perceptual/results.md, from the committed checkpoints
-	$(DEV) -m train.evaluate --data $(DATA) --models $(wildcard models/*.pt) --scales $(SCALES) --out docs --force
-	$(DEV) -m train.evaluate --data $(DATA) --models $(wildcard models/*.pt) --scales 2 3 4 --kernels bilinear --features $(FEATURES) \
-		--out docs/perceptual --force
+	$(DEV) -m train.evaluate --data $(DATA) --models $(filter-out models/perceptual.pt, $(wildcard models/*.pt)) --scales $(SCALES) \
+		--out docs --force
+	$(DEV) -m train.evaluate --data $(DATA) --models models/fidelity.pt models/perceptual.pt --scales 1.1 1.5 2 3 4 \
+		--features $(FEATURES) --out docs/perceptual --force
 
 bench: .venv/dev/installed  ## time the stage against the trunk; keep the machine quiet
 	$(DEV) -m pytest benchmarks --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
