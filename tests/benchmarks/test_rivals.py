@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from benchmarks import rivals
+from train.baselines import Edsr, EdsrConfig
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_edsr_is_the_network_that_train_has(scale: int) -> None:
+    """With the same weights, the same pixels: so the architecture that is timed is the real one."""
+    torch.manual_seed(0)
+    model = Edsr(EdsrConfig(channels=8, blocks=3, scale=scale, mean=0.0, std=1.0)).eval()
+    state = model.state_dict()
+    taken = set()
+
+    def weight(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        taken.add(name)
+        array: NDArray[np.float32] = state[name].numpy()
+        assert array.shape == shape
+        return array
+
+    session = ort.InferenceSession(rivals.edsr(scale, 8, 3, weight=weight), providers=["CPUExecutionProvider"])
+    image = torch.rand(1, 1, 9, 12)
+    with torch.no_grad():
+        expected = model(image, (scale, scale)).numpy()
+    np.testing.assert_allclose(session.run(None, {"image": image.numpy()})[0], expected, rtol=0, atol=1e-6)
+    assert taken == state.keys()
+
+
+def test_edsr_has_its_full_size() -> None:
+    count = 0
+
+    def weight(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        nonlocal count
+        count += int(np.prod(shape))
+        return np.zeros(shape, np.float32)
+
+    rivals.edsr(2, weight=weight)
+    assert count == 40_720_385  # as Edsr(EdsrConfig()) has
+
+
+def test_random_weights_keep_what_passes_in_bounds() -> None:
+    """Neither denormal, which would be slow, nor infinite."""
+    for content in (rivals.edsr(2, 64, 8), rivals.convolutions(8)):
+        session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+        image = np.random.default_rng(0).random((1, 1, 16, 16), np.float32)
+        assert 1e-3 < np.std(session.run(None, {"image": image})[0]) < 1e3
