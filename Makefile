@@ -30,7 +30,7 @@ results: .venv/dev/installed  ## docs/results.md and docs/perceptual/results.md,
 	$(DEV) -m train.evaluate --data $(DATA) --models models/fidelity.pt models/perceptual.pt --scales 1.1 1.5 2 3 4 \
 		--features $(FEATURES) --out docs/perceptual --force
 
-bench: .venv/dev/installed  ## time the stage against the trunk; keep the machine quiet
+bench: .venv/dev/installed  ## time and memory beside the trunk and EDSR; keep the machine quiet
 	$(DEV) -m pytest benchmarks --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
 
 .venv/run/installed: pyproject.toml constraints.txt

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
+
+from export.graph import Graph
 
 Weight = Callable[[str, tuple[int, ...]], NDArray[np.float32]]  # by the name in PyTorch's state_dict, and shape
 _SHUFFLES = {2: (2,), 3: (3,), 4: (2, 2)}
@@ -26,7 +28,7 @@ def edsr(scale: int, channels: int = 256, blocks: int = 32, residual_scale: floa
     net = _Network(weight)
     first = net.conv("image", "head", 1, channels)
     x = first
-    factor = net.constant("residual_scale", np.array(residual_scale, np.float32))
+    factor = net.weights(np.array(residual_scale))
     for k in range(blocks):
         y = net.op("Relu", net.conv(x, f"blocks.{k}.conv1", channels, channels))
         y = net.op("Mul", net.conv(y, f"blocks.{k}.conv2", channels, channels), factor)
@@ -35,7 +37,7 @@ def edsr(scale: int, channels: int = 256, blocks: int = 32, residual_scale: floa
     for k, s in enumerate(_SHUFFLES[scale]):
         x = net.conv(x, f"upscale.{k}.0", channels, channels * s * s)
         x = net.op("DepthToSpace", x, blocksize=s, mode="CRD")
-    return net.finish(net.conv(x, "last", channels, 1))
+    return net.network(net.conv(x, "last", channels, 1))
 
 
 def convolutions(count: int, channels: int = 64, weight: Weight = random) -> bytes:
@@ -44,36 +46,28 @@ def convolutions(count: int, channels: int = 64, weight: Weight = random) -> byt
     x = net.op("Relu", net.conv("image", "0", 1, channels))
     for k in range(1, count):
         x = net.op("Relu", net.conv(x, str(k), channels, channels))
-    return net.finish(x, channels)
+    return net.network(x, channels)
 
 
-class _Network:
-    """An ONNX graph that grows layer by layer."""
+class _Network(Graph):
+    """An ONNX graph that grows layer by layer, with a caller's weights."""
 
     def __init__(self, weight: Weight) -> None:
+        super().__init__(half=False)
         self._weight = weight
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: list[onnx.TensorProto] = []
-
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{kind}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, list(inputs), [output], output, **attributes))
-        return output
-
-    def constant(self, name: str, value: NDArray[np.float32]) -> str:
-        self._constants.append(numpy_helper.from_array(value, name))
-        return name
 
     def conv(self, x: str, name: str, c_in: int, c_out: int) -> str:
         shapes = {f"{name}.weight": (c_out, c_in, 3, 3), f"{name}.bias": (c_out,)}
-        return self.op("Conv", x, *(self.constant(n, self._weight(n, shape)) for n, shape in shapes.items()), pads=[1] * 4)
+        return self.op("Conv", x, *(self.weights(self._weight(n, shape)) for n, shape in shapes.items()), pads=[1] * 4)
 
-    def finish(self, output: str, channels: int = 1) -> bytes:
-        image, pixels = (
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", c, f"{name}_rows", f"{name}_columns"])
-            for name, c in (("image", 1), (output, channels))
-        )
-        graph = helper.make_graph(self._nodes, "rival", [image], [pixels], self._constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        content: bytes = model.SerializeToString()
-        return content
+    def network(self, output: str, channels: int = 1) -> bytes:
+        image = {"image": (TensorProto.FLOAT, ["N", 1, "H", "W"])}
+        return self.finish(image, output, "pixels", ["N", channels, "h", "w"])
+
+
+def session(model: str | bytes) -> Any:
+    """A session of two threads for a graph or its file. They do not spin after their work, or they would slow down ours."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

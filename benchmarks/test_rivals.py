@@ -15,7 +15,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from benchmarks import rivals
@@ -31,13 +30,6 @@ OF_BARE = 0.85  # of the multiply-adds a second of bare convolutions 3×3 64→6
 MEMORY = 1 / 8  # of EDSR's at 240×240, likewise; 1/12 seen
 
 
-def session(content: bytes) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or its threads would slow down ours
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
 def seconds(function: Callable[[], Any]) -> float:
     began = time.perf_counter()
     function()
@@ -47,7 +39,7 @@ def seconds(function: Callable[[], Any]) -> float:
 def test_times_faster_than_edsr() -> None:
     scan = np.asanyarray(nib.load(ROOT / "examples" / "t1ce_thick.nii.gz").dataobj)
     image = np.ascontiguousarray(scan[68 : 68 + SIZE, 68 : 68 + SIZE, 3], np.float32)
-    edsr = session(rivals.edsr(2))
+    edsr = rivals.session(rivals.edsr(2))
     with Upscaler.load(SHIPPED, threads=2) as exact, Upscaler.load(INT8, threads=2) as fast:
         ways: dict[str, tuple[Callable[[], Any], int]] = {
             "edsr": (lambda: edsr.run(None, {"image": image[None, None]}), 1),
@@ -71,7 +63,7 @@ def test_times_faster_than_edsr() -> None:
 
 def test_trunk_is_as_fast_as_bare_convolutions() -> None:
     image = np.random.default_rng(0).random((2 * SIZE, 2 * SIZE), np.float32)
-    bare = session(rivals.convolutions(11))
+    bare = rivals.session(rivals.convolutions(11))
     with Upscaler.load(SHIPPED, threads=2) as up:
         rounds = [
             (seconds(lambda: bare.run(None, {"image": image[None, None]})), seconds(lambda: up._running.encode(image)))
@@ -85,18 +77,15 @@ def test_trunk_is_as_fast_as_bare_convolutions() -> None:
 
 
 _PEAK = """
-import numpy as np, onnxruntime, sys
+import numpy as np, sys
+from benchmarks import rivals
 from runtime import Upscaler
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 image = np.random.default_rng(0).random((240, 240), np.float32)
 idle = peak()
 if sys.argv[1] == "edsr":
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or its threads would slow down ours
-    edsr = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
-    edsr.run(None, {"image": image[None, None]})
+    rivals.session(sys.argv[2]).run(None, {"image": image[None, None]})
 else:
     Upscaler.load(sys.argv[2], threads=2)(image, 2)
 print(peak() - idle)

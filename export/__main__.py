@@ -43,7 +43,6 @@ def _export(argv: list[str]) -> None:
 
     from train import checkpoint  # torch, for those who need it
 
-    from . import graphs, int8
     from .build import about, build
     from .verify import verify
 
@@ -61,6 +60,8 @@ def _export(argv: list[str]) -> None:
 
         slices = None
         if args.int8 is not None:
+            from . import graphs, int8  # ONNX Runtime's quantisation, likewise
+
             slices = int8.load_slices(args.int8)
             files["trunk.onnx"] = int8.quantise(graphs.trunk(generator, half=False), model, slices)
             with Upscaler.of(Bundle.parse(bundle.serialise(model, files, origin), "the new bundle")) as upscaler:

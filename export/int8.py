@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -16,8 +16,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from runtime import Upscaler
 from runtime.bundle import Model
 from runtime.errors import InputFileError
-from runtime.intensity import Intensity
-from train import data, metrics, resample, subjects
+from train import data, metrics, models, resample, subjects
+from train.evaluate import score_crop
 
 from .verify import VerificationError
 
@@ -26,7 +26,6 @@ SCALES = (Fraction(3, 2), Fraction(2), Fraction(3), Fraction(4))
 _FILES = 64  # of a folder, evenly from all of it, are read: half of their slices calibrate, half judge
 _SLICES = 64
 _MIN_SIZE = 64  # pixels an axis
-_UNIT = Intensity(low=-np.inf, high=np.inf, black=0.0, white=1.0)
 
 
 class Slices(NamedTuple):
@@ -39,13 +38,13 @@ class Slices(NamedTuple):
 def load_slices(folder: Path) -> Slices:
     """Crops of a folder's slices or volumes, as `train` reads them. Raises InputFileError where there are fewer than two."""
     files = subjects.find_files(folder)
-    crops = data.load_crops(_evenly(files, _FILES), _MIN_SIZE)
+    crops = data.load_crops(data.evenly(files, _FILES), _MIN_SIZE)
     if len(crops) < 2:
         raise InputFileError(
             f"{folder} has {len(crops)} slices of {_MIN_SIZE}×{_MIN_SIZE} pixels or more: give two or more, of the kind "
             "that the bundle will upscale"
         )
-    chosen = _evenly(crops, _SLICES)
+    chosen = data.evenly(crops, _SLICES)
     return Slices(chosen[::2], chosen[1::2])
 
 
@@ -81,10 +80,11 @@ def measure_loss(upscaler: Upscaler, exact: Upscaler, slices: Slices) -> dict[st
 
     Raises VerificationError where it is more than `MAX_LOSS`.
     """
+    upscales = [models.upscale_by(up) for up in (exact, upscaler)]
     lost = {}
     for scale in SCALES:
-        scores = [[_psnr(up, crop.pixels, scale) for up in (exact, upscaler)] for crop in slices.judge]
-        before, after = np.mean(scores, axis=0)
+        scores = [score_crop(upscales, crop.pixels, (scale, scale), "bilinear", [metrics.psnr]) for crop in slices.judge]
+        before, after = np.mean(scores, axis=0)[:, 0]
         lost[f"×{scale}"] = float(before - after)
     worst = max(lost, key=lost.__getitem__)
     if not lost[worst] <= MAX_LOSS:
@@ -110,13 +110,3 @@ class _Inputs(CalibrationDataReader):
             scale, kernel = SCALES[k % len(SCALES)], resample.KERNELS[k % len(resample.KERNELS)]
             image = resample.downsample(crop.pixels, (scale, scale), kernel)
             yield {"image": ((image - model.mean) / model.std).astype(np.float32)[None, None]}
-
-
-def _psnr(upscaler: Upscaler, truth: data.Image, scale: Fraction) -> float:
-    image = resample.downsample(truth, (scale, scale), "bilinear")
-    pixels = upscaler.upscale_slice(image, _UNIT, (scale, scale), np.float32)
-    return metrics.psnr(truth[: pixels.shape[0], : pixels.shape[1]], pixels)
-
-
-def _evenly(items: Sequence[Any], count: int) -> list[Any]:
-    return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Image = NDArray[np.float32]
+T = TypeVar("T")
 
 _CONTEXT = 16  # pixels around a patch that take part in its downsampling: a bicubic kernel reaches 2·r ≤ 8, k-space farther
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
@@ -64,6 +65,11 @@ def load_crops(files: Iterable[Path], min_size: int, progress: bool = True) -> l
     if left_out:
         log.info("%d slices smaller than %d pixels an axis were left out (JPEGs are halved first)", left_out, min_size)
     return crops
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """Up to `count` of some items, from the first to the last at even distances."""
+    return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []
 
 
 def _slices(file: Path) -> Iterable[tuple[str | None, Image]]:

@@ -112,8 +112,7 @@ def load_stage(stage: Stage, split: subjects.Split, progress: bool) -> tuple[dat
                 f"no slice to {side} on has {stage.patch}×{stage.patch} pixels or more (JPEGs are halved first): "
                 "give larger images or a smaller patch"
             )
-    chosen = np.unique(np.linspace(0, len(held_out) - 1, VALIDATION_CROPS).astype(int))
-    held_out = [data.Crop(_middle(held_out[k].pixels), held_out[k].source) for k in chosen]
+    held_out = [data.Crop(_middle(pixels), source) for pixels, source in data.evenly(held_out, VALIDATION_CROPS)]
     return data.Batches(crops, stage, *processes.place()), held_out
 
 

@@ -73,10 +73,6 @@ def _is_bundle(path: Path) -> bool:
 def _load_bundle(path: Path) -> Model:
     upscaler = Upscaler.load(path)
     manifest = upscaler.bundle.manifest
-
-    def upscale(lr: Image, scales: grid.Scales) -> Image:
-        return upscaler.upscale_slice(lr, UNIT, scales, np.float32)
-
     try:  # the manifest's account of the checkpoint is for people, and nothing that a bundle must have
         from . import networks
 
@@ -84,7 +80,7 @@ def _load_bundle(path: Path) -> Model:
     except (LookupError, TypeError, ValueError):
         cost = None
     served_by = f"runtime on {upscaler.device}"
-    return Model("", served_by, upscale, parameters=manifest.get("parameters"), multiply_adds=cost)
+    return Model("", served_by, upscale_by(upscaler), parameters=manifest.get("parameters"), multiply_adds=cost)
 
 
 def _load_checkpoint(path: Path) -> Model:
@@ -98,6 +94,11 @@ def _load_checkpoint(path: Path) -> Model:
     parameters = sum(p.numel() for p in model.parameters())
     served_by = f"PyTorch on {device}, float32"
     return Model("", served_by, upscale_with(model), parameters=parameters, multiply_adds=multiply_adds(model))
+
+
+def upscale_by(upscaler: Upscaler) -> Upscale:
+    """The runtime as a function of an image with black 0 and white 1; its output is not darker than black."""
+    return lambda lr, scales: upscaler.upscale_slice(lr, UNIT, scales, np.float32)
 
 
 def upscale_with(model: nn.Module) -> Upscale:

@@ -22,6 +22,7 @@ class Muon:
     """
 
     def __init__(self, network: nn.Module, learning_rate: float) -> None:
+        self._network = network
         self._weights = [p for p in network.parameters() if p.ndim >= 2 and min(p.shape[:2]) >= _LEAST]
         taken = set(map(id, self._weights))
         self._matrices = [_matrix(p.detach()) for p in self._weights]
@@ -36,9 +37,7 @@ class Muon:
         return [group for part in self._parts for group in part.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        self._parts[0].zero_grad(set_to_none)
-        for weight in self._weights:
-            weight.grad = None
+        self._network.zero_grad(set_to_none)
 
     def step(self) -> None:
         for weight, matrix in zip(self._weights, self._matrices):
