@@ -88,8 +88,9 @@ def _inspect(argv: list[str]) -> None:
     print(f"{path}: {bundle.FORMAT}, version {manifest['version']}, {path.stat().st_size:,} bytes, sha256 {opened.sha256}")
     for section in ("made_by", "precision", "parameters"):
         print(f"  {section.replace('_', ' '):<12} {manifest.get(section)}")
-    for section in ("model", "checkpoint", "largest_error_of_range"):
-        print(f"  {section.replace('_', ' ')}")
+    for section in ("model", "checkpoint", "largest_error_of_range", "psnr_lost_db"):
+        if section in manifest:
+            print(f"  {section.replace('_', ' ')}")
         for key, value in manifest.get(section, {}).items():
             print(f"    {key:<24} {value:.1e}" if section.startswith("largest") else f"    {key:<12} {value}")
     print("  files")

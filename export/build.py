@@ -17,7 +17,7 @@ from train.generator import Generator
 
 from . import graphs
 
-MAX_TABLE_BYTES = 64 << 10  # a larger table is sooner predicted than worth its bytes in a bundle of 1 MB
+MAX_PHASES = 8  # an axis: more are predicted in a millisecond or two
 
 
 def receptive_radius(generator: Generator) -> int:
@@ -33,25 +33,25 @@ def build(
     Raises ScaleError for a scale with more phases than any table holds.
     """
     config = generator.config
+    dtype = np.float16 if half else np.float32
+    arrays = {name: array.astype(dtype) for name, array in graphs.predictor_arrays(generator).items()}
     model = bundle.Model(
         projection=config.projection,
-        channels=config.channels,
+        basis=len(arrays["b2"]),
         skip=config.skip,
         mean=config.mean,
         std=config.std,
         radius=receptive_radius(generator),
     )
-    dtype = np.float16 if half else np.float32
-    arrays = {name: array.astype(dtype) for name, array in graphs.predictor_arrays(generator).items()}
     predictor = WeightPredictor(**{n: a.astype(np.float32) for n, a in arrays.items()}, projection=config.projection)
     files = {
         "trunk.onnx": graphs.trunk(generator, half),
         "stage.onnx": graphs.stage(),
-        "table_free.onnx": graphs.table_free(),
+        "table_free.onnx": graphs.table_free(config.skip),
         **{f"predictor/{name}.npy": bundle.array_bytes(array) for name, array in arrays.items()},
     }
     if scales is None:
-        scales = [r for r in grid.PAPER_SCALES if r.numerator**2 * arrays["b2"].nbytes <= MAX_TABLE_BYTES]
+        scales = [r for r in grid.PAPER_SCALES if r.numerator <= MAX_PHASES]
     kept = list(dict.fromkeys(scales))
     for scale in kept:
         if not grid.has_table((scale, scale)):
@@ -65,7 +65,7 @@ def about(generator: Generator, checkpoint: dict[str, Any], path: Path, half: bo
     precision = "float16 weights, float32 arithmetic" if half else "float32"
     return {
         "made_by": f"metasrgan-edge {__version__}",
-        "precision": f"8-bit integer trunk but for its first convolution; {precision} elsewhere" if int8 else precision,
+        "precision": f"8-bit integers from the first block to the tail; {precision} elsewhere" if int8 else precision,
         "parameters": sum(p.numel() for p in generator.parameters()),
         "checkpoint": {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

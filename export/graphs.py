@@ -18,14 +18,12 @@ from train.generator import Generator, ResidualBlock
 
 from .graph import Graph
 
-_PREDICTOR_KEYS = {"w1": "0.weight", "b1": "0.bias", "w2": "2.weight", "b2": "2.bias"}
-
 
 def trunk(generator: Generator, half: bool) -> bytes:
-    """image (N, 1, H, W), standardised → features (N, H + 2, W + 2, C') with a border of one pixel, channels last.
+    """image (N, 1, H, W), standardised → responses (N, H, W, B'), channels last.
 
-    The border is what the stage's 3×3 patches read beyond the image: zeros, and the repeated edge in the image channel
-    that a skip adds behind the C features.
+    They are the features convolved with the basis, zeros beyond the image; and with a skip each pixel's 3×3 neighbours in the
+    image, edges repeated.
     """
     graph = Graph(half)
     first = _conv(graph, "image", generator.head, None, generator.head_act)
@@ -35,14 +33,19 @@ def trunk(generator: Generator, half: bool) -> bytes:
         y = _conv(graph, x, block.conv1, block.norm1, block.act)
         x = graph.op("Add", _conv(graph, y, block.conv2, block.norm2), x)
     x = graph.op("Add", _conv(graph, x, generator.tail, generator.tail_norm), first)
-    border = graph.integers(0, 0, 1, 1, 0, 0, 1, 1)
-    x = graph.op("Pad", x, border)
+    filters = basis(generator)
+    taps = filters.reshape(len(filters), 3, 3, -1).transpose(0, 3, 1, 2)
+    x = graph.op("Transpose", graph.op("Conv", x, graph.weights(taps), pads=[1] * 4, kernel_shape=[3, 3]), perm=[0, 2, 3, 1])
     if generator.config.skip:
-        x = graph.op("Concat", x, graph.op("Pad", "image", border, mode="edge"), axis=1)
-    features = graph.op("Transpose", x, perm=[0, 2, 3, 1])
-    channels = generator.config.channels + generator.config.skip
+        wide = graph.op("Pad", "image", graph.integers(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
+        taps = np.eye(9, dtype=np.float32).reshape(9, 1, 3, 3)
+        neighbours = graph.op("Conv", wide, graph.weights(taps), kernel_shape=[3, 3])
+        x = graph.op("Concat", x, graph.op("Transpose", neighbours, perm=[0, 2, 3, 1]), axis=-1)
     return graph.finish(
-        {"image": (TensorProto.FLOAT, ["N", 1, "H", "W"])}, features, "features", ["N", "H_plus_2", "W_plus_2", channels]
+        {"image": (TensorProto.FLOAT, ["N", 1, "H", "W"])},
+        x,
+        "responses",
+        ["N", "H", "W", len(filters) + 9 * generator.config.skip],
     )
 
 
@@ -67,65 +70,74 @@ def _conv(graph: Graph, x: str, conv: nn.Module, norm: nn.Module | None, act: nn
 
 
 def stage() -> bytes:
-    """The Meta-Upscale stage of any scale: gather patches, multiply by slot filters, gather pixels.
+    """The Meta-Upscale stage of any scale: gather responses by class, multiply by the slot table, gather pixels.
 
-    features (P, C'), patch_rows (q_y, 1, R, 1, 3, 1) + patch_cols (1, q_x, 1, S, 1, 3) into P, filters
-    (q_y·q_x, 9·C', n), out_rows (h, 1) + out_cols (1, w) into the product (q_y·q_x, R·S, n) → pixels (h, w).
+    responses (P, B'), source_rows (q_y, 1, R, 1) + source_cols (1, q_x, 1, S) into P, slots (q_y·q_x, B', n),
+    out_rows (h, 1) + out_cols (1, w) into the product (q_y·q_x, R·S, n) → pixels (h, w).
     """
     graph = Graph(half=False)
-    patches = graph.op("Gather", "features", graph.op("Add", "patch_rows", "patch_cols"), axis=0)
-    shape = graph.op("Shape", "filters")
+    sources = graph.op("Gather", "responses", graph.op("Add", "source_rows", "source_cols"), axis=0)
+    shape = graph.op("Shape", "slots")
     classes = graph.op("Slice", shape, graph.integers(0), graph.integers(1))
-    taps = graph.op("Slice", shape, graph.integers(1), graph.integers(2))
-    patches = graph.op("Reshape", patches, graph.op("Concat", classes, graph.integers(-1), taps, axis=0))
-    slots = graph.op("Reshape", graph.op("MatMul", patches, "filters"), graph.integers(-1))
-    pixels = graph.op("Gather", slots, graph.op("Add", "out_rows", "out_cols"), axis=0)
+    basis = graph.op("Slice", shape, graph.integers(1), graph.integers(2))
+    sources = graph.op("Reshape", sources, graph.op("Concat", classes, graph.integers(-1), basis, axis=0))
+    product = graph.op("Reshape", graph.op("MatMul", sources, "slots"), graph.integers(-1))
+    pixels = graph.op("Gather", product, graph.op("Add", "out_rows", "out_cols"), axis=0)
     integer, real = TensorProto.INT32, TensorProto.FLOAT
     inputs: dict[str, tuple[int, list[Any]]] = {
-        "features": (real, ["P", "C"]),
-        "patch_rows": (integer, ["q_y", 1, "R", 1, 3, 1]),
-        "patch_cols": (integer, [1, "q_x", 1, "S", 1, 3]),
-        "filters": (real, ["q", "K", "n"]),
+        "responses": (real, ["P", "K"]),
+        "source_rows": (integer, ["q_y", 1, "R", 1]),
+        "source_cols": (integer, [1, "q_x", 1, "S"]),
+        "slots": (real, ["q", "K", "n"]),
         "out_rows": (integer, ["h", 1]),
         "out_cols": (integer, [1, "w"]),
     }
     return graph.finish(inputs, pixels, "pixels", ["h", "w"])
 
 
-def table_free() -> bytes:
-    """The Meta-Upscale stage without a table, for any scale: pixel = (patch · units) · (relu(hidden), taps).
+def table_free(skip: bool) -> bytes:
+    """The Meta-Upscale stage without a table, for any scale: the predictor itself, for every output pixel.
 
-    features (P, C'), patch_rows (R, 1, 3, 1) + patch_cols (1, S, 1, 3) into P, units (9·C', M + 9); out_rows (h, 1) +
-    out_cols (1, w) into the R·S patches; hidden_rows (h, 1, M) + hidden_cols (1, w, M), taps_rows (h, 1, 3, 1) ·
-    taps_cols (1, w, 1, 3) → pixels (h, w). `runtime.phases.WeightPredictor.units` says why.
+    responses (P, B'), source_rows (h, 1) + source_cols (1, w) into P; hidden_rows (h, 1, M) + hidden_cols (1, w, M), w2
+    (M, B) and b2 (B) give the coefficients, taps_rows (h, 1, 3, 1) · taps_cols (1, w, 1, 3) the skip's → pixels (h, w).
     """
     graph = Graph(half=False)
-    patches = graph.op("Gather", "features", graph.op("Add", "patch_rows", "patch_cols"), axis=0)
-    taps = graph.op("Slice", graph.op("Shape", "units"), graph.integers(0), graph.integers(1))
-    patches = graph.op("Reshape", patches, graph.op("Concat", graph.integers(-1), taps, axis=0))
-    sources = graph.op("MatMul", patches, "units")
+    responses = graph.op("Gather", "responses", graph.op("Add", "source_rows", "source_cols"), axis=0)
     hidden = graph.op("Relu", graph.op("Add", "hidden_rows", "hidden_cols"))
-    skip = graph.op("Reshape", graph.op("Mul", "taps_rows", "taps_cols"), graph.integers(0, 0, 9))
-    position = graph.op("Concat", hidden, skip, axis=-1)
-    at_source = graph.op("Gather", sources, graph.op("Add", "out_rows", "out_cols"), axis=0)
-    pixels = graph.op("ReduceSum", graph.op("Mul", position, at_source), graph.integers(-1), keepdims=0)
+    coefficients = graph.op("Add", graph.op("MatMul", hidden, "w2"), "b2")
+    if skip:
+        taps = graph.op("Reshape", graph.op("Mul", "taps_rows", "taps_cols"), graph.integers(0, 0, 9))
+        coefficients = graph.op("Concat", coefficients, taps, axis=-1)
+    pixels = graph.op("ReduceSum", graph.op("Mul", responses, coefficients), graph.integers(-1), keepdims=0)
     integer, real = TensorProto.INT32, TensorProto.FLOAT
     inputs: dict[str, tuple[int, list[Any]]] = {
-        "features": (real, ["P", "C"]),
-        "patch_rows": (integer, ["R", 1, 3, 1]),
-        "patch_cols": (integer, [1, "S", 1, 3]),
-        "units": (real, ["K", "U"]),
-        "out_rows": (integer, ["h", 1]),
-        "out_cols": (integer, [1, "w"]),
+        "responses": (real, ["P", "K"]),
+        "source_rows": (integer, ["h", 1]),
+        "source_cols": (integer, [1, "w"]),
         "hidden_rows": (real, ["h", 1, "M"]),
         "hidden_cols": (real, [1, "w", "M"]),
-        "taps_rows": (real, ["h", 1, 3, 1]),
-        "taps_cols": (real, [1, "w", 1, 3]),
+        "w2": (real, ["M", "B"]),
+        "b2": (real, ["B"]),
     }
+    if skip:
+        inputs |= {"taps_rows": (real, ["h", 1, 3, 1]), "taps_cols": (real, [1, "w", 1, 3])}
     return graph.finish(inputs, pixels, "pixels", ["h", "w"])
 
 
 def predictor_arrays(generator: Generator) -> dict[str, NDArray[np.float32]]:
-    """The weight predictor's arrays by the bundle's names."""
+    """The weight predictor's arrays by the bundle's names: what gives the filters' coefficients in the basis."""
     weights = generator.upscale.predictor.state_dict()
-    return {name: weights[key].float().numpy() for name, key in _PREDICTOR_KEYS.items()}
+    arrays = {"w1": weights["0.weight"], "b1": weights["0.bias"], "w2": weights["2.weight"], "b2": weights["2.bias"]}
+    if not generator.config.basis:  # each hidden unit's column of the last layer is a basis filter, and so is its bias
+        hidden = generator.config.predictor_hidden
+        arrays |= {"w2": torch.eye(hidden + 1, hidden), "b2": torch.eye(hidden + 1)[hidden]}
+    return {name: array.float().numpy() for name, array in arrays.items()}
+
+
+def basis(generator: Generator) -> NDArray[np.float32]:
+    """The filters that all predicted ones are sums of, (B, 9·C)."""
+    weights = generator.upscale.predictor.state_dict()
+    own = weights.get("3.weight")  # or else the last layer's columns, as above
+    filters = torch.cat([weights["2.weight"], weights["2.bias"][:, None]], 1) if own is None else own
+    array: NDArray[np.float32] = filters.float().T.contiguous().numpy()
+    return array

@@ -22,7 +22,7 @@ from .files import write_atomically
 from .phases import WeightPredictor
 
 FORMAT = "metasrgan-edge bundle"
-VERSION = 1
+VERSION = 2
 PREDICTOR = tuple(f"predictor/{part}.npy" for part in ("w1", "b1", "w2", "b2"))
 GRAPHS = ("trunk.onnx", "stage.onnx", "table_free.onnx")
 REQUIRED = (*GRAPHS, *PREDICTOR)
@@ -36,14 +36,14 @@ class Model:
     """What the runtime must know of the network."""
 
     projection: grid.Projection
-    channels: int  # of the features, the skip's image channel not counted
+    basis: int  # filters whose responses the trunk gives, the skip's nine neighbours not counted
     skip: bool
     mean: float  # of images scaled to [0, 1]
     std: float
     radius: int  # receptive radius in input pixels, trunk and stage: a tile's halo
 
     def __post_init__(self) -> None:
-        numbers = (type(self.channels), type(self.radius)) == (int, int) and self.channels > 0 <= self.radius
+        numbers = (type(self.basis), type(self.radius)) == (int, int) and self.basis > 0 <= self.radius
         if not numbers or not 0 < float(self.std) < np.inf or not np.isfinite(float(self.mean)):
             raise ValueError(f"{self} is no model: a number in it is out of bounds")
         if self.projection not in get_args(grid.Projection) or type(self.skip) is not bool:
@@ -61,7 +61,7 @@ class Bundle:
 
     @classmethod
     def read(cls, path: Path) -> Bundle:
-        """Read and check a bundle. Raises BundleError for anything but a whole bundle of version 1."""
+        """Read and check a bundle. Raises BundleError for anything but a whole bundle of this version."""
         try:
             content = path.read_bytes()
         except (OSError, ValueError) as error:
@@ -105,7 +105,7 @@ class Bundle:
         return WeightPredictor(w1, b1, w2, b2, self.model.projection)
 
     def table(self, scales: grid.Scales) -> NDArray[np.float32] | None:
-        """The phase table (p_y, p_x, 9·C) that the bundle carries for a scale, in float32, or None."""
+        """The phase table (p_y, p_x, B) that the bundle carries for a scale, in float32, or None."""
         name = table_file(scales[0])
         if scales[0] != scales[1] or name not in self.files:
             return None

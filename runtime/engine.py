@@ -1,27 +1,32 @@
 """ONNX Runtime on the CPU: image → features (the trunk), features → pixels (the Meta-Upscale stage).
 
-The stage is one small graph for every scale: gather the 3×3 patches, one batched matrix product with the slot filters,
-gather the output pixels. Strips of rows keep its patches in the processor's cache.
+The trunk ends in the responses of the B filters that all filters of all scales are sums of. The stage is one small graph
+for every scale: gather the responses class by class, one batched matrix product with the slot table, gather the output
+pixels. Strips of rows bound its memory.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import grid
 from .bundle import GRAPHS, Bundle
 from .errors import BundleError, DeviceError, reason
+from .phases import WeightPredictor
 from .tiles import Span
 
 Float = NDArray[np.float32]
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
-_STRIP_PATCHES = 4800  # 11 MB of patches: the fastest of 10, 20, 40, 60 and 240 rows of a 240×240 image
-_STRIP_PIXELS = 16384  # the same for the table-free path, whose unit is the output pixel
+_STRIP_SLOTS = 1 << 20  # of the product, 4 MB: a slice of 240×240 pixels up to ×4 goes through at once
+_STRIP_PIXELS = 1 << 14  # of the table-free path, 17 MB of hidden units: the fastest of 1 << 10 … 1 << 15
 
 
 class CpuEngine:
@@ -47,6 +52,8 @@ class CpuEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or available_processors()
         options.inter_op_num_threads = 1
+        # A plan for the memory of each shape would be kept for ever, and takes half as much again: 62 MB of 180 at 240×240.
+        options.enable_mem_pattern = False
         options.log_severity_level = 3
         # The sessions take turns: threads of one that spin after their work would slow the next one down twofold.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -59,33 +66,33 @@ class CpuEngine:
         return cls(trunk, stage, table_free)
 
     def encode(self, image: Float) -> Float:
-        """A standardised image (H, W) → features with a border of one, (H + 2, W + 2, C')."""
-        features: Float = self._trunk.run(None, {"image": image[None, None]})[0][0]
-        return features
+        """A standardised image (H, W) → responses (H, W, B')."""
+        responses: Float = self._trunk.run(None, {"image": image[None, None]})[0][0]
+        return responses
 
-    def render(self, features: Float, rows: Span, cols: Span, filters: Float) -> Float:
-        """The pixels rows × cols from features and a scale's slot filters; (len(rows), len(cols)), float32."""
+    def render(self, responses: Float, rows: Span, cols: Span, slots: Float) -> Float:
+        """The pixels rows × cols from responses and a scale's slot table; (len(rows), len(cols)), float32."""
         out = np.empty((len(rows), len(cols)), np.float32)
         (qy, ny), (qx, nx) = ((s.axis.scale.denominator, s.axis.slots) for s in (rows, cols))
         first_block, blocks_x = _blocks(cols, cols.start, cols.stop)
-        patch_cols = _patches(cols, first_block, blocks_x)[None, :, None, :, None, :]
+        source_cols = _sources(cols, first_block, blocks_x)[None, :, None, :]
         class_x, block_x, rank_x = _slots(cols, cols.start, cols.stop, first_block)
-        pixels = features.reshape(-1, features.shape[-1])
+        pixels = responses.reshape(-1, responses.shape[-1])
 
-        strip = max(1, _STRIP_PATCHES // (blocks_x * qx) // qy) * qy  # input rows
+        strip = max(1, _STRIP_SLOTS // (blocks_x * qx * ny * nx) // qy) * qy  # input rows
         for start, stop in _strips(rows, strip):
             first_block, blocks_y = _blocks(rows, start, stop)
-            patch_rows = _patches(rows, first_block, blocks_y)[:, None, :, None, :, None]
+            source_rows = _sources(rows, first_block, blocks_y)[:, None, :, None]
             class_y, block_y, rank_y = _slots(rows, start, stop, first_block)
             # The product is laid out (class_y, class_x, block_y, block_x, rank_y, rank_x).
             per_class = blocks_y * blocks_x * ny * nx
             out_rows = class_y * qx * per_class + block_y * blocks_x * ny * nx + rank_y * nx
             out_cols = class_x * per_class + block_x * ny * nx + rank_x
             feeds = {
-                "features": pixels,
-                "patch_rows": patch_rows * np.int32(features.shape[1]),
-                "patch_cols": patch_cols,
-                "filters": filters,
+                "responses": pixels,
+                "source_rows": source_rows * np.int32(responses.shape[1]),
+                "source_cols": source_cols,
+                "slots": slots,
                 "out_rows": out_rows[:, None].astype(np.int32),
                 "out_cols": out_cols[None].astype(np.int32),
             }
@@ -93,40 +100,43 @@ class CpuEngine:
         return out
 
     def render_table_free(
-        self, features: Float, rows: Span, cols: Span, units: Float, hidden: tuple[Float, Float], taps: tuple[Float, Float]
+        self, responses: Float, rows: Span, cols: Span, predictor: WeightPredictor, scales: grid.Scales, skip: bool
     ) -> Float:
-        """The same for any scale: the predictor's `units`, hidden parts (len, hidden) and skip taps (len, 3) an axis."""
+        """The same for any scale, whose every pixel has coefficients of its own."""
         out = np.empty((len(rows), len(cols)), np.float32)
-        always = [np.full((len(span), 1), v, np.float32) for span, v in ((rows, 1.0), (cols, 0.0))]  # the bias's unit
-        hidden_rows, hidden_cols = (np.concatenate(parts, axis=1) for parts in zip(hidden, always))
-        patch_cols, out_cols = _patches_read(cols, cols.start, cols.stop)
+        hidden_rows, hidden_cols = predictor.hidden_parts(rows.offset, cols.offset, scales)
+        taps_rows, taps_cols = (
+            grid.skip_taps(r, predictor.projection, span.offset).astype(np.float32) for r, span in zip(scales, (rows, cols))
+        )
+        feeds = {
+            "responses": responses.reshape(-1, responses.shape[-1]),
+            "source_cols": cols.sources[None],
+            "hidden_cols": hidden_cols[None],
+            "w2": np.ascontiguousarray(predictor.w2.T),
+            "b2": predictor.b2,
+        }
         step = max(1, _STRIP_PIXELS // len(cols))
-        for start in range(rows.start, rows.stop, step):
-            stop = min(start + step, rows.stop)
-            patch_rows, out_rows = _patches_read(rows, start, stop)
-            here = slice(start - rows.start, stop - rows.start)
-            feeds = {
-                "features": features.reshape(-1, features.shape[-1]),
-                "patch_rows": patch_rows[:, None, :, None] * np.int32(features.shape[1]),
-                "patch_cols": patch_cols[None, :, None, :],
-                "units": units,
-                "out_rows": out_rows[:, None] * np.int32(len(patch_cols)),
-                "out_cols": out_cols[None],
-                "hidden_rows": hidden_rows[here, None],
-                "hidden_cols": hidden_cols[None],
-                "taps_rows": taps[0][here, None, :, None],
-                "taps_cols": taps[1][None, :, None, :],
-            }
+        for start in range(0, len(rows), step):
+            here = slice(start, start + step)
+            feeds["source_rows"] = rows.sources[here, None] * np.int32(responses.shape[1])
+            feeds["hidden_rows"] = hidden_rows[here, None]
+            if skip:
+                feeds |= {"taps_rows": taps_rows[here, None, :, None], "taps_cols": taps_cols[None, :, None, :]}
             out[here] = self._table_free.run(None, feeds)[0]
         return out
 
 
-def available_processors() -> int:
-    """Processors that this process may use: its affinity mask where there is one."""
+def available_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processors that this process may use: those of its affinity mask, and no more than a container's share of time allows."""
     try:
-        return len(os.sched_getaffinity(0))
+        count = len(os.sched_getaffinity(0))
     except AttributeError:
-        return os.cpu_count() or 1
+        count = os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        return min(count, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):  # no container, or one without a limit: "max 100000"
+        return count
 
 
 def choose(device: str) -> type[CpuEngine]:
@@ -145,29 +155,21 @@ def _blocks(span: Span, start: int, stop: int) -> tuple[int, int]:
     return first, int(span.axis.source[stop - 1]) // q - first + 1
 
 
-def _patches(span: Span, first_block: int, blocks: int) -> NDArray[np.int32]:
-    """Feature index of the three taps of every input pixel of some blocks, by class modulo q; (q, blocks, 3).
+def _sources(span: Span, first_block: int, blocks: int) -> NDArray[np.int32]:
+    """Where the responses have every input pixel of some blocks, by class modulo q; (q, blocks).
 
-    Pixels beyond the features stand in the last blocks and are never kept: they read the nearest one.
+    Pixels beyond the responses stand in the last blocks and are never kept: they read the nearest one.
     """
     q = span.axis.scale.denominator
     pixel = np.arange(q)[:, None] + q * (first_block + np.arange(blocks)) - span.first
-    taps: NDArray[np.int32] = (np.clip(pixel, 0, span.size - 1)[:, :, None] + np.arange(3)).astype(np.int32)
-    return taps
+    sources: NDArray[np.int32] = np.clip(pixel, 0, span.size - 1).astype(np.int32)
+    return sources
 
 
 def _slots(span: Span, start: int, stop: int, first_block: int) -> tuple[NDArray[np.int64], ...]:
     """(class modulo q, block, rank) of each of the outputs [start, stop)."""
     source, q = span.axis.source[start:stop], span.axis.scale.denominator
     return source % q, source // q - first_block, span.axis.rank[start:stop]
-
-
-def _patches_read(span: Span, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Feature index of the three taps of the input pixels that the outputs [start, stop) read, and which each reads."""
-    source = span.axis.source[start:stop]
-    pixels = np.arange(source[0], source[-1] + 1)
-    taps = pixels[:, None] - span.first + np.arange(3)
-    return taps.astype(np.int32), (source - source[0]).astype(np.int32)
 
 
 def _strips(rows: Span, height: int) -> Iterator[tuple[int, int]]:

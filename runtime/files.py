@@ -1,15 +1,22 @@
-"""Writing a file whole or not at all."""
+"""Files, each written whole or not at all, and arrays too large for memory."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from .errors import OutputFileError
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .errors import OutputFileError, reason
 
 _TAKEN = "exists already: name another file, or allow replacing it (--force)"
 
@@ -58,6 +65,21 @@ def write_atomically(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"]) -> NDArray[Any]:
+    """An array in a temporary file, which has no name and is gone with the array. Raises OutputFileError on a full disk."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        if shutil.disk_usage(tempfile.gettempdir()).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # now, as a disk that is full later would kill the process
+            return np.asarray(np.memmap(file, dtype, "r+", shape=shape, order=order))
+    except (OSError, OverflowError, AttributeError) as error:  # the last where the system cannot set disk space aside
+        raise OutputFileError(
+            f"{tempfile.gettempdir()} has no room for it ({reason(error)}): name a folder that has by TMPDIR"
+        ) from error
 
 
 def _move_new(temporary: Path, target: Path) -> None:

@@ -25,7 +25,7 @@ ScaleLike = Union[int, float, str, Fraction, Decimal]  # one axis
 Scales = tuple[Fraction, Fraction]  # rows, columns
 
 MAX_SCALE = 16  # four times what the network is trained for; beyond it the pixels are smooth guesses
-MAX_TABLE_SLOTS = 4096  # 9.6 MB of filters; the paper's scales need at most 40². Beyond it, stages work without a table
+MAX_TABLE_SLOTS = 4096  # 0.7 MB of coefficients; the paper's scales need at most 40². Beyond it, stages work without a table
 _MAX_PERIOD = 64  # input pixels; a longer one has classes of pixels that an image hardly fills
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d{1,3})?(/\d+)?", re.IGNORECASE)  # 1e99999999 would be a very long integer
 _MAX_TERM = 1 << 62  # phases are kept as int64

@@ -1,6 +1,7 @@
 """The custom Meta-Upscale stage's filters: the weight predictor in numpy, a scale's phase table, and where tables are kept.
 
-A scale p/q has p phases an axis, hence p_y·p_x filters, whatever the image's size. That table is predicted once a scale.
+A scale p/q has p phases an axis, hence p_y·p_x filters, whatever the image's size. Each is a sum of the B filters of a
+basis, with which the trunk has convolved the features already: what is predicted, once a scale, are B coefficients a phase.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class WeightPredictor:
-    """The MLP 3 or 4 → hidden → 9·C: (row offset, column offset, `grid.inverse_scales`) → one 3×3×C filter.
+    """The MLP 3 or 4 → hidden → B: (row offset, column offset, `grid.inverse_scales`) → one filter's coefficients.
 
-    A filter is W₂·relu(W₁·position + b₁) + b₂, ordered (tap row, tap column, channel). float32: w1 (hidden, 3), or
-    (hidden, 4) where it is told the scale of each axis; b1 (hidden,), w2 (9·C, hidden), b2 (9·C,).
+    They are W₂·relu(W₁·position + b₁) + b₂. float32: w1 (hidden, 3), or (hidden, 4) where it is told the scale of each axis;
+    b1 (hidden,), w2 (B, hidden), b2 (B,).
     """
 
     w1: Float
@@ -41,7 +42,7 @@ class WeightPredictor:
     projection: grid.Projection
 
     def table(self, scales: grid.Scales) -> Float:
-        """The phase table: the filters of every pair of phases, (p_y, p_x, 9·C), float32."""
+        """The phase table: the coefficients of every pair of phases, (p_y, p_x, B), float32."""
         row_offsets, col_offsets = (grid.phase_offsets(r, self.projection) for r in scales)
         rows, cols = self.hidden_parts(row_offsets, col_offsets, scales)
         hidden = np.maximum(rows[:, None] + cols[None], 0)
@@ -58,19 +59,6 @@ class WeightPredictor:
         col_part = np.outer(col_offsets, self.w1[:, 1]) + self.w1[:, 2:] @ inverse + self.b1
         return row_part.astype(np.float32), col_part.astype(np.float32)
 
-    def units(self, skip: bool) -> Float:
-        """What the stage without a table multiplies patches by, (9·C', hidden + 1 + 9): W₂ᵀ, b₂, and the skip's nine taps.
-
-        The filter of a position is this matrix times (relu(hidden), 1, taps), so patches · units · that vector is a pixel.
-        """
-        channels = len(self.b2) // 9
-        units = np.zeros((9, channels + skip, len(self.b1) + 1 + 9), np.float32)
-        units[:, :channels, : len(self.b1)] = self.w2.reshape(9, channels, -1)
-        units[:, :channels, len(self.b1)] = self.b2.reshape(9, channels)
-        if skip:
-            units[:, channels, -9:] = np.eye(9)
-        return units.reshape(9 * (channels + skip), -1)
-
     def digest(self) -> str:
         """SHA-256 of the weights and the projection: what a table depends on, beside its scale."""
         content = hashlib.sha256(self.projection.encode())
@@ -79,29 +67,28 @@ class WeightPredictor:
         return content.hexdigest()
 
 
-def slot_filters(table: Float, scales: grid.Scales, projection: grid.Projection, skip: bool) -> Float:
-    """A phase table laid out for the stage: (q_y·q_x, 9·C', n_y·n_x) float32.
+def slot_table(table: Float, scales: grid.Scales, projection: grid.Projection, skip: bool) -> Float:
+    """A phase table laid out for the stage: (q_y·q_x, B', n_y·n_x) float32.
 
     Input pixels congruent modulo (q_y, q_x) share one matrix, a column for each of their up to n_y·n_x output pixels.
-    With `skip` the image rides as one more channel, C' = C + 1, whose filters interpolate linearly.
+    With `skip`, B' = B + 9: the image's 3×3 neighbours ride behind the responses, and their coefficients interpolate linearly.
     """
     axes = [grid.project(r.denominator, r, projection) for r in scales]
     (phase_y, phase_x), (ny, nx) = (a.slot_phases() for a in axes), (a.slots for a in axes)
-    filters = table[phase_y[:, None, :, None], phase_x[None, :, None, :]]  # (qy, qx, ny, nx, 9C)
+    slots = table[phase_y[:, None, :, None], phase_x[None, :, None, :]]  # (qy, qx, ny, nx, B)
     if skip:
         taps_y, taps_x = (
             grid.skip_taps(r, projection, grid.phase_offsets(r, projection))[phase]
             for r, phase in zip(scales, (phase_y, phase_x))
         )  # (q, n, 3)
         taps = np.einsum("akt,blu->abkltu", taps_y, taps_x).astype(np.float32)
-        shape = (*filters.shape[:4], 3, 3)
-        filters = np.concatenate([filters.reshape(*shape, -1), taps.reshape(*shape, 1)], axis=-1)
-    filters = filters.reshape(len(phase_y) * len(phase_x), ny * nx, -1)
-    return np.ascontiguousarray(filters.transpose(0, 2, 1))
+        slots = np.concatenate([slots, taps.reshape(*slots.shape[:4], 9)], axis=-1)
+    slots = slots.reshape(len(phase_y) * len(phase_x), ny * nx, -1)
+    return np.ascontiguousarray(slots.transpose(0, 2, 1))
 
 
-class FilterCache:
-    """Slot filters by scale: in memory up to `max_bytes`, the least recently used leave first; safe between threads.
+class TableCache:
+    """Slot tables by scale: in memory up to `max_bytes`, the least recently used leave first; safe between threads.
 
     A table comes from the first that has it: `stored` (the bundle's own), the folder `directory` (optional), the predictor.
     """
@@ -112,34 +99,34 @@ class FilterCache:
         skip: bool,
         stored: Callable[[grid.Scales], Float | None] = lambda scales: None,
         directory: Path | None = None,
-        max_bytes: int = 32 << 20,
+        max_bytes: int = 8 << 20,  # the paper's thirty scales take 2.4 MB
     ) -> None:
         self._predictor, self._skip, self._stored = predictor, skip, stored
         self._directory, self._max_bytes = directory, max_bytes
         self._digest = predictor.digest() if directory else ""
-        self._filters: OrderedDict[grid.Scales, Float] = OrderedDict()
+        self._slots: OrderedDict[grid.Scales, Float] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getitem__(self, scales: grid.Scales) -> Float:
         with self._lock:
-            if scales in self._filters:
-                self._filters.move_to_end(scales)
-                return self._filters[scales]
+            if scales in self._slots:
+                self._slots.move_to_end(scales)
+                return self._slots[scales]
         table = self._stored(scales)
         if table is None:
             table = self._from_disk(scales) if self._directory else self._predictor.table(scales)
-        filters = slot_filters(table, scales, self._predictor.projection, self._skip)
+        slots = slot_table(table, scales, self._predictor.projection, self._skip)
         with self._lock:
-            self._filters[scales] = filters
-            while sum(f.nbytes for f in self._filters.values()) > self._max_bytes and len(self._filters) > 1:
-                self._filters.popitem(last=False)
-        return filters
+            self._slots[scales] = slots
+            while sum(s.nbytes for s in self._slots.values()) > self._max_bytes and len(self._slots) > 1:
+                self._slots.popitem(last=False)
+        return slots
 
     @property
     def bytes(self) -> int:
         """Bytes held in memory."""
         with self._lock:
-            return sum(f.nbytes for f in self._filters.values())
+            return sum(s.nbytes for s in self._slots.values())
 
     def _from_disk(self, scales: grid.Scales) -> Float:
         """The table in the folder, or predicted and then kept there. A file is its content's SHA-256, then the content."""

@@ -31,7 +31,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Span:
-    """Output pixels [start, stop) of an axis, read from features that begin at input pixel `first` and hold `size` pixels."""
+    """Output pixels [start, stop) of an axis, read from responses that begin at input pixel `first` and hold `size` pixels."""
 
     axis: Axis
     start: int
@@ -43,9 +43,31 @@ class Span:
         return self.stop - self.start
 
     @property
+    def sources(self) -> NDArray[np.int32]:
+        """Where the responses have the input pixel that each output reads."""
+        return (self.axis.source[self.start : self.stop] - self.first).astype(np.int32)
+
+    @property
     def offset(self) -> NDArray[np.float64]:
         """Sub-pixel offset of each output."""
         return self.axis.offset[self.start : self.stop]
+
+
+def content(seen: NDArray[np.bool_], radius: int) -> tuple[slice, slice]:
+    """Of an axis where `seen` marks content: the pixels within `radius` of it, and those that decide what is there."""
+    where = np.flatnonzero(seen)
+    if not len(where):
+        return slice(0, 0), slice(0, 0)
+    first, last = int(where[0]), int(where[-1]) + 1
+    inner, outer = (slice(max(0, first - reach), min(len(seen), last + reach)) for reach in (radius, 2 * radius))
+    return inner, outer
+
+
+def by_distance_to_the_ends(size: int, radius: int) -> NDArray[np.int64]:
+    """For each pixel of an axis, the one of an axis of 2·radius + 1 that is as far from each end, or farther than radius."""
+    pixel = np.arange(size)
+    from_the_left, from_the_right = np.minimum(pixel, radius), np.minimum(size - 1 - pixel, radius)
+    return np.where(from_the_right < radius, 2 * radius - from_the_right, from_the_left)
 
 
 def extents(size: int, halo: int, tile: int) -> Iterator[Extent]:

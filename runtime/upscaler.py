@@ -19,24 +19,26 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from . import grid, tiles
 from .bundle import Bundle
 from .engine import CpuEngine, choose
-from .errors import ClosedError, DeviceError, ImageError, ScaleError
+from .errors import ClosedError, DeviceError, ImageError, OutputFileError, ScaleError
+from .files import scratch_array
 from .intensity import Intensity, real_array
-from .phases import FilterCache, WeightPredictor
+from .phases import TableCache, WeightPredictor
 
 Float = NDArray[np.float32]
 ScaleOrPair = grid.ScaleLike | tuple[grid.ScaleLike, grid.ScaleLike]
 Window = tuple[int, int, int, int]  # row, column, height, width in output pixels
 
 SHIPPED = "brain.bundle"
+_WORTH_SKIPPING = 0.9  # of an image's pixels: to fill in the background's responses takes a twentieth of the trunk's time
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Where a tile lies in a slice, and its features."""
+    """Where a tile lies in a slice, and its responses."""
 
     rows: tiles.Extent
     cols: tiles.Extent
-    features: Float
+    responses: Float
 
 
 class Upscaler:
@@ -45,12 +47,14 @@ class Upscaler:
     Use `Upscaler.load`; the constructor takes the parts.
     """
 
-    def __init__(self, bundle: Bundle, engine: CpuEngine, filters: FilterCache, predictor: WeightPredictor, tile: int) -> None:
+    def __init__(self, bundle: Bundle, engine: CpuEngine, tables: TableCache, predictor: WeightPredictor, tile: int) -> None:
         self.bundle = bundle
         self._engine: CpuEngine | None = engine
-        self._filters, self._predictor = filters, predictor
+        self._tables, self._predictor = tables, predictor
         self._tile = tile
-        self._units = predictor.units(bundle.model.skip)
+        # The background's responses: by distance to each end of an axis up to the receptive radius, equal beyond it.
+        self._background = np.float32((0 - np.float32(bundle.model.mean)) / np.float32(bundle.model.std))
+        self._blank = engine.encode(np.full((2 * bundle.model.radius + 1,) * 2, self._background, np.float32))
 
     @classmethod
     def load(
@@ -92,8 +96,8 @@ class Upscaler:
             raise DeviceError(f"tile is {tile!r}: give 1 pixel or more")
         engine = choose(device).load(bundle, threads)
         predictor = bundle.predictor()
-        filters = FilterCache(predictor, bundle.model.skip, bundle.table, Path(cache_dir) if cache_dir else None)
-        return cls(bundle, engine, filters, predictor, tile)
+        tables = TableCache(predictor, bundle.model.skip, bundle.table, Path(cache_dir) if cache_dir else None)
+        return cls(bundle, engine, tables, predictor, tile)
 
     @property
     def device(self) -> str:
@@ -166,11 +170,26 @@ class Upscaler:
         return self._engine
 
     def _encode(self, image: NDArray[Any], intensity: Intensity) -> Iterator[_Tile]:
-        model, engine = self.bundle.model, self._running
+        model = self.bundle.model
         standard = (intensity.normalise(image) - np.float32(model.mean)) / np.float32(model.std)
         for rows in tiles.extents(image.shape[0], model.radius, self._tile):
             for cols in tiles.extents(image.shape[1], model.radius, self._tile):
-                yield _Tile(rows, cols, engine.encode(standard[rows.first : rows.last, cols.first : cols.last]))
+                yield _Tile(rows, cols, self._responses(standard[rows.first : rows.last, cols.first : cols.last]))
+
+    def _responses(self, image: Float) -> Float:
+        """What the trunk gives for a standardised image; it runs only where that is not the background's."""
+        engine, radius = self._running, self.bundle.model.radius
+        axes = [tiles.content((image != self._background).any(axis), radius) for axis in (1, 0)]
+        (inner_y, outer_y), (inner_x, outer_x) = axes
+        part = image[outer_y, outer_x]
+        if min(image.shape) <= 2 * radius or part.size > _WORTH_SKIPPING * image.size:
+            return engine.encode(image)
+        responses = self._blank[np.ix_(*(tiles.by_distance_to_the_ends(n, radius) for n in image.shape))]
+        if part.size:
+            first_y, first_x = inner_y.start - outer_y.start, inner_x.start - outer_x.start
+            height, width = inner_y.stop - inner_y.start, inner_x.stop - inner_x.start
+            responses[inner_y, inner_x] = engine.encode(part)[first_y : first_y + height, first_x : first_x + width]
+        return responses
 
     def _render(
         self, encoded: Iterable[_Tile], shape: tuple[int, ...], scales: grid.Scales, window: Window | None = None
@@ -186,19 +205,17 @@ class Upscaler:
             if not len(y) or not len(x):
                 continue
             if grid.has_table(scales):
-                pixels = engine.render(tile.features, y, x, self._filters[scales])
+                pixels = engine.render(tile.responses, y, x, self._tables[scales])
             else:
-                hidden = self._predictor.hidden_parts(y.offset, x.offset, scales)
-                taps_y, taps_x = (
-                    grid.skip_taps(r, model.projection, s.offset).astype(np.float32) for r, s in zip(scales, (y, x))
-                )
-                pixels = engine.render_table_free(tile.features, y, x, self._units, hidden, (taps_y, taps_x))
+                pixels = engine.render_table_free(tile.responses, y, x, self._predictor, scales, model.skip)
             out[y.start - top : y.stop - top, x.start - left : x.stop - left] = pixels
-        return out * np.float32(model.std) + np.float32(model.mean)
+        out *= np.float32(model.std)
+        out += np.float32(model.mean)
+        return out
 
 
 class View:
-    """An encoded slice. It holds features of 260 bytes an input pixel and the `Upscaler` that made it."""
+    """An encoded slice. It holds responses of 164 bytes an input pixel and the `Upscaler` that made it."""
 
     def __init__(self, upscaler: Upscaler, shape: tuple[int, ...], intensity: Intensity, encoded: tuple[_Tile, ...]) -> None:
         self.shape = shape
@@ -238,19 +255,29 @@ def output_shape(shape_in: tuple[int, ...], scales: grid.Scales) -> tuple[int, i
 
 
 def allocate(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"] = "C") -> NDArray[Any]:
-    """An array for the output. Raises ScaleError, rather than bring the machine down, where it exceeds all of its memory."""
+    """An array for the output, in a file without a name where it would take more than half of the machine's memory.
+
+    Raises ScaleError, rather than bring the machine down, where it fits neither.
+    """
     needed = math.prod(shape) * np.dtype(dtype).itemsize
+    if needed <= _memory() // 2:
+        return np.empty(shape, dtype, order)
     try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system tells
-        memory = sys.maxsize
-    if needed > memory:
+        return scratch_array(shape, dtype, order)
+    except OutputFileError as error:
         size = "×".join(map(str, shape))
         raise ScaleError(
-            f"the output of {size} values needs {needed / 1e9:,.0f} GB, more than this machine's {memory / 1e9:,.0f} GB: "
-            "give a smaller scale or shape"
-        )
-    return np.empty(shape, dtype, order)
+            f"the output of {size} values needs {needed / 1e9:,.0f} GB, more than half of this machine's memory, and {error}; "
+            "or give a smaller scale or shape"
+        ) from None
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return sys.maxsize
 
 
 def _checked(image: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:

@@ -22,9 +22,14 @@ def project(i: int, scale: Fraction, projection: str) -> tuple[int, Fraction]:
 
 
 def meta_upscale(
-    features: np.ndarray, predictor: WeightPredictor, scales: tuple[Fraction, Fraction], image: np.ndarray | None
+    features: np.ndarray,
+    basis: np.ndarray,
+    predictor: WeightPredictor,
+    scales: tuple[Fraction, Fraction],
+    image: np.ndarray | None,
 ) -> np.ndarray:
-    """(H, W, C) features → pixels, by a loop that predicts each pixel's filter; plus linear interpolation of `image`."""
+    """(H, W, C) features → pixels, by a loop that predicts each pixel's filter, a sum of the `basis` (B, 9·C); plus linear
+    interpolation of `image`."""
     height, width, _ = features.shape
     w1, b1, w2, b2 = (a.astype(np.float64) for a in (predictor.w1, predictor.b1, predictor.w2, predictor.b2))
     padded = np.pad(features.astype(np.float64), ((1, 1), (1, 1), (0, 0)))
@@ -34,7 +39,7 @@ def meta_upscale(
         y, dy = project(i, scales[0], predictor.projection)
         x, dx = project(j, scales[1], predictor.projection)
         hidden = np.maximum(w1 @ [float(dy), float(dx), *inverse] + b1, 0)
-        out[i, j] = padded[y : y + 3, x : x + 3].ravel() @ (w2 @ hidden + b2)
+        out[i, j] = padded[y : y + 3, x : x + 3].ravel() @ (basis.T @ (w2 @ hidden + b2))
     return out if image is None else out + linear(image, scales)
 
 

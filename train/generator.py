@@ -33,6 +33,7 @@ class GeneratorConfig:
     projection: grid.Projection = "corner"
     skip: bool = False  # output = linear interpolation of the input + Meta-Upscale of the features
     predictor_hidden: int = 256
+    basis: int = 0  # 3×3×C filters that all predicted ones are sums of; 0: the predictor's last layer alone
     per_axis: bool = False  # the predictor is told 1/r_y and 1/r_x, not 1/r alone
     mean: float = 0.370
     std: float = 0.117
@@ -40,6 +41,7 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         check_sizes(self, ("channels", "blocks", "head_kernel", "predictor_hidden"))
         require(self.head_kernel % 2 == 1, "head_kernel", self.head_kernel, "an odd number")
+        require(0 <= self.basis <= 4096, "basis", self.basis, "0 to 4096")
 
 
 def check_sizes(config: Any, names: Sequence[str]) -> None:
@@ -54,8 +56,9 @@ CONFIGS = {
     # The authors' generator: 561,926 parameters, 410,688 multiply-adds an lr pixel.
     "paper": GeneratorConfig(),
     # Without batch norm, projected from pixel centres, learning only what linear interpolation lacks;
-    # black is zero, so that zero padding at the border is background.
-    "edge": GeneratorConfig(batch_norm=False, projection="centred", skip=True, per_axis=True, mean=0.0),
+    # black is zero, so that zero padding at the border is background. 32 basis filters are as good as any (docs/training.md),
+    # and convolved with the features once they serve every scale.
+    "edge": GeneratorConfig(batch_norm=False, projection="centred", skip=True, basis=32, per_axis=True, mean=0.0),
 }
 
 
@@ -83,13 +86,18 @@ class MetaUpscale(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.projection, self.per_axis = config.projection, config.per_axis
+        taps = 9 * config.channels  # ordered (tap row, tap column, channel)
         hidden = nn.Linear(4 if config.per_axis else 3, config.predictor_hidden)
-        last = nn.Linear(config.predictor_hidden, 9 * config.channels)  # ordered (tap row, tap column, channel)
+        last = nn.Linear(config.predictor_hidden, config.basis or taps)
         self.predictor = nn.Sequential(hidden, nn.ReLU(), last)
         # Filters of variance 1/(9C) keep the features' scale; behind a skip they start near zero.
         gain = 0.01 if config.skip else 1.0
-        nn.init.normal_(last.weight, std=gain / (9 * config.channels * config.predictor_hidden) ** 0.5)
-        nn.init.normal_(last.bias, std=gain / (9 * config.channels) ** 0.5)
+        nn.init.normal_(last.weight, std=gain / (last.out_features * config.predictor_hidden) ** 0.5)
+        nn.init.normal_(last.bias, std=gain / last.out_features**0.5)
+        if config.basis:
+            basis = nn.Linear(config.basis, taps, bias=False)
+            nn.init.normal_(basis.weight, std=1 / taps**0.5)
+            self.predictor.append(basis)
 
     def forward(self, features: Tensor, scales: grid.Scales) -> Tensor:
         """(N, C, H, W) → (N, 1, H·p_y // q_y, W·p_x // q_x), in the features' dtype."""

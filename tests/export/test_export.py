@@ -42,16 +42,18 @@ def test_onnx_runtime_equals_pytorch(generator: Generator, half: bool) -> None:
 def test_trunk_equals_pytorch_with_batch_norm_folded(generator: Generator) -> None:
     image = torch.rand(1, 1, 21, 34)
     with torch.no_grad():
-        expected = generator.encode(image)[0].permute(1, 2, 0).numpy()
+        features = generator.encode(image)[0].permute(1, 2, 0).numpy()
     with Upscaler.of(bundle_of(generator)) as up:
-        features = up._running.encode(image[0, 0].numpy())
-    channels = generator.config.channels
-    np.testing.assert_allclose(features[1:-1, 1:-1, :channels], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    border = np.ones(features.shape[:2], bool)
-    border[1:-1, 1:-1] = False
-    assert not features[border, :channels].any()
+        responses = up._running.encode(image[0, 0].numpy())
+    wide = np.pad(features, ((1, 1), (1, 1), (0, 0)))
+    patches = np.stack([wide[i : i + 21, j : j + 34] for i in range(3) for j in range(3)], 2).reshape(21, 34, -1)
+    filters = graphs.basis(generator)
+    expected = patches @ filters.T
+    np.testing.assert_allclose(responses[..., : len(filters)], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     if generator.config.skip:
-        np.testing.assert_array_equal(features[..., -1], np.pad(image[0, 0].numpy(), 1, mode="edge"))
+        wide = np.pad(image[0, 0].numpy(), 1, mode="edge")
+        neighbours = np.stack([wide[i : i + 21, j : j + 34] for i in range(3) for j in range(3)], 2)
+        np.testing.assert_array_equal(responses[..., len(filters) :], neighbours)
 
 
 def test_trunk_is_dynamic_in_batch_height_and_width(generator: Generator) -> None:
@@ -83,9 +85,9 @@ def test_command_writes_a_verified_bundle(ckpt: Path, capsys: pytest.CaptureFixt
     assert main(["--ckpt", str(ckpt), "--fp16", "--force"]) == 0
     assert "best.bundle" in capsys.readouterr().out
     made = Bundle.read(ckpt.with_suffix(".bundle"))
-    assert len(made.manifest["largest_error_of_range"]) == 11 + 8  # the cases, and the stored tables
+    assert len(made.manifest["largest_error_of_range"]) == 11 + 9  # the cases, and the stored tables
     assert sorted(n for n in made.files if n.startswith("tables/")) == sorted(
-        f"tables/{s}.npy" for s in ("2-1", "3-1", "4-1", "3-2", "5-2", "7-2", "6-5", "7-5")
+        f"tables/{s}.npy" for s in ("2-1", "3-1", "4-1", "3-2", "5-2", "7-2", "6-5", "7-5", "8-5")
     )
     assert main(["inspect", str(ckpt.with_suffix(".bundle"))]) == 0
     out = capsys.readouterr().out
@@ -136,7 +138,7 @@ def test_the_finished_file_is_what_is_verified(
 def test_a_wrong_stored_table_is_noticed(wrong: float) -> None:
     generator, scale = random_generator("edge"), Fraction(7, 5)  # not among the cases
     model, files, _ = build(generator, (scale,), half=False)
-    files[bundle.table_file(scale)] = bundle.array_bytes(np.full((7, 7, 576), wrong, np.float32))
+    files[bundle.table_file(scale)] = bundle.array_bytes(np.full((7, 7, model.basis), wrong, np.float32))
     damaged = Bundle.parse(bundle.serialise(model, files, {}), "x")
     with Upscaler.of(damaged) as up, pytest.raises(VerificationError, match="7/5"):
         verify(up, generator, False, (scale,))

@@ -50,8 +50,8 @@ def _rewritten(content: bytes, change: dict[str, object], drop: str = "") -> byt
 
 
 def test_bundle_of_a_newer_version_is_refused(content: bytes) -> None:
-    with pytest.raises(BundleError, match="version 2, this release reads 1: install a newer"):
-        Bundle.parse(_rewritten(content, {"version": 2}), "x")
+    with pytest.raises(BundleError, match="version 3, this release reads 2: install a newer"):
+        Bundle.parse(_rewritten(content, {"version": 3}), "x")
 
 
 def test_bundle_of_another_kind_is_refused(content: bytes) -> None:

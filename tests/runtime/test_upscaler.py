@@ -4,6 +4,7 @@ import dataclasses
 import math
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,8 +132,25 @@ def test_what_is_no_image_is_refused(shipped: Upscaler, image: np.ndarray, what:
 
 
 def test_output_larger_than_the_machine_is_refused(shipped: Upscaler) -> None:
-    with pytest.raises(ScaleError, match=r"GB, more than this machine's"):
+    with pytest.raises(ScaleError, match=r"GB, more than half of this machine's memory, and .* has no room for it .*TMPDIR"):
         shipped(np.broadcast_to(np.uint8(0), (1 << 32, 2, 2)), 16)
+
+
+def test_output_larger_than_half_the_memory_lies_in_a_file(
+    shipped: Upscaler, head: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = np.stack([head] * 3)
+    expected = shipped(stack, 2)
+    monkeypatch.setattr("runtime.upscaler._memory", lambda: 2 * expected.nbytes - 2)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    streamed = shipped(stack, 2)
+    assert type(streamed) is np.ndarray
+    assert not streamed.flags.owndata
+    np.testing.assert_array_equal(streamed, expected)
+    assert not list(tmp_path.iterdir())  # it has no name that could be left behind
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ScaleError, match="gone has no room for it"):
+        shipped(stack, 2)
 
 
 def test_a_scale_close_to_one_takes_no_memory_q_fold() -> None:
@@ -173,6 +191,33 @@ def test_closing_is_final_and_may_be_repeated(head: np.ndarray) -> None:
             use()
 
 
+@pytest.mark.parametrize("tile", [512, 100])
+@pytest.mark.parametrize(
+    "place",
+    [(slice(60, 100), slice(45, 90)), (slice(0, 9), slice(150, 160)), (slice(70, 71), slice(70, 71)), (slice(0, 0),) * 2],
+)
+def test_background_is_skipped_exactly(
+    random_upscaler: Upscaler, place: tuple[slice, slice], tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Content in the middle, at two borders, of one pixel, nowhere: as if the trunk had seen all of the slice."""
+    image = np.zeros((150, 160), np.float32)
+    rng = np.random.default_rng(0)
+    image[place] = rng.random(image[place].shape) + 0.5
+    up = Upscaler.of(random_upscaler.bundle, tile=tile)
+    encoded, encode = [], up._running.encode
+
+    def spy(part: np.ndarray) -> np.ndarray:
+        encoded.append(part.size)
+        return encode(part)
+
+    monkeypatch.setattr(up._running, "encode", spy)
+    skipped = up(image, "2.5")
+    assert sum(encoded) < 0.9 * image.size
+    monkeypatch.setattr("runtime.upscaler._WORTH_SKIPPING", -1.0)
+    whole = up(image, "2.5")
+    np.testing.assert_allclose(skipped, whole, rtol=0, atol=1e-6 * max(1, np.ptp(whole)))
+
+
 def test_eight_threads_share_one_upscaler(head: np.ndarray) -> None:
     scales = [Fraction(n, 10) for n in range(11, 35)]
     with Upscaler.load(threads=1) as up:
@@ -182,14 +227,14 @@ def test_eight_threads_share_one_upscaler(head: np.ndarray) -> None:
             np.testing.assert_array_equal(actual, wanted)
 
 
-def test_filters_in_memory_stay_within_their_bound(shipped: Upscaler) -> None:
-    from runtime.phases import FilterCache
+def test_tables_in_memory_stay_within_their_bound(shipped: Upscaler) -> None:
+    from runtime.phases import TableCache
 
-    cache = FilterCache(shipped.bundle.predictor(), skip=True, max_bytes=8 << 20)
+    cache = TableCache(shipped.bundle.predictor(), skip=True, max_bytes=1 << 19)
     for n in range(11, 41):
         cache[(Fraction(n, 10), Fraction(n, 10))]
-        assert 0 < cache.bytes <= 8 << 20
-    assert cache.bytes > 4 << 20  # the largest scale has 3.7 MB: it is not emptied to make room
+        assert 0 < cache.bytes <= 1 << 19
+    assert cache.bytes > 1 << 18  # the largest scale has 262 kB: it is not emptied to make room
 
 
 def test_one_scale_has_many_spellings(random_upscaler: Upscaler) -> None:

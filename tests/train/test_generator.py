@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.graphs import predictor_arrays
+from export.graphs import basis, predictor_arrays
 from runtime import grid
 from runtime.phases import WeightPredictor
 from tests import reference
@@ -25,9 +25,10 @@ def test_the_authors_generator_has_561926_parameters() -> None:
     assert parameters(Generator(CONFIGS["paper"])) == 561_926  # Tan, Zhu, Liò, as counted in their code
 
 
-def test_the_shipped_one_drops_batch_norm_and_is_told_both_scales() -> None:
-    # Each of 11 batch norms has 64 gains and 64 biases; a fourth input has a weight to each of 256 hidden units.
-    assert parameters(Generator(CONFIGS["edge"])) == 561_926 - 11 * 128 + 256
+def test_the_shipped_one_drops_batch_norm_is_told_both_scales_and_has_a_basis() -> None:
+    # Each of 11 batch norms has 64 gains and 64 biases; a fourth input has a weight to each of 256 hidden units; these have
+    # 32 coefficients and not 576 weights to predict, with a bias each, and there are 32 filters to be learned.
+    assert parameters(Generator(CONFIGS["edge"])) == 561_926 - 11 * 128 + 256 - 257 * (576 - 32) + 32 * 576
 
 
 def test_variants_by_configuration() -> None:
@@ -83,7 +84,7 @@ def test_forward_equals_per_pixel_loop(name: str, scales: tuple[str, str]) -> No
         features = generator.encode(standard)[0].permute(1, 2, 0).numpy()
     predictor = WeightPredictor(**predictor_arrays(generator), projection=config.projection)
     skip = standard[0, 0].numpy() if config.skip else None
-    expected = reference.meta_upscale(features, predictor, both, skip) * config.std + config.mean
+    expected = reference.meta_upscale(features, basis(generator), predictor, both, skip) * config.std + config.mean
     # Sums of 576 products in float32.
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 

@@ -1,0 +1,155 @@
+"""What a clinic's box does to a program: too few processors, huge inputs, long days, many at once, full disks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import Upscaler
+from runtime.engine import available_processors
+from tests.conftest import ROOT
+
+
+def run_python(code: str, *args: object) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("said", "processors"),
+    [
+        ("150000 100000", 2),
+        ("100000 100000", 1),
+        ("20000 100000", 1),
+        ("99900000 100000", None),
+        ("max 100000", None),
+        ("", None),
+    ],
+)
+def test_a_containers_share_bounds_the_threads(tmp_path: Path, said: str, processors: int | None) -> None:
+    """A container of 1.5 processors' time on a machine of 64 is stopped again and again if 64 threads use it up at once."""
+    unbounded = available_processors(tmp_path)  # no such file there
+    (tmp_path / "cpu.max").write_text(said)
+    assert available_processors(tmp_path) == min(unbounded, processors or unbounded)
+
+
+def test_more_threads_than_processors_are_slower_but_right(head: np.ndarray) -> None:
+    """Eight threads for each processor: the same picture, and not several times as long, as threads that spin would take."""
+    processors = available_processors()
+    with Upscaler.load(threads=processors) as few, Upscaler.load(threads=8 * processors) as many:
+        image = np.tile(head, (4, 4))
+        times = {}
+        for name, up in (("few", few), ("many", many)):
+            up(image, 2)
+            began = time.perf_counter()
+            for _ in range(5):
+                up(image, 2)
+            times[name] = time.perf_counter() - began
+        np.testing.assert_allclose(many(image, 2), few(image, 2), rtol=0, atol=1e-5 * np.ptp(image))
+    assert times["many"] < 4 * times["few"]  # 1.2 seen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status tells a process's peak on Linux alone")
+def test_a_very_large_image_takes_a_tile_at_a_time() -> None:
+    """8,000×8,000 pixels with a head in a corner: exact there, soon done, in memory for its own arrays and a tile."""
+    code = """
+import numpy as np
+from runtime import Upscaler
+from runtime.grid import parse_scales
+from runtime.intensity import Intensity
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+image = np.zeros((8000, 8000), np.uint8)
+head = np.random.default_rng(0).integers(1, 200, (300, 300)).astype(np.uint8)
+image[7600:7900, 40:340] = head
+with Upscaler.load() as up:
+    up(image[7500:, :500], "1.1")
+    idle = peak()
+    out = up(image, "1.1")
+    assert out.shape == (8800, 8800)
+    crop = up.upscale_slice(image[7500:, :500], Intensity.of(image), parse_scales("1.1"), np.float32)
+    assert np.abs(out[8250:, :550] - crop)[35:, :-35].max() < 0.02, "differs from the crop"
+    assert np.ptp(out[:8200]) < 0.5, "the background is not the background"
+    print((peak() - idle) // 1024)
+"""
+    # In MB: 310 of output, 256 each of the unit image, the standardised one and what is in flight; 64 of input are in `idle`.
+    assert int(run_python(code)) < 1500
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/statm tells a process's memory on Linux alone")
+def test_memory_stays_bounded_over_a_thousand_scales_and_shapes() -> None:
+    """A long day: every call another scale and another shape, with tables kept and responses dropped."""
+    code = """
+import resource
+import numpy as np
+from runtime import Upscaler
+image = np.random.default_rng(0).random((64, 64)).astype(np.float32)
+curve = []
+with Upscaler.load(threads=1) as up:
+    for k in range(1000):
+        up(image[: 16 + k % 47, : 16 + k % 43], f"{1 + (k * 387 % 1000 + 1) / 400:.4f}")
+        if k % 100 == 99:
+            curve.append(int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 1024)
+print(*curve)
+"""
+    curve = [int(kilobytes) for kilobytes in run_python(code).split()]
+    # From the fifth hundred on, when the 8 MB of tables are full; a leak of one 24 kB output a call would be 12 MB.
+    assert max(curve) - curve[4] < 6_000, f"kilobytes after each hundred calls: {curve}"
+
+
+def test_two_processes_write_one_cache(tmp_path: Path) -> None:
+    """Each ends with whole tables, whoever was first; what lies there is what a third one would predict."""
+    code = """
+import sys
+import numpy as np
+from runtime import Upscaler
+with Upscaler.load(threads=1, cache_dir=sys.argv[1]) as up:
+    for tenths in range(11, 41):
+        up(np.eye(8, dtype=np.float32), f"{tenths / 10}")
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+        assert not said  # no warning either
+    names = {file.suffix for file in tmp_path.iterdir()}
+    assert names == {".table"}  # nothing half-written
+    with Upscaler.load(cache_dir=tmp_path) as kept, Upscaler.load() as fresh:
+        image = np.random.default_rng(0).random((9, 9))
+        np.testing.assert_array_equal(kept(image, "2.1"), fresh(image, "2.1"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on the size of files stands in for a full disk")
+def test_a_full_cache_folder_costs_a_warning_only(tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys
+import numpy as np
+from runtime import Upscaler
+with Upscaler.load(cache_dir=sys.argv[1]) as up:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    print(up(np.eye(9), "2.1").shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(18, 18)"
+    assert "table cache is not kept" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_read_only_cache_folder_costs_a_warning_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        (tmp_path / "x").touch()
+    except OSError:
+        pass
+    else:
+        pytest.skip("this user may write into read-only folders")
+    with Upscaler.load(cache_dir=tmp_path) as up:
+        assert up(np.eye(9), "2.1").shape == (18, 18)
+    assert "read-only" in caplog.text
