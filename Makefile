@@ -25,13 +25,13 @@ evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was
 	$(DEV) -m train.evaluate --data $(DATA)
 
 results: .venv/dev/installed  ## docs/results.md and docs/perceptual/results.md, from the committed checkpoints
-	$(DEV) -m train.evaluate --data $(DATA) --models $(filter-out models/perceptual.pt, $(wildcard models/*.pt)) --scales $(SCALES) \
-		--out docs --force
+	$(DEV) -m train.evaluate --data $(DATA) --scales $(SCALES) --out docs --force \
+		--models $(filter-out models/perceptual.pt, $(wildcard models/*.pt)) models/fidelity-int8.bundle
 	$(DEV) -m train.evaluate --data $(DATA) --models models/fidelity.pt models/perceptual.pt --scales 1.1 1.5 2 3 4 \
 		--features $(FEATURES) --out docs/perceptual --force
 
-bench: .venv/dev/installed  ## time and memory beside the trunk and EDSR; keep the machine quiet
-	$(DEV) -m pytest benchmarks --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
+bench: .venv/dev/installed  ## all scales, shapes and rivals → benchmarks/results/; a quarter of an hour on a quiet machine
+	$(DEV) -m pytest benchmarks --full --report benchmarks/results --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
 
 .venv/run/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv/run

@@ -40,6 +40,23 @@ def edsr(scale: int, channels: int = 256, blocks: int = 32, residual_scale: floa
     return net.network(net.conv(x, "last", channels, 1))
 
 
+def srgan(scale: int, channels: int = 64, blocks: int = 16, weight: Weight = random) -> bytes:
+    """SRGAN's generator (Ledig et al. 2017) without its standardisation. Its one-parameter PReLUs are LeakyRelus: as fast as
+    it can be."""
+    net = _Network(weight)
+    first = net.prelu(net.conv("image", "head.0", 1, channels, 9), "head.1")
+    x = first
+    for k in range(blocks):
+        block = f"blocks.{k}"
+        y = net.prelu(net.norm(net.conv(x, f"{block}.conv1", channels, channels), f"{block}.norm1", channels), f"{block}.act")
+        x = net.op("Add", x, net.norm(net.conv(y, f"{block}.conv2", channels, channels), f"{block}.norm2", channels))
+    x = net.op("Add", first, net.norm(net.conv(x, "tail.0", channels, channels), "tail.1", channels))
+    for k, s in enumerate(_SHUFFLES[scale]):
+        x = net.conv(x, f"upscale.{k}.0", channels, channels * s * s)
+        x = net.prelu(net.op("DepthToSpace", x, blocksize=s, mode="CRD"), f"upscale.{k}.2")
+    return net.network(net.conv(x, "last", channels, 1, 9))
+
+
 def convolutions(count: int, channels: int = 64, weight: Weight = random) -> bytes:
     """A bare stack of convolutions 3×3, each with a ReLU: what an engine reaches where nothing is in its way."""
     net = _Network(weight)
@@ -49,6 +66,13 @@ def convolutions(count: int, channels: int = 64, weight: Weight = random) -> byt
     return net.network(x, channels)
 
 
+def matrix_product(size: int) -> bytes:
+    """image (size, size) times a constant of the same size: what a machine's processor can do at best."""
+    graph = Graph(half=False)
+    product = graph.op("MatMul", "image", graph.weights(random("matrix", (size, size))))
+    return graph.finish({"image": (TensorProto.FLOAT, [size, size])}, product, "pixels", [size, size])
+
+
 class _Network(Graph):
     """An ONNX graph that grows layer by layer, with a caller's weights."""
 
@@ -56,18 +80,27 @@ class _Network(Graph):
         super().__init__(half=False)
         self._weight = weight
 
-    def conv(self, x: str, name: str, c_in: int, c_out: int) -> str:
-        shapes = {f"{name}.weight": (c_out, c_in, 3, 3), f"{name}.bias": (c_out,)}
-        return self.op("Conv", x, *(self.weights(self._weight(n, shape)) for n, shape in shapes.items()), pads=[1] * 4)
+    def conv(self, x: str, name: str, c_in: int, c_out: int, kernel: int = 3) -> str:
+        shapes = {f"{name}.weight": (c_out, c_in, kernel, kernel), f"{name}.bias": (c_out,)}
+        constants = [self.weights(self._weight(n, shape)) for n, shape in shapes.items()]
+        return self.op("Conv", x, *constants, pads=[kernel // 2] * 4)
+
+    def norm(self, x: str, name: str, channels: int) -> str:
+        parts = [self._weight(f"{name}.{part}", (channels,)) for part in ("weight", "bias", "running_mean")]
+        variance = np.abs(self._weight(f"{name}.running_var", (channels,)))  # of random weights, too
+        return self.op("BatchNormalization", x, *(self.weights(part) for part in (*parts, variance)))
+
+    def prelu(self, x: str, name: str) -> str:
+        return self.op("LeakyRelu", x, alpha=float(self._weight(f"{name}.weight", (1,))[0]))
 
     def network(self, output: str, channels: int = 1) -> bytes:
         image = {"image": (TensorProto.FLOAT, ["N", 1, "H", "W"])}
         return self.finish(image, output, "pixels", ["N", channels, "h", "w"])
 
 
-def session(model: str | bytes) -> Any:
-    """A session of two threads for a graph or its file. They do not spin after their work, or they would slow down ours."""
+def session(model: str | bytes, threads: int = 2) -> Any:
+    """A session for a graph or its file. Its threads do not spin after their work, or they would slow down ours."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

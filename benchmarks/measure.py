@@ -1,0 +1,114 @@
+"""Times side by side, what is recorded of them, and the bounds that they are held to."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+BASELINE = Path(__file__).parent / "baseline.json"
+
+
+def seconds(function: Callable[[], Any], repeats: int = 1) -> float:
+    """Of one call, from so many in a row."""
+    began = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - began) / repeats
+
+
+def side_by_side(ways: Mapping[str, Callable[[], Any]], rounds: int, least_s: float = 0.4) -> dict[str, list[float]]:
+    """Seconds of each way in each round. A round runs all of them, so that they see the same machine; the first is not kept.
+
+    What takes less than `least_s` is repeated within a round until it lasts as long: what others left in the caches is theirs.
+    """
+    repeats = {name: max(1, round(least_s / seconds(way))) for name, way in ways.items()}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            taken[name].append(seconds(way, repeats[name]))
+    return taken
+
+
+def median(taken: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def processor() -> str:
+    """The processor's name, as the machine gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, Any]:
+    """What times depend on, beside the code."""
+    from runtime.engine import available_processors
+
+    versions = {name: metadata.version(name) for name in ("numpy", "onnxruntime", "torch", "nibabel", "pillow") if _has(name)}
+    return {"processor": processor(), "processors": available_processors(), "python": platform.python_version()} | versions
+
+
+def _has(name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+@dataclass
+class Record:
+    """All that a run measured: facts in the order in which they came, and the ratios that are held."""
+
+    full: bool
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    ratios: dict[str, float] = field(default_factory=dict)
+    baseline: dict[str, dict[str, dict[str, float]]] = field(default_factory=lambda: json.loads(BASELINE.read_text()))
+
+    @property
+    def renewing(self) -> bool:
+        """Whether this run only measures, for a new baseline."""
+        return bool(os.environ.get("NEW_BASELINE"))
+
+    def add(self, what: str, **fact: Any) -> None:
+        """A fact: what was measured, under which circumstances, and numbers."""
+        self.facts.append({"what": what, **fact})
+        print(what, *(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fact.items()), sep=", ")
+
+    def usual(self, name: str) -> tuple[float, float]:
+        """Median and margin that a ratio is held to: this processor's, or the most lenient of all that have been measured."""
+        own = self.baseline.get(processor(), {})
+        known = [own] if name in own else [ratios for ratios in self.baseline.values() if name in ratios]
+        assert known, f"{name!r} has no baseline: CONTRIBUTING.md says how to make one"
+        bounds = [(ratios[name]["median"], ratios[name]["margin"]) for ratios in known]
+        if name.startswith("less:"):
+            return max(bounds, key=lambda bound: bound[0] * (1 + bound[1]))
+        return min(bounds, key=lambda bound: bound[0] / (1 + bound[1]))
+
+    def hold(self, name: str, value: float) -> None:
+        """Hold a ratio to the committed baseline: AssertionError where it is worse by more than its margin.
+
+        A name that begins with `less:` is better the smaller it is; all others the larger.
+        """
+        self.ratios[name] = value
+        if self.renewing:
+            return
+        usual, margin = self.usual(name)
+        worse = value / usual if name.startswith("less:") else usual / value
+        assert worse <= 1 + margin, (
+            f"{name}: {value:.4g}, where {usual:.4g} is usual: worse by {worse - 1:.0%}, more than {margin:.0%}"
+        )
+
+    def write(self, path: Path, command: str) -> None:
+        """The run as JSON."""
+        content = {"date": time.strftime("%Y-%m-%d"), "command": command, "machine": machine(), "full": self.full}
+        path.write_text(json.dumps(content | {"ratios": self.ratios, "facts": self.facts}, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,92 @@
+"""The rows of the comparison: every way to make a slice larger, loaded by name."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Upscale = Callable[[NDArray[np.float32], Fraction], NDArray[np.float32]]
+
+ROOT = Path(__file__).parent.parent
+CACHE = Path(__file__).parent / ".cache"  # what is too large to commit, and soon made again
+CHECKPOINT = ROOT / "models" / "fidelity.pt"
+BUNDLES = {"ours, fp16": ROOT / "runtime" / "brain.bundle", "ours, int8": ROOT / "models" / "fidelity-int8.bundle"}
+EDSR = {f"EDSR ×{s}": s for s in (2, 3, 4)}
+SRGAN = "SRGAN ×2"
+PUBLIC = "Meta-SR, public formulation"
+ROWS = ("bicubic", "ours, fp32", *BUNDLES, PUBLIC, SRGAN, *EDSR)
+NEED_TORCH = ("ours, fp32", PUBLIC)  # the first to be exported, the second at all
+
+
+def can_load(row: str) -> bool:
+    """Whether this environment has what a row needs."""
+    return row not in NEED_TORCH or importlib.util.find_spec("torch") is not None
+
+
+def load(row: str, threads: int) -> Upscale:
+    """A row as a function of an image (H, W) float32, black 0 and white 1. EDSR and SRGAN take no scale but their own."""
+    if row == "bicubic":
+        from train import resample
+
+        return lambda image, scale: resample.upsample(image, (scale, scale))
+    if row == PUBLIC:
+        import torch
+
+        from benchmarks import public
+        from train import checkpoint
+
+        torch.set_num_threads(threads)
+        upscale = public.formulation(checkpoint.load_generator(CHECKPOINT)[0])
+        return lambda image, scale: upscale(image, (scale, scale))
+    if file(row).suffix == ".bundle":
+        from runtime import Upscaler
+
+        return Upscaler.load(file(row), threads=threads)
+    from benchmarks import rivals
+
+    session = rivals.session(str(file(row)), threads)
+    return lambda image, scale: session.run(None, {"image": image[None, None]})[0][0, 0]  # type: ignore[no-any-return]
+
+
+def file(row: str) -> Path:
+    """The file that a row serves, made and cached where it is not in the repository."""
+    if row in BUNDLES:
+        return BUNDLES[row]
+    if row == PUBLIC:
+        return CHECKPOINT
+    sha256 = hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest() if row == "ours, fp32" else "1"
+    path = CACHE / f"{row.replace(', ', '-').replace(' ×', '-x')}-{sha256[:8]}{'.bundle' if row == 'ours, fp32' else '.onnx'}"
+    if not path.exists():
+        CACHE.mkdir(exist_ok=True)
+        made = path.with_suffix(".new")
+        if row == "ours, fp32":
+            command = [sys.executable, "-m", "export", "--ckpt", str(CHECKPOINT), "--out", str(made), "--force"]
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        else:
+            from benchmarks import rivals
+
+            made.write_bytes(rivals.srgan(2) if row == SRGAN else rivals.edsr(EDSR[row]))
+        made.replace(path)
+    return path
+
+
+def parameters(row: str) -> int:
+    """Numbers that a row's layers hold, batch norm's statistics among them; 0 for bicubic."""
+    if row == "bicubic":
+        return 0
+    if file(row).suffix == ".onnx":
+        import onnx
+
+        return sum(int(np.prod(c.dims)) for c in onnx.load(str(file(row))).graph.initializer if np.prod(c.dims) > 1)
+    from runtime.bundle import Bundle
+
+    count: int = Bundle.read(BUNDLES["ours, fp16"]).manifest["parameters"]
+    return count
