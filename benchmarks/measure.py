@@ -52,9 +52,10 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     """What times depend on, beside the code."""
-    from runtime.engine import available_processors
+    from runtime.engines.cpu import available_processors
 
-    versions = {name: metadata.version(name) for name in ("numpy", "onnxruntime", "torch", "nibabel", "pillow") if _has(name)}
+    names = ("numpy", "onnxruntime", "onnxruntime-gpu", "cuda-bindings", "pycuda", "tensorrt-rtx", "torch", "nibabel", "pillow")
+    versions = {name: metadata.version(name) for name in names if _has(name)}
     return {"processor": processor(), "processors": available_processors(), "python": platform.python_version()} | versions
 
 

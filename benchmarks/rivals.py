@@ -66,10 +66,12 @@ def convolutions(count: int, channels: int = 64, weight: Weight = random) -> byt
     return net.network(x, channels)
 
 
-def matrix_product(size: int) -> bytes:
-    """image (size, size) times a constant of the same size: what a machine's processor can do at best."""
-    graph = Graph(half=False)
-    product = graph.op("MatMul", "image", graph.weights(random("matrix", (size, size))))
+def matrix_product(size: int, computes: int = TensorProto.FLOAT, times: int = 1) -> bytes:
+    """image (size, size) times a constant of the same size, so many times: what a machine's processor can do at best."""
+    graph = Graph(computes != TensorProto.FLOAT, computes)
+    product, matrix = graph.cast("image"), graph.weights(random("matrix", (size, size)))
+    for _ in range(times):
+        product = graph.op("MatMul", product, matrix)
     return graph.finish({"image": (TensorProto.FLOAT, [size, size])}, product, "pixels", [size, size])
 
 

@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks import fresh, measure
 from benchmarks.conftest import slice_of
 from runtime import Upscaler, grid
-from runtime.phases import TableCache
+from runtime.phases import slot_table
 from runtime.tiles import Span
 
 SIZE = 240
@@ -32,7 +32,7 @@ def test_stage_is_a_small_part_of_the_trunk(
     if not full and scale not in SHORT:
         pytest.skip("only with --full")
     scales, image = (scale, scale), slice_of(SIZE)
-    engine, slots = upscaler._running, upscaler._tables[scales]
+    engine = upscaler._running
     axis = grid.project(SIZE, scale, upscaler.bundle.model.projection)
     span = Span(axis, 0, axis.n_out, 0, SIZE)
     trunk_s = []
@@ -41,13 +41,14 @@ def test_stage_is_a_small_part_of_the_trunk(
         began = time.perf_counter()
         responses = engine.encode(image)
         trunk_s.append(time.perf_counter() - began)
-        return (responses, span, span, slots), {}
+        return (responses, span, span, scales), {}
 
     pixels = benchmark.pedantic(engine.render, setup=trunk, rounds=15 if full else 7, warmup_rounds=2)
 
     # Fast is no good if wrong: the path that has no table, which the tests hold to a loop over pixels.
-    model, predictor = upscaler.bundle.model, upscaler.bundle.predictor()
-    expected = engine.render_table_free(engine.encode(image), span, span, predictor, scales, model.skip)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid, "has_table", lambda scales: False)
+        expected = engine.render(engine.encode(image), span, span, scales)
     # The bundle's tables are half precision; the table-free path has the predictor's own.
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=2e-3 * np.ptp(expected))
 
@@ -63,7 +64,7 @@ def test_a_new_scale_is_ready_at_once(record: measure.Record, full: bool, upscal
     for scale in grid.PAPER_SCALES if full else SHORT:
 
         def make(scales: grid.Scales = (scale, scale)) -> None:
-            TableCache(predictor, model.skip)[scales]
+            slot_table(predictor.table(scales), scales, model.projection, model.skip)
 
         taken = statistics.median(measure.side_by_side({"table": make}, 5)["table"])
         record.add("table", scale=f"{float(scale):g}", seconds=taken)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from runtime import __version__, bundle, grid
 from runtime.errors import ScaleError
@@ -63,7 +64,7 @@ def build(
 def about(generator: Generator, checkpoint: dict[str, Any], path: Path, half: bool, int8: bool) -> dict[str, Any]:
     """Where a bundle comes from, for its manifest."""
     precision = "float16 weights, float32 arithmetic" if half else "float32"
-    return {
+    content: dict[str, Any] = {
         "made_by": f"metasrgan-edge {__version__}",
         "precision": f"8-bit integers from the first block to the tail; {precision} elsewhere" if int8 else precision,
         "parameters": sum(p.numel() for p in generator.parameters()),
@@ -74,3 +75,7 @@ def about(generator: Generator, checkpoint: dict[str, Any], path: Path, half: bo
             "update": checkpoint.get("update"),
         },
     }
+    if half and not int8:
+        twins = (graphs.trunk(generator, half, computes) for computes in (TensorProto.FLOAT, TensorProto.FLOAT16))
+        content["half"] = bundle.half_switches(*twins)
+    return content

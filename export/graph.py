@@ -16,8 +16,9 @@ _IR_VERSION = 8  # what ONNX Runtime 1.12 and later read
 class Graph:
     """An ONNX graph that grows node by node; every method returns the name of what it made."""
 
-    def __init__(self, half: bool) -> None:
-        self._half = half
+    def __init__(self, half: bool, computes: int = TensorProto.FLOAT) -> None:
+        """With `half`, weights are stored in half precision and the graph computes in `computes`."""
+        self._half, self._computes = half, computes
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
@@ -30,10 +31,12 @@ class Graph:
         return self._constant(np.array(values, np.int64))
 
     def weights(self, array: NDArray[Any]) -> str:
-        """A float32 constant, stored in half precision where the bundle is: the runtime widens it once, at load."""
-        if not self._half:
-            return self._constant(array.astype(np.float32))
-        return self.op("Cast", self._constant(array.astype(np.float16)), to=TensorProto.FLOAT)
+        """A constant, stored in half precision where the bundle is: the runtime widens it once, at load."""
+        return self.cast(self._constant(array.astype(np.float16 if self._half else np.float32)))
+
+    def cast(self, value: str) -> str:
+        """In what the graph computes in; where nothing is in half precision, all is float32 already."""
+        return self.op("Cast", value, to=self._computes) if self._half else value
 
     def finish(self, inputs: dict[str, tuple[int, list[Any]]], output: str, name: str, shape: list[Any]) -> bytes:
         """Serialise with the graph's inputs {name: (type, shape)} and `output` renamed to `name`."""
@@ -42,7 +45,7 @@ class Graph:
             self._nodes,
             name,
             [helper.make_tensor_value_info(n, *info) for n, info in inputs.items()],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info(name, self._computes, shape)],
             self._constants,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)

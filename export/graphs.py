@@ -19,14 +19,15 @@ from train.generator import Generator, ResidualBlock
 from .graph import Graph
 
 
-def trunk(generator: Generator, half: bool) -> bytes:
-    """image (N, 1, H, W), standardised → responses (N, H, W, B'), channels last.
+def trunk(generator: Generator, half: bool, computes: int = TensorProto.FLOAT) -> bytes:
+    """image (N, 1, H, W), standardised, float32 → responses (N, H, W, B'), channels last, in what the graph computes in.
 
     They are the features convolved with the basis, zeros beyond the image; and with a skip each pixel's 3×3 neighbours in the
     image, edges repeated.
     """
-    graph = Graph(half)
-    first = _conv(graph, "image", generator.head, None, generator.head_act)
+    graph = Graph(half, computes)
+    image = graph.cast("image")
+    first = _conv(graph, image, generator.head, None, generator.head_act)
     x = first
     for block in generator.blocks:
         assert isinstance(block, ResidualBlock)
@@ -37,7 +38,7 @@ def trunk(generator: Generator, half: bool) -> bytes:
     taps = filters.reshape(len(filters), 3, 3, -1).transpose(0, 3, 1, 2)
     x = graph.op("Transpose", graph.op("Conv", x, graph.weights(taps), pads=[1] * 4, kernel_shape=[3, 3]), perm=[0, 2, 3, 1])
     if generator.config.skip:
-        wide = graph.op("Pad", "image", graph.integers(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
+        wide = graph.op("Pad", image, graph.integers(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
         taps = np.eye(9, dtype=np.float32).reshape(9, 1, 3, 3)
         neighbours = graph.op("Conv", wide, graph.weights(taps), kernel_shape=[3, 3])
         x = graph.op("Concat", x, graph.op("Transpose", neighbours, perm=[0, 2, 3, 1]), axis=-1)

@@ -100,7 +100,7 @@ def measure_loss(upscaler: Upscaler, exact: Upscaler, slices: Slices) -> dict[st
     return lost
 
 
-class _Inputs(CalibrationDataReader):
+class _Inputs(CalibrationDataReader):  # type: ignore[misc]
     """What the trunk will see: the slices made smaller by every scale and kernel in turn."""
 
     def __init__(self, model: Model, crops: Sequence[data.Crop]) -> None:

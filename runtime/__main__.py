@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import Upscaler, __version__, command, images, volume
-from .engine import DEVICES
+from .engines import DEVICES
 from .errors import ImageError, InputFileError, OutputFileError
 from .files import check_output
 from .grid import MAX_SCALE
@@ -23,6 +23,11 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "flo
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("doctor", "prepare", "cache"):
+        from .doctor import COMMANDS
+
+        return command.run(lambda: COMMANDS[argv[0]](argv[1:]))
     parser = _parser()
     args = parser.parse_args(argv)
     if args.input is None and args.scale and len(args.scale) > 1:  # --scale 2.5 scan.nii.gz
@@ -33,7 +38,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m runtime", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime",
+        description=__doc__,
+        epilog="`python -m runtime doctor` says what each device would use here; `prepare` builds ahead of time what it needs; "
+        "`cache` lists what is kept of that.",
+    )
     add = parser.add_argument
     add("input", type=Path, nargs="?", help=f"a .nii or .nii.gz volume, a picture or an array ({', '.join(images.SUFFIXES)})")
     size = parser.add_mutually_exclusive_group(required=True)
@@ -70,7 +80,7 @@ def _upscale_file(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     with Upscaler.load(args.bundle, device=args.device, threads=args.threads, cache_dir=args.cache_dir) as upscaler:
         before, after = (_nifti if nifti else _image)(upscaler, path, out, size, args)
-        device = upscaler.device
+        device = f"{upscaler.device} ({upscaler.runs_on})"
     if not args.quiet:
         seconds = time.perf_counter() - began
         print(f"{path} {before} → {out} {after}, on {device} in {seconds:.1f} s")

@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,7 @@ VERSION = 2
 PREDICTOR = tuple(f"predictor/{part}.npy" for part in ("w1", "b1", "w2", "b2"))
 GRAPHS = ("trunk.onnx", "stage.onnx", "table_free.onnx")
 REQUIRED = (*GRAPHS, *PREDICTOR)
+_FLOAT, _FLOAT16 = 1, 10  # ONNX's numbers for its types
 
 # What reading an archive or a manifest that somebody damaged may raise.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, LookupError, ValueError, TypeError, AttributeError, OSError, RuntimeError, EOFError)
@@ -97,7 +98,34 @@ class Bundle:
             raise BundleError(f"{name} lacks {', '.join(missing)}: make it again with `python -m export`")
         if any((len(data), hashlib.sha256(data).hexdigest()) != listed[m] for m, data in files.items()):
             raise _damaged(name)
+        if not _switches(manifest.get("half", []), files["trunk.onnx"]):
+            raise BundleError(f"{name} has a manifest that makes no sense: make it again with `python -m export`")
         return cls(manifest, model, files, hashlib.sha256(content).hexdigest())
+
+    @property
+    def integers(self) -> bool:
+        """Whether the trunk computes in 8-bit integers."""
+        return "psnr_lost_db" in self.manifest
+
+    @property
+    def has_half(self) -> bool:
+        """Whether the trunk may compute in half precision."""
+        return "half" in self.manifest
+
+    def trunk(self, half: bool) -> bytes:
+        """The trunk's graph, as it is stored, in float32; or the same one that computes in half precision.
+
+        Both are one graph but for a type here and there: the manifest says at which bytes.
+        """
+        graph = bytearray(self.files["trunk.onnx"])
+        for offset in self.manifest["half"] if half else ():
+            graph[offset] = _FLOAT16
+        return bytes(graph)
+
+    def engine(self, key: Mapping[str, str]) -> bytes | None:
+        """The engine that the bundle carries for exactly this key (`engines.tensorrt.key`), or None."""
+        carried = self.manifest.get("engines", {})
+        return next((self.files[name] for name in carried if name in self.files and carried[name] == key), None)
 
     def predictor(self) -> WeightPredictor:
         """The weight predictor in float32."""
@@ -163,6 +191,19 @@ def array_bytes(array: NDArray[Any]) -> bytes:
 
 def _damaged(name: str) -> BundleError:
     return BundleError(f"{name} is damaged, its checksum differs: copy it again, or make it with `python -m export`")
+
+
+def _switches(offsets: Any, graph: bytes) -> bool:
+    """Whether these bytes of a graph can be types that are to change."""
+    return isinstance(offsets, list) and all(type(k) is int and graph[k : k + 1] == bytes([_FLOAT]) for k in offsets)
+
+
+def half_switches(graph: bytes, half: bytes) -> list[int]:
+    """What a manifest says as `half`: where a graph differs from its twin that computes in half precision."""
+    differ = [k for k, pair in enumerate(zip(graph, half)) if pair[0] != pair[1]]
+    if len(graph) != len(half) or not _switches(differ, graph) or any(half[k] != _FLOAT16 for k in differ):
+        raise ValueError("the two graphs differ by more than types")
+    return differ
 
 
 def _seal(body: bytes) -> bytes:

@@ -31,7 +31,15 @@ class BundleError(MetasrganError, ValueError):
 
 
 class DeviceError(MetasrganError, RuntimeError):
-    """A device that does not exist or cannot run here."""
+    """A device that does not exist or cannot run here. `repair` is the command or choice that would help, where one would."""
+
+    def __init__(self, problem: str, repair: str = "") -> None:
+        super().__init__(f"{problem}: {repair}" if repair else problem)
+        self.problem, self.repair = problem, repair
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """A GPU without enough memory left, however small the tiles."""
 
 
 class ClosedError(MetasrganError, RuntimeError):

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,53 +85,32 @@ def slot_table(table: Float, scales: grid.Scales, projection: grid.Projection, s
     return np.ascontiguousarray(slots.transpose(0, 2, 1))
 
 
-class TableCache:
-    """Slot tables by scale: in memory up to `max_bytes`, the least recently used leave first; safe between threads.
-
-    A table comes from the first that has it: `stored` (the bundle's own), the folder `directory` (optional), the predictor.
-    """
+class Tables:
+    """Phase tables by scale, from the first that has one: `stored` (a bundle's own), the folder `directory`, the predictor."""
 
     def __init__(
         self,
         predictor: WeightPredictor,
-        skip: bool,
         stored: Callable[[grid.Scales], Float | None] = lambda scales: None,
         directory: Path | None = None,
-        max_bytes: int = 8 << 20,  # the paper's thirty scales take 2.4 MB
     ) -> None:
-        self._predictor, self._skip, self._stored = predictor, skip, stored
-        self._directory, self._max_bytes = directory, max_bytes
+        self.predictor = predictor
+        self._stored, self._directory = stored, directory
         self._digest = predictor.digest() if directory else ""
-        self._slots: OrderedDict[grid.Scales, Float] = OrderedDict()
-        self._lock = threading.Lock()
 
     def __getitem__(self, scales: grid.Scales) -> Float:
-        with self._lock:
-            if scales in self._slots:
-                self._slots.move_to_end(scales)
-                return self._slots[scales]
+        """(p_y, p_x, B), float32."""
         table = self._stored(scales)
-        if table is None:
-            table = self._from_disk(scales) if self._directory else self._predictor.table(scales)
-        slots = slot_table(table, scales, self._predictor.projection, self._skip)
-        with self._lock:
-            self._slots[scales] = slots
-            while sum(s.nbytes for s in self._slots.values()) > self._max_bytes and len(self._slots) > 1:
-                self._slots.popitem(last=False)
-        return slots
-
-    @property
-    def bytes(self) -> int:
-        """Bytes held in memory."""
-        with self._lock:
-            return sum(s.nbytes for s in self._slots.values())
+        if table is not None:
+            return table
+        return self._from_disk(scales) if self._directory else self.predictor.table(scales)
 
     def _from_disk(self, scales: grid.Scales) -> Float:
         """The table in the folder, or predicted and then kept there. A file is its content's SHA-256, then the content."""
         assert self._directory is not None
         (py, qy), (px, qx) = ((r.numerator, r.denominator) for r in scales)
         path = self._directory / f"{self._digest[:32]}_{py}-{qy}_{px}-{qx}.table"
-        shape = (py, px, len(self._predictor.b2))
+        shape = (py, px, len(self.predictor.b2))
         try:
             content = path.read_bytes()
             if content[:32] == hashlib.sha256(content[32:]).digest() and len(content) - 32 == 4 * int(np.prod(shape)):
@@ -143,7 +120,7 @@ class TableCache:
             pass
         except OSError as error:
             log.warning("the cached table %s cannot be read (%s): predicting it again", path, error)
-        table = self._predictor.table(scales)
+        table = self.predictor.table(scales)
         data = np.ascontiguousarray(table).tobytes()
         try:
             os.makedirs(self._directory, exist_ok=True)

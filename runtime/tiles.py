@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,11 @@ class Span:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def key(self) -> Hashable:
+        """All that `sources`, phases and `offset` follow from."""
+        return self.axis.n_in, self.axis.scale, self.axis.projection, self.start, self.stop, self.first
 
     @property
     def sources(self) -> NDArray[np.int32]:

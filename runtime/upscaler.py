@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import os
@@ -11,34 +12,35 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import grid, tiles
+from . import engines, grid, tiles
 from .bundle import Bundle
-from .engine import CpuEngine, choose
-from .errors import ClosedError, DeviceError, ImageError, OutputFileError, ScaleError
+from .engines import Engine, Progress
+from .errors import ClosedError, DeviceError, DeviceMemoryError, ImageError, OutputFileError, ScaleError
 from .files import scratch_array
 from .intensity import Intensity, real_array
-from .phases import TableCache, WeightPredictor
+
+log = logging.getLogger(__name__)
 
 Float = NDArray[np.float32]
+Result = TypeVar("Result")
 ScaleOrPair = grid.ScaleLike | tuple[grid.ScaleLike, grid.ScaleLike]
 Window = tuple[int, int, int, int]  # row, column, height, width in output pixels
 
 SHIPPED = "brain.bundle"
-_WORTH_SKIPPING = 0.9  # of an image's pixels: to fill in the background's responses takes a twentieth of the trunk's time
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Where a tile lies in a slice, and its responses."""
+    """Where a tile lies in a slice, and its responses, wherever the engine keeps them."""
 
     rows: tiles.Extent
     cols: tiles.Extent
-    responses: Float
+    responses: Any
 
 
 class Upscaler:
@@ -47,14 +49,10 @@ class Upscaler:
     Use `Upscaler.load`; the constructor takes the parts.
     """
 
-    def __init__(self, bundle: Bundle, engine: CpuEngine, tables: TableCache, predictor: WeightPredictor, tile: int) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, tile: int) -> None:
         self.bundle = bundle
-        self._engine: CpuEngine | None = engine
-        self._tables, self._predictor = tables, predictor
+        self._engine: Engine | None = engine
         self._tile = tile
-        # The background's responses: by distance to each end of an axis up to the receptive radius, equal beyond it.
-        self._background = np.float32((0 - np.float32(bundle.model.mean)) / np.float32(bundle.model.std))
-        self._blank = engine.encode(np.full((2 * bundle.model.radius + 1,) * 2, self._background, np.float32))
 
     @classmethod
     def load(
@@ -65,11 +63,14 @@ class Upscaler:
         threads: int | None = None,
         cache_dir: str | Path | None = None,
         tile: int = tiles.TILE,
+        progress: Progress | None = None,
     ) -> Upscaler:
-        """Load a bundle, by default the shipped one, for a device: auto or cpu.
+        """Load a bundle, by default the shipped one, for a device: cpu, cuda, tensorrt or auto.
 
-        `threads` is by default the number of processors this process may use; `cache_dir` keeps phase tables on
-        disk; an image larger than `tile` pixels an axis is cut into tiles, smaller ones of which need less memory.
+        `auto` takes a GPU that works, or else the CPU, with one warning where there is a GPU; no other name falls back.
+        `threads` is by default the number of processors this process may use; `cache_dir` keeps phase tables on disk, and
+        TensorRT's engines (by default: in the user's cache); an image larger than `tile` pixels an axis is cut into tiles,
+        smaller ones of which need less memory. While TensorRT builds an engine, `progress(phase, done, total)` is called.
         Raises BundleError for a bundle that is missing or damaged, DeviceError for a device that cannot run here.
         """
         if bundle is None:
@@ -77,7 +78,7 @@ class Upscaler:
                 loaded = Bundle.read(path)
         else:
             loaded = Bundle.read(Path(bundle))
-        return cls.of(loaded, device=device, threads=threads, cache_dir=cache_dir, tile=tile)
+        return cls.of(loaded, device=device, threads=threads, cache_dir=cache_dir, tile=tile, progress=progress)
 
     @classmethod
     def of(
@@ -88,21 +89,30 @@ class Upscaler:
         threads: int | None = None,
         cache_dir: str | Path | None = None,
         tile: int = tiles.TILE,
+        progress: Progress | None = None,
     ) -> Upscaler:
         """`load` for a bundle that is in memory already."""
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise DeviceError(f"threads is {threads!r}: give 1 or more, or nothing for all processors")
         if not isinstance(tile, int) or tile < 1:
             raise DeviceError(f"tile is {tile!r}: give 1 pixel or more")
-        engine = choose(device).load(bundle, threads)
-        predictor = bundle.predictor()
-        tables = TableCache(predictor, bundle.model.skip, bundle.table, Path(cache_dir) if cache_dir else None)
-        return cls(bundle, engine, tables, predictor, tile)
+        folder = Path(cache_dir) if cache_dir else None
+        return cls(bundle, engines.load(bundle, device, threads, tile, folder, progress), tile)
 
     @property
     def device(self) -> str:
-        """What really does the arithmetic."""
+        """What really does the arithmetic: cpu, cuda or tensorrt."""
         return self._running.device
+
+    @property
+    def runs_on(self) -> str:
+        """The same for a person: library, version, precision, processor."""
+        return self._running.runs_on
+
+    def prepare(self, shape: tuple[int, int], scale: ScaleOrPair) -> None:
+        """Do ahead of time what the first slice of `shape` pixels would wait for: load kernels, choose algorithms, predict
+        the scale's table."""
+        self(np.indices(shape).sum(0) % 2, scale)
 
     def __call__(
         self,
@@ -128,7 +138,7 @@ class Upscaler:
         """Run the trunk once on a slice (H, W); the view then renders any scale and window of it, each at little cost."""
         array = _checked(image, (2,))
         intensity = Intensity.of(array)
-        return View(self, array.shape, intensity, tuple(self._encode(array, intensity)))
+        return View(self, array.shape, intensity, self._within_memory(lambda: tuple(self._encode(array, intensity))))
 
     def volume(
         self,
@@ -151,11 +161,14 @@ class Upscaler:
 
     def upscale_slice(self, image: NDArray[Any], intensity: Intensity, scales: grid.Scales, dtype: DTypeLike) -> NDArray[Any]:
         """One checked slice (H, W) of a volume with this intensity range, in `dtype`; its tiles are dropped one by one."""
-        return intensity.restore(self._render(self._encode(image, intensity), image.shape, scales), dtype)
+        unit = self._within_memory(lambda: self._render(self._encode(image, intensity), image.shape, scales))
+        return intensity.restore(unit, dtype)
 
     def close(self) -> None:
         """Release the engine and its memory. Harmless when repeated; any other use afterwards raises ClosedError."""
-        self._engine = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
     def __enter__(self) -> Upscaler:
         return self
@@ -164,7 +177,7 @@ class Upscaler:
         self.close()
 
     @property
-    def _running(self) -> CpuEngine:
+    def _running(self) -> Engine:
         if self._engine is None:
             raise ClosedError("this Upscaler is closed: load it again")
         return self._engine
@@ -174,22 +187,20 @@ class Upscaler:
         standard = (intensity.normalise(image) - np.float32(model.mean)) / np.float32(model.std)
         for rows in tiles.extents(image.shape[0], model.radius, self._tile):
             for cols in tiles.extents(image.shape[1], model.radius, self._tile):
-                yield _Tile(rows, cols, self._responses(standard[rows.first : rows.last, cols.first : cols.last]))
+                yield _Tile(rows, cols, self._running.encode(standard[rows.first : rows.last, cols.first : cols.last]))
 
-    def _responses(self, image: Float) -> Float:
-        """What the trunk gives for a standardised image; it runs only where that is not the background's."""
-        engine, radius = self._running, self.bundle.model.radius
-        axes = [tiles.content((image != self._background).any(axis), radius) for axis in (1, 0)]
-        (inner_y, outer_y), (inner_x, outer_x) = axes
-        part = image[outer_y, outer_x]
-        if min(image.shape) <= 2 * radius or part.size > _WORTH_SKIPPING * image.size:
-            return engine.encode(image)
-        responses = self._blank[np.ix_(*(tiles.by_distance_to_the_ends(n, radius) for n in image.shape))]
-        if part.size:
-            first_y, first_x = inner_y.start - outer_y.start, inner_x.start - outer_x.start
-            height, width = inner_y.stop - inner_y.start, inner_x.stop - inner_x.start
-            responses[inner_y, inner_x] = engine.encode(part)[first_y : first_y + height, first_x : first_x + width]
-        return responses
+    def _within_memory(self, work: Callable[[], Result]) -> Result:
+        """Do something with tiles; where a GPU has too little memory for them, again with tiles half as large."""
+        while True:
+            tile = self._tile
+            try:
+                return work()
+            except DeviceMemoryError as error:
+                if tile < 2 * self.bundle.model.radius:  # there is more halo than tile
+                    raise
+                said = str(error)  # a log that keeps the error itself would keep its tile's memory too
+                log.warning("%s: going on with tiles of %d pixels in place of %d", said, tile // 2, tile)
+                self._tile = min(self._tile, tile // 2)
 
     def _render(
         self, encoded: Iterable[_Tile], shape: tuple[int, ...], scales: grid.Scales, window: Window | None = None
@@ -204,10 +215,7 @@ class Upscaler:
             x = tile.cols.outputs(cols, left, left + width)
             if not len(y) or not len(x):
                 continue
-            if grid.has_table(scales):
-                pixels = engine.render(tile.responses, y, x, self._tables[scales])
-            else:
-                pixels = engine.render_table_free(tile.responses, y, x, self._predictor, scales, model.skip)
+            pixels = engine.render(tile.responses, y, x, scales)
             out[y.start - top : y.stop - top, x.start - left : x.stop - left] = pixels
         out *= np.float32(model.std)
         out += np.float32(model.mean)

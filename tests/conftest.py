@@ -2,15 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 
-from export.build import build
 from runtime import Upscaler, bundle
 from runtime.bundle import Bundle
-from train.generator import CONFIGS, Generator
+
+if TYPE_CHECKING:  # torch is not there where only the runtime is tested, on a GPU's machine
+    from train.generator import Generator
 
 ROOT = Path(__file__).parent.parent
 SCAN = ROOT / "examples" / "t1ce_thick.nii.gz"
@@ -18,6 +19,10 @@ SCAN = ROOT / "examples" / "t1ce_thick.nii.gz"
 
 def random_generator(name: str) -> Generator:
     """A generator whose every part matters: moved batch statistics, filters that do not start near zero."""
+    import torch
+
+    from train.generator import CONFIGS, Generator
+
     torch.manual_seed(7)
     generator = Generator(CONFIGS[name])
     generator.train()
@@ -31,6 +36,8 @@ def random_generator(name: str) -> Generator:
 
 
 def bundle_of(generator: Generator, half: bool = False) -> Bundle:
+    from export.build import build
+
     model, files, _ = build(generator, (), half)
     return Bundle.parse(bundle.serialise(model, files, {}), "test bundle")
 

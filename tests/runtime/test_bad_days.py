@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runtime import Upscaler
-from runtime.engine import available_processors
+from runtime.engines.cpu import available_processors
 from tests.conftest import ROOT
 
 

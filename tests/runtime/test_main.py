@@ -42,7 +42,7 @@ def test_volume_in_volume_out(scan: Path, tmp_path: Path, capsys: pytest.Capture
     assert result.get_data_dtype() == np.int16
     line = capsys.readouterr().out
     assert "30×24×2" in line
-    assert "75×60×2, on cpu in" in line
+    assert "75×60×2, on cpu (onnxruntime" in line
 
 
 def test_output_has_a_name_without_o(scan: Path, picture: Path) -> None:
@@ -232,7 +232,7 @@ def test_bad_input_file_is_one_clear_line(name: str, tmp_path: Path, capsys: pyt
         (["--scale", "1", "2", "3"], "3 entries"),
         (["--shape", "10", "10"], "shape (10, 10) cannot be made of an image of 30×24"),
         (["--scale", "2", "--device", "toaster"], "device 'toaster' is unknown: use one of auto, cpu"),
-        (["--scale", "2", "--device", "cuda"], "device 'cuda'"),
+        (["--scale", "2", "--device", "cuda"], "no NVIDIA driver is installed here: install one, or use device 'cpu'"),
         (["--scale", "2", "--threads", "0"], "threads is 0"),
         (["--scale", "2", "--bundle", "none.bundle"], "none.bundle cannot be read"),
         (["--scale", "2", "-o", "out.png"], "cannot become out.png"),
@@ -243,8 +243,9 @@ def test_bad_input_file_is_one_clear_line(name: str, tmp_path: Path, capsys: pyt
     ],
 )
 def test_bad_argument_is_one_clear_line(
-    scan: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    scan: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("runtime.engines.driver_is_installed", lambda: False)
     assert main([str(scan), *arguments]) == 1
     error = capsys.readouterr().err
     assert said in error

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from runtime import Upscaler
-from runtime.phases import TableCache, WeightPredictor
+from runtime.phases import Tables, WeightPredictor
 
 SCALES = (Fraction(21, 10), Fraction(2))
 
@@ -21,14 +21,14 @@ def predictor(shipped: Upscaler) -> WeightPredictor:
 
 def test_kept_table_is_read_again(predictor: WeightPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "made" / "when needed"
-    first = TableCache(predictor, True, directory=folder)[SCALES]
+    first = Tables(predictor, directory=folder)[SCALES]
     assert len(list(folder.iterdir())) == 1
     monkeypatch.setattr(WeightPredictor, "table", lambda *_: pytest.fail("predicted again"))
-    np.testing.assert_array_equal(TableCache(predictor, True, directory=folder)[SCALES], first)
+    np.testing.assert_array_equal(Tables(predictor, directory=folder)[SCALES], first)
 
 
 def test_damaged_table_is_predicted_again(predictor: WeightPredictor, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first = TableCache(predictor, True, directory=tmp_path)[SCALES]
+    first = Tables(predictor, directory=tmp_path)[SCALES]
     (file,) = tmp_path.iterdir()
     good = file.read_bytes()
     flipped = bytearray(good)
@@ -36,16 +36,16 @@ def test_damaged_table_is_predicted_again(predictor: WeightPredictor, tmp_path: 
     for bad in (bytes(flipped), good[:-4], b"", good + b"1234"):
         file.write_bytes(bad)
         caplog.clear()
-        np.testing.assert_array_equal(TableCache(predictor, True, directory=tmp_path)[SCALES], first)
+        np.testing.assert_array_equal(Tables(predictor, directory=tmp_path)[SCALES], first)
         assert "damaged" in caplog.text
         assert file.read_bytes() == good
 
 
 def test_another_model_does_not_read_this_ones_tables(predictor: WeightPredictor, tmp_path: Path) -> None:
-    TableCache(predictor, True, directory=tmp_path)[SCALES]
+    Tables(predictor, directory=tmp_path)[SCALES]
     other = WeightPredictor(predictor.w1, predictor.b1, predictor.w2 * np.float32(1.5), predictor.b2, "centred")
-    table = TableCache(other, True, directory=tmp_path)[SCALES]
-    np.testing.assert_array_equal(table, TableCache(other, True)[SCALES])
+    table = Tables(other, directory=tmp_path)[SCALES]
+    np.testing.assert_array_equal(table, Tables(other)[SCALES])
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -54,13 +54,13 @@ def test_folder_that_cannot_be_written_costs_a_warning_only(
 ) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
     with caplog.at_level(logging.WARNING):
-        table = TableCache(predictor, True, directory=tmp_path / "file")[SCALES]
-    np.testing.assert_array_equal(table, TableCache(predictor, True)[SCALES])
+        table = Tables(predictor, directory=tmp_path / "file")[SCALES]
+    np.testing.assert_array_equal(table, Tables(predictor)[SCALES])
     assert "table" in caplog.text
 
 
 def test_two_writers_leave_one_whole_table(predictor: WeightPredictor, tmp_path: Path) -> None:
-    threads = [threading.Thread(target=lambda: TableCache(predictor, True, directory=tmp_path)[SCALES]) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: Tables(predictor, directory=tmp_path)[SCALES]) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from runtime import Upscaler, grid, tiles
-from runtime.phases import slot_table
 from tests import reference
 
 SHAPE = (7, 11)  # odd, not square, no multiple of any q
@@ -50,14 +49,14 @@ def _spans(up: Upscaler, scales: tuple[Fraction, Fraction]) -> tuple[tiles.Span,
 
 
 def by_table(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) -> np.ndarray:
-    model, predictor = up.bundle.model, up.bundle.predictor()
-    slots = slot_table(predictor.table(scales), scales, model.projection, model.skip)
-    return up._running.render(encoded.responses, *_spans(up, scales), slots)
+    assert grid.has_table(scales)
+    return up._running.render(encoded.responses, *_spans(up, scales), scales)
 
 
 def table_free(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) -> np.ndarray:
-    model, predictor = up.bundle.model, up.bundle.predictor()
-    return up._running.render_table_free(encoded.responses, *_spans(up, scales), predictor, scales, model.skip)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid, "has_table", lambda scales: False)
+        return up._running.render(encoded.responses, *_spans(up, scales), scales)
 
 
 def loop(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) -> np.ndarray:
@@ -109,7 +108,7 @@ def test_strips_do_not_show(random_upscaler: Upscaler, encoded: Encoded, monkeyp
     scales = (Fraction(21, 10), Fraction(21, 10))
     paths = (by_table, table_free)
     whole = [path(random_upscaler, encoded, scales) for path in paths]
-    monkeypatch.setattr("runtime.engine._STRIP_SLOTS", 1)
-    monkeypatch.setattr("runtime.engine._STRIP_PIXELS", 1)
+    monkeypatch.setattr("runtime.engines.cpu._STRIP_SLOTS", 1)
+    monkeypatch.setattr("runtime.engines.cpu._STRIP_PIXELS", 1)
     for path, expected in zip(paths, whole):
         np.testing.assert_allclose(path(random_upscaler, encoded, scales), expected, rtol=0, atol=1e-5 * np.abs(expected).max())

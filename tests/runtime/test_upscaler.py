@@ -172,12 +172,22 @@ def test_an_error_leaves_the_upscaler_usable(shipped: Upscaler, head: np.ndarray
     np.testing.assert_array_equal(shipped(head, 2), before)
 
 
-def test_device_is_what_was_asked_for_or_an_error(head: np.ndarray) -> None:
+def test_without_a_driver_the_device_is_what_was_asked_for_or_an_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("runtime.engines.driver_is_installed", lambda: False)
     for device in ("auto", "cpu"):
         with Upscaler.load(device=device) as up:
             assert up.device == "cpu"
-    for device in ("cuda", "tensorrt", "tpu", ""):
-        with pytest.raises(DeviceError, match=f"device '{device}'"):
+            assert up.runs_on.startswith("onnxruntime")
+    assert not caplog.records  # to have no GPU is no fault
+    for device, said in (
+        ("cuda", "no NVIDIA driver"),
+        ("tensorrt", "no NVIDIA driver"),
+        ("tpu", "'tpu' is unknown"),
+        ("", "''"),
+    ):
+        with pytest.raises(DeviceError, match=said):
             Upscaler.load(device=device)
 
 
@@ -204,16 +214,16 @@ def test_background_is_skipped_exactly(
     rng = np.random.default_rng(0)
     image[place] = rng.random(image[place].shape) + 0.5
     up = Upscaler.of(random_upscaler.bundle, tile=tile)
-    encoded, encode = [], up._running.encode
+    encoded, run_trunk = [], up._running._run_trunk
 
     def spy(part: np.ndarray) -> np.ndarray:
         encoded.append(part.size)
-        return encode(part)
+        return run_trunk(part)
 
-    monkeypatch.setattr(up._running, "encode", spy)
+    monkeypatch.setattr(up._running, "_run_trunk", spy)
     skipped = up(image, "2.5")
     assert sum(encoded) < 0.9 * image.size
-    monkeypatch.setattr("runtime.upscaler._WORTH_SKIPPING", -1.0)
+    monkeypatch.setattr("runtime.engines.cpu._WORTH_SKIPPING", -1.0)
     whole = up(image, "2.5")
     np.testing.assert_allclose(skipped, whole, rtol=0, atol=1e-6 * max(1, np.ptp(whole)))
 
@@ -228,11 +238,13 @@ def test_eight_threads_share_one_upscaler(head: np.ndarray) -> None:
 
 
 def test_tables_in_memory_stay_within_their_bound(shipped: Upscaler) -> None:
-    from runtime.phases import TableCache
+    from runtime.bounded import BoundedCache
+    from runtime.phases import slot_table
 
-    cache = TableCache(shipped.bundle.predictor(), skip=True, max_bytes=1 << 19)
+    predictor, cache = shipped.bundle.predictor(), BoundedCache[np.ndarray](max_bytes=1 << 19)
     for n in range(11, 41):
-        cache[(Fraction(n, 10), Fraction(n, 10))]
+        scales = (Fraction(n, 10), Fraction(n, 10))
+        cache.get(scales, lambda scales=scales: slot_table(predictor.table(scales), scales, "centred", skip=True))
         assert 0 < cache.bytes <= 1 << 19
     assert cache.bytes > 1 << 18  # the largest scale has 262 kB: it is not emptied to make room
 

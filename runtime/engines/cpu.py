@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: image → features (the trunk), features → pixels (the Meta-Upscale stage).
+"""ONNX Runtime on the CPU: image → responses (the trunk), responses → pixels (the Meta-Upscale stage).
 
 The trunk ends in the responses of the B filters that all filters of all scales are sums of. The stage is one small graph
 for every scale: gather the responses class by class, one batched matrix product with the slot table, gather the output
@@ -16,17 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import grid
-from .bundle import GRAPHS, Bundle
-from .errors import BundleError, DeviceError, reason
-from .phases import WeightPredictor
-from .tiles import Span
+from .. import grid
+from ..bounded import BoundedCache
+from ..bundle import GRAPHS, Bundle, Model
+from ..errors import BundleError, reason
+from ..phases import Tables, slot_table
+from ..tiles import Span, by_distance_to_the_ends, content
+from .ort import load_onnxruntime
 
 Float = NDArray[np.float32]
 
-DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 _STRIP_SLOTS = 1 << 20  # of the product, 4 MB: a slice of 240×240 pixels up to ×4 goes through at once
 _STRIP_PIXELS = 1 << 14  # of the table-free path, 17 MB of hidden units: the fastest of 1 << 10 … 1 << 15
+_CACHED = 8 << 20  # bytes of slot tables: the paper's thirty scales take 2.4 MB
+_WORTH_SKIPPING = 0.9  # of an image's pixels: to fill in the background's responses takes a twentieth of the trunk's time
 
 
 class CpuEngine:
@@ -34,23 +37,22 @@ class CpuEngine:
 
     device = "cpu"
 
-    def __init__(self, trunk: Any, stage: Any, table_free: Any) -> None:
+    def __init__(self, model: Model, tables: Tables, runs_on: str, trunk: Any, stage: Any, table_free: Any) -> None:
+        self.runs_on = runs_on
+        self._model, self._tables = model, tables
         self._trunk, self._stage, self._table_free = trunk, stage, table_free
+        self._slots: BoundedCache[Float] = BoundedCache(_CACHED)
+        # The background's responses: by distance to each end of an axis up to the receptive radius, equal beyond it.
+        self._background = np.float32((0 - np.float32(model.mean)) / np.float32(model.std))
+        self._blank = self._run_trunk(np.full((2 * model.radius + 1,) * 2, self._background, np.float32))
 
     @classmethod
-    def load(cls, bundle: Bundle, threads: int | None = None) -> CpuEngine:
+    def load(cls, bundle: Bundle, tables: Tables, threads: int | None = None) -> CpuEngine:
         """Sessions for a bundle's graphs; by default one thread for each processor this process may use."""
-        try:
-            import onnxruntime as ort
-
-            ort.InferenceSession  # noqa: B018  a broken mix of onnxruntime packages leaves an empty module
-        except (ImportError, AttributeError):
-            raise DeviceError(
-                "onnxruntime is not installed, or two of its packages have damaged each other: "
-                "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'metasrgan-edge[cpu]'"
-            ) from None
+        ort = load_onnxruntime()
+        threads = threads or available_processors()
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or available_processors()
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # A plan for the memory of each shape would be kept for ever, and takes half as much again: 62 MB of 180 at 240×240.
         options.enable_mem_pattern = False
@@ -58,20 +60,49 @@ class CpuEngine:
         # The sessions take turns: threads of one that spin after their work would slow the next one down twofold.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            trunk, stage, table_free = (
+            sessions = [
                 ort.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"]) for name in GRAPHS
-            )
+            ]
         except Exception as error:  # ONNX Runtime has no base class for its own
             raise BundleError(f"onnxruntime {ort.__version__} cannot run this bundle ({reason(error)}): update it") from error
-        return cls(trunk, stage, table_free)
+        precision = "8-bit integers" if bundle.integers else "float32"
+        runs_on = f"onnxruntime {ort.__version__}, {precision}, {threads} thread{'s' * (threads > 1)}"
+        return cls(bundle.model, tables, runs_on, *sessions)
 
     def encode(self, image: Float) -> Float:
-        """A standardised image (H, W) → responses (H, W, B')."""
+        """A standardised image (H, W) → responses (H, W, B'). The trunk runs only where they are not the background's."""
+        radius = self._model.radius
+        axes = [content((image != self._background).any(axis), radius) for axis in (1, 0)]
+        (inner_y, outer_y), (inner_x, outer_x) = axes
+        part = image[outer_y, outer_x]
+        if min(image.shape) <= 2 * radius or part.size > _WORTH_SKIPPING * image.size:
+            return self._run_trunk(image)
+        responses = self._blank[np.ix_(*(by_distance_to_the_ends(n, radius) for n in image.shape))]
+        if part.size:
+            first_y, first_x = inner_y.start - outer_y.start, inner_x.start - outer_x.start
+            height, width = inner_y.stop - inner_y.start, inner_x.stop - inner_x.start
+            responses[inner_y, inner_x] = self._run_trunk(part)[first_y : first_y + height, first_x : first_x + width]
+        return responses
+
+    def render(self, responses: Float, rows: Span, cols: Span, scales: grid.Scales) -> Float:
+        """The pixels rows × cols at a scale; (len(rows), len(cols)), float32."""
+        if grid.has_table(scales):
+            return self._render_by_table(responses, rows, cols, scales)
+        return self._render_table_free(responses, rows, cols, scales)
+
+    def close(self) -> None:
+        """Nothing to do: the sessions go with the engine."""
+
+    def _run_trunk(self, image: Float) -> Float:
         responses: Float = self._trunk.run(None, {"image": image[None, None]})[0][0]
         return responses
 
-    def render(self, responses: Float, rows: Span, cols: Span, slots: Float) -> Float:
-        """The pixels rows × cols from responses and a scale's slot table; (len(rows), len(cols)), float32."""
+    def _slot_table(self, scales: grid.Scales) -> Float:
+        model = self._model
+        return self._slots.get(scales, lambda: slot_table(self._tables[scales], scales, model.projection, model.skip))
+
+    def _render_by_table(self, responses: Float, rows: Span, cols: Span, scales: grid.Scales) -> Float:
+        slots = self._slot_table(scales)
         out = np.empty((len(rows), len(cols)), np.float32)
         (qy, ny), (qx, nx) = ((s.axis.scale.denominator, s.axis.slots) for s in (rows, cols))
         first_block, blocks_x = _blocks(cols, cols.start, cols.stop)
@@ -99,10 +130,9 @@ class CpuEngine:
             out[start - rows.start : stop - rows.start] = self._stage.run(None, feeds)[0]
         return out
 
-    def render_table_free(
-        self, responses: Float, rows: Span, cols: Span, predictor: WeightPredictor, scales: grid.Scales, skip: bool
-    ) -> Float:
+    def _render_table_free(self, responses: Float, rows: Span, cols: Span, scales: grid.Scales) -> Float:
         """The same for any scale, whose every pixel has coefficients of its own."""
+        predictor, skip = self._tables.predictor, self._model.skip
         out = np.empty((len(rows), len(cols)), np.float32)
         hidden_rows, hidden_cols = predictor.hidden_parts(rows.offset, cols.offset, scales)
         taps_rows, taps_cols = (
@@ -137,15 +167,6 @@ def available_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         return min(count, max(1, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError, ZeroDivisionError):  # no container, or one without a limit: "max 100000"
         return count
-
-
-def choose(device: str) -> type[CpuEngine]:
-    """The engine for a device by name. Raises DeviceError for an unknown one, and for a known one that cannot run."""
-    if device in ("auto", "cpu"):
-        return CpuEngine
-    if device in DEVICES:
-        raise DeviceError(f"device {device!r} is not served by this release: use 'cpu' or 'auto'")
-    raise DeviceError(f"device {device!r} is unknown: use one of {', '.join(DEVICES)}")
 
 
 def _blocks(span: Span, start: int, stop: int) -> tuple[int, int]:
