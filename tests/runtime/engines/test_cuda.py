@@ -1,4 +1,8 @@
-"""What a driver's library is asked for, on the real one's names and types with host memory behind them; and its absence."""
+"""What a driver's library is asked for, with host memory behind it: the same tests on both; and its absence.
+
+The names, types and statuses of cuda-bindings are the real ones; PyCUDA, which is built from source with CUDA's compiler, is
+stood in for by its documentation.
+"""
 
 from __future__ import annotations
 
@@ -113,22 +117,132 @@ class FakeBindings:
         return self._ok()
 
 
+class FakePyCuda:
+    """`pycuda.driver`, as its documentation has it."""
+
+    class Error(Exception): ...
+
+    class MemoryError(Error): ...
+
+    class LogicError(Error): ...
+
+    def __init__(self, limit: int) -> None:
+        self.memory: dict[int, Any] = {}
+        self.contexts: list[Any] = []
+        self.limit, self.released = limit, 0
+        self.launched: list[Any] = []
+        fake = self
+
+        class Context:
+            def push(self) -> None:
+                fake.contexts.append(self)
+
+            @staticmethod
+            def pop() -> None:
+                fake.contexts.pop()
+
+            def detach(self) -> None:
+                fake.released += 1
+
+        class Device:
+            def __init__(self, index: int) -> None:
+                assert index == 0
+
+            def retain_primary_context(self) -> Context:
+                return Context()
+
+            def name(self) -> str:
+                return "A small GPU"
+
+            def compute_capability(self) -> tuple[int, int]:
+                return 8, 6
+
+            def total_memory(self) -> int:
+                return 4 << 30
+
+        class Stream:
+            handle = 77
+
+            def synchronize(self) -> None: ...
+
+        class Allocation:
+            def __init__(self, size: int) -> None:
+                self.block = ctypes.create_string_buffer(size)
+                fake.memory[int(self)] = self
+
+            def __int__(self) -> int:
+                return ctypes.addressof(self.block)
+
+            def free(self) -> None:
+                del fake.memory[int(self)]
+
+        class Module:
+            def __init__(self, content: bytes) -> None:
+                self.content = content
+
+            def get_function(self, name: str) -> Any:
+                if f".entry {name}".encode() not in self.content:
+                    raise fake.LogicError("cuModuleGetFunction failed: CUDA_ERROR_NOT_FOUND")
+
+                def launch(*arguments: Any, grid: Any, block: Any, stream: Stream) -> None:
+                    pointer, number = arguments
+                    assert (pointer.dtype, number.dtype) == (np.uint64, np.int32)
+                    fake.launched.append((name.encode(), grid, block, 0, stream.handle, int(pointer), int(number), 0))
+
+                return launch
+
+        self.Context, self.Device, self.Stream, self.module_from_buffer = Context, Device, Stream, Module
+        self._allocation = Allocation
+
+    def init(self) -> None: ...
+
+    def get_driver_version(self) -> int:
+        return 12080
+
+    def mem_alloc(self, size: int) -> Any:
+        if size > self.limit:
+            raise self.MemoryError("cuMemAlloc failed: out of memory")
+        return self._allocation(size)
+
+    def mem_get_info(self) -> tuple[int, int]:
+        return 1 << 30, 4 << 30
+
+    def memcpy_htod_async(self, pointer: int, array: np.ndarray, stream: Any) -> None:
+        ctypes.memmove(pointer, array.ctypes.data, array.nbytes)
+
+    def memcpy_dtoh_async(self, array: np.ndarray, pointer: int, stream: Any) -> None:
+        ctypes.memmove(array.ctypes.data, pointer, array.nbytes)
+
+
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeBindings:
-    bindings = pytest.importorskip("cuda.bindings")
+def bindings(monkeypatch: pytest.MonkeyPatch) -> FakeBindings:
+    """cuda-bindings alone is installed."""
+    package = pytest.importorskip("cuda.bindings")
     from cuda.bindings import driver
 
     fake = FakeBindings(driver, limit=1 << 20)
-    monkeypatch.setattr(bindings, "driver", fake)
+    monkeypatch.setattr(package, "driver", fake)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", fake)
     monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.setattr(engines, "driver_is_installed", lambda: True)
     return fake
 
 
-def test_a_device_by_cuda_bindings(fake: FakeBindings) -> None:
+@pytest.fixture
+def pycuda(monkeypatch: pytest.MonkeyPatch) -> FakePyCuda:
+    """PyCUDA is installed, and preferred."""
+    fake = FakePyCuda(limit=1 << 20)
+    monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(VERSION_TEXT="2026.1", driver=fake))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", fake)
+    monkeypatch.setattr(engines, "driver_is_installed", lambda: True)
+    return fake
+
+
+@pytest.mark.parametrize(("library", "name"), [("bindings", "cuda-bindings "), ("pycuda", "PyCUDA 2026.1")])
+def test_a_device_by_either_library(library: str, name: str, request: pytest.FixtureRequest) -> None:
+    fake = request.getfixturevalue(library)
     device = cuda.Device(cuda.open_driver())
-    assert device.library.startswith("cuda-bindings ")
+    assert device.library.startswith(name)
     assert device.properties == cuda.Properties("A small GPU", (8, 6), 4 << 30, 12080)
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     array = device.upload(values)
@@ -147,7 +261,7 @@ def test_a_device_by_cuda_bindings(fake: FakeBindings) -> None:
     assert (len(fake.memory), fake.released, fake.contexts) == (0, 1, [])
 
 
-def test_blocks_are_used_again(fake: FakeBindings) -> None:
+def test_blocks_are_used_again(bindings: FakeBindings) -> None:
     device = cuda.Device(cuda.open_driver())
     first = device.empty((1000,), np.float32)
     pointer = first.pointer
@@ -156,12 +270,12 @@ def test_blocks_are_used_again(fake: FakeBindings) -> None:
     device.close()
 
 
-def test_what_is_missing_is_said(fake: FakeBindings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_said(bindings: FakeBindings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     monkeypatch.delattr(sys.modules["cuda.bindings"], "driver")
     with pytest.raises(DeviceError, match=r"neither pycuda nor cuda-bindings.*pip install 'metasrgan-edge\[gpu\]'"):
         cuda.open_driver()
-    fail = SimpleNamespace(cuInit=lambda flags: (fake.CUresult.CUDA_ERROR_NO_DEVICE,), CUresult=fake.CUresult)
+    fail = SimpleNamespace(cuInit=lambda flags: (bindings.CUresult.CUDA_ERROR_NO_DEVICE,), CUresult=bindings.CUresult)
     monkeypatch.setattr(sys.modules["cuda.bindings"], "driver", fail, raising=False)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", fail)
     with pytest.raises(DeviceError, match="CUDA_ERROR_NO_DEVICE"):

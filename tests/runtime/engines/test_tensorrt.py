@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from runtime import DeviceError, Upscaler, bundle
+from runtime import DeviceError, Upscaler, bundle, engines
 from runtime.bundle import Bundle
 from runtime.engines import cuda, tensorrt
 from runtime.engines.cache import EngineCache
+from tests.runtime.engines.host import HostDriver
 
 LARGEST = 64
 
@@ -32,10 +33,10 @@ class FakeDevice:
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The engines that would run."""
-    engines: list[bytes] = []
-    monkeypatch.setattr(tensorrt, "TensorRtTrunk", lambda library, device, engine, half: engines.append(engine))
+    ran: list[bytes] = []
+    monkeypatch.setattr(tensorrt, "TensorRtTrunk", lambda library, device, engine, half: ran.append(engine))
     monkeypatch.setattr(tensorrt, "MODULES", ("tensorrt_rtx",))
-    return engines
+    return ran
 
 
 def open_trunk(bundle: Bundle, cache: Path, device: Any = None, half: bool = True, progress: Any = None) -> None:
@@ -103,3 +104,11 @@ def test_a_missing_and_an_empty_library_are_said(shipped: Upscaler, tmp_path: Pa
     assert error.value.repair == "pip install 'metasrgan-edge[tensorrt]'"
     with pytest.raises(DeviceError, match=r"TensorRT is not installed .*; onnxruntime .* has no TensorrtExecutionProvider"):
         open_trunk(shipped.bundle, tmp_path)
+
+
+@pytest.mark.skipif(engines.driver_is_installed(), reason="here is a driver: tests/gpu runs engines")
+def test_to_run_an_engine_without_a_driver_is_an_error_in_tensorrts_own_words(shipped: Upscaler, library: Any) -> None:
+    engine = tensorrt.build(library, shipped.bundle.trunk(True), LARGEST, portable=True)
+    device = cuda.Device(HostDriver(None))
+    with pytest.raises(DeviceError, match=r"cannot run its engine on this GPU: .*driver version is insufficient"):
+        tensorrt.TensorRtTrunk(library, device, engine, half=True)
