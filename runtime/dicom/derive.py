@@ -1,0 +1,460 @@
+"""A derived series: what an upscaled volume becomes in DICOM, PS3.3's General Image module and what hangs on it.
+
+One file a slice, whatever the source was, in Explicit VR Little Endian, uncompressed. A slice's attributes are those of the
+source's nearest one; what no longer holds is made anew or dropped (docs/dicom.md has the list).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+    generate_uid,
+)
+from pydicom.valuerep import DSfloat
+
+from ..errors import ImageError, OutputFileError
+from ..files import write_folder
+from .anonymous import anonymise, declare
+from .frames import Frame, Rescale
+from .series import LPS_TO_RAS, Series, along
+from .source import quiet
+
+PRODUCT = "metasrgan-edge"
+WRITTEN = r"\d{4,}\.dcm"  # the names that `save` gives
+
+IMPERSONAL = frozenset({"software", "bundle", "device", "scale", "grid"})  # of a record: what an anonymous series may tell
+
+_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)  # JPEG 2000 may be, and its header must tell
+_TEXT, _LONG_TEXT = 64, 1024  # characters that LO and ST hold
+
+# What is not true of a derived slice, or was never about a single one. Private data, curves and overlays go by their tags.
+_DROPPED = """
+    InstanceCreatorUID ReferencedImageSequence SourceImageSequence ReferencedPerformedProcedureStepSequence
+    ReferencedInstanceSequence ReferencedSeriesSequence StudiesContainingOtherReferencedInstancesSequence
+    SourceImageEvidenceSequence ReferencedImageEvidenceSequence ReferencedPresentationStateSequence
+    IconImageSequence SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries
+    LargestPixelValueInSeries PixelAspectRatio NominalScannedPixelSpacing ImagerPixelSpacing SpatialResolution
+    ImagesInAcquisition NumberOfFrames FrameIncrementPointer PerFrameFunctionalGroupsSequence
+    SharedFunctionalGroupsSequence DimensionOrganizationSequence DimensionIndexSequence
+    DimensionOrganizationType InConcatenationNumber InConcatenationTotalNumber ConcatenationUID
+    ConcatenationFrameOffsetNumber SOPInstanceUIDOfConcatenationSource ConversionSourceAttributesSequence
+    ContentCreatorName StorageMediaFileSetUID ExtendedOffsetTable ExtendedOffsetTableLengths
+    PixelDataProviderURL MACParametersSequence DigitalSignaturesSequence EncryptedAttributesSequence
+    OriginalAttributesSequence DataSetTrailingPadding DataSetType
+"""
+
+# What belongs to stored values as the scanner scaled them.
+_SCALED = (
+    *("RescaleType", "RealWorldValueMappingSequence", "PixelPaddingValue", "PixelPaddingRangeLimit", "VOILUTSequence"),
+    *("WindowCenterWidthExplanation", "VOILUTFunction", "PresentationLUTShape"),
+)
+
+# What a multi-frame keeps for each frame, by the name that a single one has for it.
+_OF_A_FRAME = {
+    "AcquisitionDateTime": "FrameAcquisitionDateTime",
+    "AcquisitionNumber": "FrameAcquisitionNumber",
+    "EchoTime": "EffectiveEchoTime",
+    "ImagedNucleus": "ResonantNucleus",
+    "ImagingFrequency": "TransmitterFrequency",
+    "InversionTime": "InversionTimes",
+} | {
+    keyword: keyword
+    for keyword in (
+        *("EchoTrainLength", "FlipAngle", "InPlanePhaseEncodingDirection", "NumberOfAverages", "PercentPhaseFieldOfView"),
+        *("PercentSampling", "PixelBandwidth", "RepetitionTime", "RescaleIntercept", "RescaleSlope", "RescaleType"),
+        *("SliceThickness", "TemporalPositionIndex", "WindowCenter", "WindowCenterWidthExplanation", "WindowWidth"),
+    )
+}
+_SCANNING = {"SPIN": "SE", "GRADIENT": "GR", "BOTH": ["SE", "GR"]}  # of EchoPulseSequence
+
+
+def save(
+    folder: Path,
+    series: Series,
+    image: Any,
+    *,
+    description: str,
+    record: Mapping[str, Any],
+    anonymous: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write the derived series as a folder of files, 0001.dcm and so on, whole or not at all; arguments as of `derive`.
+
+    With `overwrite`, a folder that holds nothing but such files is replaced, unless the source lies in it.
+    Raises OutputFileError.
+    """
+    inside = folder.resolve()
+    if any(isinstance(f.source.content, Path) and inside in f.source.content.resolve().parents for f in series.frames):
+        raise OutputFileError(f"{folder} holds the series that is upscaled: name another folder")
+    datasets = derive(series, image, description, record, anonymous)
+    files = ((f"{k:04d}.dcm", partial(_write, dataset)) for k, dataset in enumerate(datasets, 1))
+    write_folder(folder, files, overwrite, WRITTEN)
+
+
+def derive(
+    series: Series, image: Any, description: str, record: Mapping[str, Any], anonymous: bool = False
+) -> Iterator[Dataset]:
+    """The derived series slice by slice, each a dataset with its file meta information, ready to be written or sent.
+
+    `image` is a NIfTI image made of `series.volume()`: more voxels along any axis, the same directions. `description` says what
+    was done in a few words. `record` is plain data; its `time` (ISO 8601) dates the series, its `software` names the version.
+    All UIDs are made of what goes in, so the same input gives the same bytes. Raises ImageError for an image of another series.
+    """
+    return _slices(_Derivation.of(series, image, description, record, anonymous))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How real values are stored, in `bits` of `allocated`, by slope and intercept; `fitted` where not the source's."""
+
+    low: int
+    high: int
+    allocated: int
+    bits: int
+    rescale: Rescale
+    inverted: bool
+    fitted: bool
+
+    @classmethod
+    def of(cls, series: Series, low: float, high: float) -> _Stored:
+        """As the source stores them, if it does so alike in all slices and these values fit; else 16 bits over their range."""
+        least, most = series.limits
+        bits = max((-least - 1).bit_length() + 1, most.bit_length() + 1) if least < 0 else most.bit_length()
+        if series.rescale and bits <= 16:
+            slope, intercept = series.rescale
+            ends = sorted(((low - intercept) / slope, (high - intercept) / slope))
+            if least - 0.5 <= ends[0] and ends[1] <= most + 0.5:
+                allocated = 8 if all(frame.header.BitsAllocated == 8 for frame in series.frames) else 16
+                return cls(least, most, allocated, bits, series.rescale, series.frames[0].inverted, False)
+        slope = float(_decimal((high - low) / 65534)) or 1.0  # one short of what 16 bits hold: decimal strings round it
+        return cls(0, 65535, 16, 16, (slope, float(_decimal(low))), False, True)
+
+    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
+        slope, intercept = self.rescale
+        stored = np.clip(np.rint((values.astype(np.float64) - intercept) / slope), self.low, self.high)
+        if self.inverted:
+            stored = self.low + self.high - stored
+        return stored.astype(f"<{'i' if self.low < 0 else 'u'}{self.allocated // 8}")
+
+
+@dataclass(frozen=True)
+class _Derivation:
+    """All that the slices of a derived series share."""
+
+    series: Series
+    image: Any
+    affine: NDArray[np.float64]  # (column, row, slice) → millimetres towards left, back and head
+    description: str
+    record: Mapping[str, Any]
+    anonymous: bool
+    stored: _Stored
+    low: float
+    high: float
+    entropy: str
+
+    @classmethod
+    def of(cls, series: Series, image: Any, description: str, record: Mapping[str, Any], anonymous: bool) -> _Derivation:
+        if series.problem:
+            raise ImageError(f"the series {series.description!r} has no derived one: it {series.problem}")
+        affine = np.asarray(image.affine, dtype=np.float64)
+        if len(image.shape) != 3 or not all(n >= m for n, m in zip(image.shape, np.array(series.shape)[[1, 0, 2]])):
+            raise ImageError(
+                f"the image is {image.shape}: give one made of this series, {series.shape} in rows, columns, slices"
+            )
+        directions = [matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0) for matrix in (affine, series.affine)]
+        if not np.abs(directions[0] - directions[1]).max() < 1e-3:
+            raise ImageError("the image's axes point elsewhere than the series': give one made of it, columns, rows, slices")
+        low, high, digest = np.inf, -np.inf, hashlib.sha256()
+        for plane in _planes(image):
+            if not np.isfinite(plane).all():
+                raise ImageError("the image holds NaN or infinity, which DICOM cannot store: replace them first")
+            low, high = min(low, float(plane.min())), max(high, float(plane.max()))
+            digest.update(plane.tobytes())
+        made_of = [series.uid, *(f"{f.header.SOPInstanceUID} {f.index}" for f in series.frames)]
+        entropy = [made_of, digest.hexdigest(), np.round(affine, 4).tolist(), description, _json(record), anonymous]
+        return cls(
+            *(series, image, LPS_TO_RAS @ affine, description, record, anonymous),
+            *(_Stored.of(series, low, high), low, high, json.dumps(entropy)),
+        )
+
+    @property
+    def software(self) -> str:
+        return _plain(str(self.record.get("software") or PRODUCT), _TEXT)
+
+    @property
+    def spacing(self) -> NDArray[np.float64]:
+        """Millimetres between columns, rows and slices."""
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    def uid(self, number: int) -> UID:
+        """The series' own for 0, and a slice's for its number."""
+        return generate_uid(entropy_srcs=[self.entropy, str(number)])
+
+    def sources(self, k: int) -> tuple[Frame, list[Frame]]:
+        """The source slice that lies nearest to slice `k`, and those that it lies between."""
+        inverse = np.linalg.inv(LPS_TO_RAS @ self.series.affine)
+        at = float(np.clip((inverse @ self.affine @ (0, 0, k, 1))[2], 0, len(self.series.frames) - 1))
+        between = dict.fromkeys((int(np.floor(at + 1e-3)), int(np.ceil(at - 1e-3))))
+        return self.series.frames[round(at)], [self.series.frames[n] for n in between]
+
+
+def _slices(whole: _Derivation) -> Iterator[Dataset]:
+    for k, plane in enumerate(_planes(whole.image)):
+        with quiet():
+            dataset = _slice(whole, k, whole.stored(plane.T))
+        yield dataset
+
+
+def _slice(whole: _Derivation, k: int, pixels: NDArray[Any]) -> Dataset:
+    nearest, between = whole.sources(k)
+    dataset = _carried(nearest)
+    _tell_origin(dataset, whole, nearest)
+    _place(dataset, whole, k, nearest)
+    _store(dataset, whole, pixels)
+    _number(dataset, whole, k)
+    if whole.anonymous:
+        anonymise(dataset)
+        declare(dataset)
+    _tell_derivation(dataset, whole, between)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta = meta
+    return dataset
+
+
+def _carried(frame: Frame) -> Dataset:
+    """The frame's attributes that a derived slice may have, as those of a single-frame file."""
+    dataset = _without_private(frame.header)
+    for keyword in _DROPPED.split():
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    dataset.SOPClassUID = frame.single_frame_class
+    if not frame.groups:
+        return dataset
+    for keyword, name in _OF_A_FRAME.items():
+        value = frame.value(name)
+        if value is not None:
+            _set(dataset, keyword, value)
+    if dataset.get("InPlanePhaseEncodingDirection") == "COLUMN":
+        dataset.InPlanePhaseEncodingDirection = "COL"
+    if dataset.Modality == "MR":
+        dataset.ScanningSequence = _SCANNING.get(frame.text("EchoPulseSequence"), "RM")
+        dataset.SequenceVariant = "NONE"
+        for keyword in ("ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength"):
+            if keyword not in dataset:
+                _set(dataset, keyword, None)
+    return dataset
+
+
+def _without_private(source: Dataset) -> Dataset:
+    """A copy of what the standard defines and pydicom can read, sequences included; no pixels, overlays or curves."""
+    copy = Dataset()
+    for tag in sorted(source.keys()):
+        if tag.is_private or tag.element == 0 or tag.group >= 0x7FE0 or tag.group & 0xFF00 in (0x5000, 0x6000):
+            continue
+        try:
+            element = source[tag]
+            if element.VR == "SQ":
+                copy.add_new(tag, "SQ", [_without_private(item) for item in element.value])
+            elif element.VR != "UN":
+                copy.add_new(tag, element.VR, element.value)
+        except Exception:  # what its parser stumbles over cannot be carried
+            continue
+    if "SpecificCharacterSet" in copy:  # also of items, which then write as they were read
+        copy.SpecificCharacterSet = copy.SpecificCharacterSet
+    return copy
+
+
+def _tell_origin(dataset: Dataset, whole: _Derivation, frame: Frame) -> None:
+    """What a derived image says of itself."""
+    kind = frame.words("FrameType" if frame.groups else "ImageType")[2:] or ("OTHER",)
+    dataset.ImageType = ["DERIVED", "SECONDARY", *kind]
+    if frame.header.file_meta.TransferSyntaxUID in _LOSSY or "01" in {
+        f.text("LossyImageCompression") for f in whole.series.frames
+    }:
+        dataset.LossyImageCompression = "01"
+    elif frame.header.file_meta.TransferSyntaxUID == JPEG2000 and "LossyImageCompression" not in dataset:
+        dataset.LossyImageCompression = "01"  # what may have lost something has not said that it did not
+
+
+def _place(dataset: Dataset, whole: _Derivation, k: int, nearest: Frame) -> None:
+    series, spacing = whole.series, [float(f"{mm:.7g}") for mm in whole.spacing]  # what NIfTI's float32 holds
+    position = (whole.affine @ (0, 0, k, 1))[:3].round(5)
+    assert nearest.orientation is not None
+    dataset.PixelSpacing = [_decimal(spacing[1]), _decimal(spacing[0])]
+    dataset.ImagePositionPatient = [_decimal(x) for x in position]
+    dataset.ImageOrientationPatient = [_decimal(x) for x in nearest.orientation.ravel()]
+    if (thickness := nearest.numbers("SliceThickness", 1)) is not None:
+        finer = series.shape[2] < whole.image.shape[2]
+        dataset.SliceThickness = (
+            _decimal(float(f"{thickness[0] * spacing[2] / series.spacing[2]:.7g}")) if finer else dataset.SliceThickness
+        )
+    else:
+        dataset.SliceThickness = None
+    if whole.image.shape[2] > 1:
+        dataset.SpacingBetweenSlices = _decimal(spacing[2])
+    if "SliceLocation" in dataset:
+        ends = series.frames[0], series.frames[-1]
+        first, last = (frame.numbers("SliceLocation", 1) for frame in ends)
+        del dataset.SliceLocation
+        if first and last:
+            start, end = (along(frame, ends[0].normal) for frame in ends)
+            rate = (last[0] - first[0]) / (end - start) if end > start else 1.0
+            dataset.SliceLocation = _decimal(first[0] + (float(position @ ends[0].normal) - start) * rate)
+
+
+def _store(dataset: Dataset, whole: _Derivation, pixels: NDArray[Any]) -> None:
+    stored = whole.stored
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel = 1
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = stored.allocated, stored.bits, stored.bits - 1
+    dataset.PixelRepresentation = int(stored.low < 0)
+    dataset.PhotometricInterpretation = "MONOCHROME1" if stored.inverted else "MONOCHROME2"
+    extreme = "SS" if stored.low < 0 else "US"
+    dataset.add_new("SmallestImagePixelValue", extreme, int(pixels.min()))
+    dataset.add_new("LargestImagePixelValue", extreme, int(pixels.max()))
+    if stored.fitted:
+        for keyword in _SCALED:
+            if keyword in dataset:
+                delattr(dataset, keyword)
+        dataset.RescaleSlope, dataset.RescaleIntercept = map(_decimal, stored.rescale)
+        dataset.RescaleType = "US"
+        dataset.WindowCenter = _decimal((whole.low + whole.high) / 2)
+        dataset.WindowWidth = _decimal(max(whole.high - whole.low, 1.0))
+    content = pixels.tobytes()
+    dataset.add_new("PixelData", "OB" if stored.allocated == 8 else "OW", content + b"\0" * (len(content) % 2))
+
+
+def _number(dataset: Dataset, whole: _Derivation, k: int) -> None:
+    """UIDs, numbers and dates: slices are counted in the direction in which the source counts them."""
+    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = whole.uid(k + 1), whole.uid(0)
+    first, last = (frame.numbers("InstanceNumber", 1) for frame in (whole.series.frames[0], whole.series.frames[-1]))
+    count = whole.image.shape[2]
+    dataset.InstanceNumber = count - k if first and last and first > last else k + 1
+    number = dataset.get("SeriesNumber")
+    dataset.SeriesNumber = number * 100 + 1 if number is not None and 0 <= number < 1 << 24 else number
+    if moment := _moment(whole.record, dataset.get("TimezoneOffsetFromUTC")):
+        for kind in ("InstanceCreation", "Series", "Content"):
+            setattr(dataset, f"{kind}Date", f"{moment:%Y%m%d}")
+            setattr(dataset, f"{kind}Time", f"{moment:%H%M%S.%f}")
+
+
+def _tell_derivation(dataset: Dataset, whole: _Derivation, between: Sequence[Frame]) -> None:
+    """What was done, by whom, to which images; nothing in it is the patient's, as it is added to anonymous slices too."""
+    what = _plain(whole.description, _TEXT)
+    source = "" if whole.anonymous else dataset.get("SeriesDescription") or ""
+    dataset.SeriesDescription = f"{str(source)[: _TEXT - len(what) - 1]} {what}".strip()
+    (rows, columns, slices), spacing = whole.series.shape, whole.series.spacing
+    size = f"{columns}x{rows}x{slices} voxels of {spacing[1]:.4g}x{spacing[0]:.4g}x{spacing[2]:.4g} mm"
+    text = f"{what}: upscaled by a neural network from {size}. Detail finer than these is estimated, not measured."
+    before = str(dataset.get("DerivationDescription") or "")
+    dataset.DerivationDescription = f"{text} Before that: {before}"[:_LONG_TEXT] if before else text
+    _append(dataset, "DerivationCodeSequence", _coded(codes.DCM.SpatialResampling))
+    dataset.SourceImageSequence = [_reference(frame, whole.anonymous) for frame in between]
+    versions = dataset.get("SoftwareVersions") or []
+    versions = [versions] if isinstance(versions, str) else list(versions)
+    dataset.SoftwareVersions = [*versions, whole.software]
+    equipment = Dataset()
+    equipment.PurposeOfReferenceCodeSequence = [_coded(codes.DCM.ProcessingEquipment)]
+    equipment.Manufacturer = equipment.ManufacturerModelName = PRODUCT
+    equipment.SoftwareVersions = whole.software
+    record = whole.record
+    if whole.anonymous:
+        record = {key: value for key, value in record.items() if key in IMPERSONAL}
+    elif moment := _moment(whole.record):
+        equipment.ContributionDateTime = f"{moment:%Y%m%d%H%M%S.%f%z}"
+    equipment.ContributionDescription = _fitting(record)
+    _append(dataset, "ContributingEquipmentSequence", equipment)
+
+
+def _reference(frame: Frame, anonymous: bool) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = frame.header.SOPClassUID
+    item.ReferencedSOPInstanceUID = frame.header.SOPInstanceUID
+    if frame.groups:
+        item.ReferencedFrameNumber = frame.index + 1
+    if anonymous:
+        anonymise(item)
+    item.PurposeOfReferenceCodeSequence = [_coded(codes.DCM.SourceImageForImageProcessingOperation)]
+    return item
+
+
+def _coded(code: Code) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
+    return item
+
+
+def _append(dataset: Dataset, keyword: str, item: Dataset) -> None:
+    setattr(dataset, keyword, [*(dataset.get(keyword) or ()), item])
+
+
+def _planes(image: Any) -> Iterator[NDArray[Any]]:
+    """Slices (columns, rows) of real values."""
+    for k in range(image.shape[2]):
+        yield np.asarray(image.dataobj[:, :, k])
+
+
+def _moment(record: Mapping[str, Any], offset: object = None) -> datetime | None:
+    """The record's time, by the clock that is `offset` (±HHMM) from Greenwich where that is known."""
+    try:
+        moment = datetime.fromisoformat(str(record["time"]))
+    except (KeyError, ValueError):
+        return None
+    if offset and moment.tzinfo and re.fullmatch(r"[+-]\d{4}", str(offset)):
+        moment = moment.astimezone(datetime.strptime(str(offset), "%z").tzinfo)
+    return moment
+
+
+def _fitting(record: Mapping[str, Any]) -> str:
+    """The record as JSON, without its longest entries where a short text cannot hold them."""
+    kept = dict(record)
+    while len(text := _json(kept)) > _LONG_TEXT:
+        del kept[max(kept, key=lambda key: len(_json(kept[key])))]
+    return text
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _plain(text: str, length: int) -> str:
+    """Text that every character set can write."""
+    plain = text.replace("×", "x").replace("\\", "/").encode("ascii", "replace").decode()
+    return re.sub(r"[\x00-\x1f]+", " ", plain)[:length].strip()
+
+
+def _decimal(value: float) -> DSfloat:
+    return DSfloat(float(value), auto_format=True)
+
+
+def _set(dataset: Dataset, keyword: str, value: Any) -> None:
+    """Set an attribute, a number that is a decimal string rounded to what that holds."""
+    setattr(dataset, keyword, _decimal(value) if isinstance(value, float) and not isinstance(value, DSfloat) else value)
+
+
+def _write(dataset: Dataset, file: IO[bytes]) -> None:
+    with quiet():
+        dcmwrite(file, dataset, enforce_file_format=True)
