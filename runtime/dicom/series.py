@@ -174,7 +174,7 @@ def _find(found: Iterable[Source | tuple[str, str]], where: str) -> list[Series]
 def _series(frames: list[Frame], notes: list[str]) -> Iterator[Series]:
     """The stacks of one DICOM series."""
     first = frames[0]
-    if any(element.tag.is_private for element in first.header):
+    if any(tag.is_private for tag in first.header.keys()):  # noqa: SIM118
         notes = [*notes, "the manufacturer's private data is not carried into a derived series"]
     if modality := first.text("Modality"):
         notes += [f"the modality is {modality}: the network was made for MR"] * (modality != "MR")

@@ -201,9 +201,10 @@ def _header(file: BinaryIO, size: int) -> Dataset:
     try:
         header = _read(file, stop_before_pixels=True)
         uid = str(header.get("SeriesInstanceUID") or "")
-        kind = UID(header.get("SOPClassUID") or "")
+        kind, instance = UID(header.get("SOPClassUID") or ""), str(header.get("SOPInstanceUID") or "")
         sizes = [header.get(k) for k in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
         sizes.append(header.get("NumberOfFrames") or 1)
+        packed = header.file_meta.TransferSyntaxUID.is_encapsulated
     except Exception as error:  # the readers of damaged headers raise whatever they stumble over
         raise Skipped(f"damaged, or not DICOM ({type(error).__name__})") from None
     pixels = _pixel_bytes(file, header, size)
@@ -211,11 +212,11 @@ def _header(file: BinaryIO, size: int) -> Dataset:
         if "Image Storage" in kind.name and "Rows" in header:
             raise Skipped("truncated: its pixels are missing, copy it again", uid)
         raise Skipped(f"holds no picture ({kind.name or 'of no known kind'})", uid)
-    if not all(isinstance(n, int) and n > 0 for n in sizes) or not uid:
-        raise Skipped("damaged: its header lacks the picture's size or its series", uid)
+    if not all(isinstance(n, int) and n > 0 for n in sizes) or not (uid and kind and instance):
+        raise Skipped("damaged: its header lacks the picture's size, or what it is and which series it is of", uid)
     rows, columns, samples, bits, frames = sizes
     promised = rows * columns * samples * frames * bits // 8
-    limit = size * _MAX_COMPRESSION if pixels and header.file_meta.TransferSyntaxUID.is_encapsulated else pixels
+    limit = size * _MAX_COMPRESSION if pixels and packed else pixels
     if promised > limit:
         raise Skipped(f"truncated: its header promises {promised:,} bytes of pixels, it has {pixels:,}; copy it again", uid)
     return header
