@@ -74,7 +74,8 @@ def write_folder(
     """Make a folder of (name, write) files beside its place, then move it there; on any failure nothing is left behind.
 
     What an existing folder holds is replaced where it is empty, or where `overwrite` is true and the regular expression `ours`
-    fits every name in it. Raises OutputFileError where the place is taken or cannot be written, a full disk included.
+    fits every name in it: it gives way between two renames, and comes back where the second one fails. Raises OutputFileError
+    where the place is taken or cannot be written, a full disk included.
     """
     check_folder(folder, overwrite, ours)
     target = folder.resolve()
@@ -89,22 +90,20 @@ def write_folder(
         if overwrite and os.path.isdir(target):
             check_folder(folder, overwrite, ours)  # somebody may have put something there meanwhile
             os.rename(target, old)
-        try:
-            os.rename(temporary, target)  # which replaces an empty folder, and no other
-        except OSError as error:
-            if os.path.isdir(old):
-                os.rename(old, target)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise OutputFileError(f"{folder} {_TAKEN}") from None
-            raise
+        os.rename(temporary, target)  # which replaces an empty folder, and no other
     except OutputFileError:
         raise
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise OutputFileError(f"{folder} {_TAKEN}") from None
         raise OutputFileError(
             f"{folder} could not be written ({error.strerror or error}): nothing was left behind; "
             "free space or choose another place"
         ) from error
     finally:
+        with contextlib.suppress(OSError):
+            if os.path.isdir(old) and not os.path.lexists(target):
+                os.rename(old, target)
         for rest in (temporary, old):
             shutil.rmtree(rest, ignore_errors=True)
 

@@ -23,6 +23,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import (
+    HTJ2K,
     JPEG2000,
     UID,
     ExplicitVRLittleEndian,
@@ -45,7 +46,8 @@ WRITTEN = r"\d{4,}\.dcm"  # the names that `save` gives
 
 IMPERSONAL = frozenset({"software", "bundle", "device", "scale", "grid"})  # of a record: what an anonymous series may tell
 
-_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)  # JPEG 2000 may be, and its header must tell
+_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+_MAYBE_LOSSY = (JPEG2000, HTJ2K)  # what does not say which is taken for lossy
 _TEXT, _LONG_TEXT = 64, 1024  # characters that LO and ST hold
 
 # What is not true of a derived slice, or was never about a single one. Private data, curves and overlays go by their tags.
@@ -171,6 +173,7 @@ class _Derivation:
     stored: _Stored
     low: float
     high: float
+    lossy: bool
     entropy: str
 
     @classmethod
@@ -195,7 +198,7 @@ class _Derivation:
         entropy = [made_of, digest.hexdigest(), np.round(affine, 4).tolist(), description, _json(record), anonymous]
         return cls(
             *(series, image, LPS_TO_RAS @ affine, description, record, anonymous),
-            *(_Stored.of(series, low, high), low, high, json.dumps(entropy)),
+            *(_Stored.of(series, low, high), low, high, any(map(_lossy, series.frames)), json.dumps(entropy)),
         )
 
     @property
@@ -250,6 +253,9 @@ def _carried(frame: Frame) -> Dataset:
     for keyword in _DROPPED.split():
         if keyword in dataset:
             delattr(dataset, keyword)
+    charset = dataset.get("SpecificCharacterSet")
+    if isinstance(charset, str) and charset.startswith("ISO 2022"):  # which left the default out, that it begins from
+        dataset.SpecificCharacterSet = ["", charset]
     dataset.SOPClassUID = frame.single_frame_class
     if not frame.groups:
         return dataset
@@ -282,8 +288,6 @@ def _without_private(source: Dataset) -> Dataset:
                 copy.add_new(tag, element.VR, element.value)
         except Exception:  # what its parser stumbles over cannot be carried
             continue
-    if "SpecificCharacterSet" in copy:  # also of items, which then write as they were read
-        copy.SpecificCharacterSet = copy.SpecificCharacterSet
     return copy
 
 
@@ -291,12 +295,8 @@ def _tell_origin(dataset: Dataset, whole: _Derivation, frame: Frame) -> None:
     """What a derived image says of itself."""
     kind = frame.words("FrameType" if frame.groups else "ImageType")[2:] or ("OTHER",)
     dataset.ImageType = ["DERIVED", "SECONDARY", *kind]
-    if frame.header.file_meta.TransferSyntaxUID in _LOSSY or "01" in {
-        f.text("LossyImageCompression") for f in whole.series.frames
-    }:
+    if whole.lossy:
         dataset.LossyImageCompression = "01"
-    elif frame.header.file_meta.TransferSyntaxUID == JPEG2000 and "LossyImageCompression" not in dataset:
-        dataset.LossyImageCompression = "01"  # what may have lost something has not said that it did not
 
 
 def _place(dataset: Dataset, whole: _Derivation, k: int, nearest: Frame) -> None:
@@ -313,8 +313,8 @@ def _place(dataset: Dataset, whole: _Derivation, k: int, nearest: Frame) -> None
         )
     else:
         dataset.SliceThickness = None
-    if whole.image.shape[2] > 1:
-        dataset.SpacingBetweenSlices = _decimal(spacing[2])
+    if whole.image.shape[2] > 1:  # across the slices, which may lie staggered
+        dataset.SpacingBetweenSlices = _decimal(float(f"{abs(whole.affine[:3, 2] @ nearest.normal):.7g}"))
     if "SliceLocation" in dataset:
         ends = series.frames[0], series.frames[-1]
         first, last = (frame.numbers("SliceLocation", 1) for frame in ends)
@@ -387,6 +387,12 @@ def _tell_derivation(dataset: Dataset, whole: _Derivation, between: Sequence[Fra
         equipment.ContributionDateTime = f"{moment:%Y%m%d%H%M%S.%f%z}"
     equipment.ContributionDescription = _fitting(record)
     _append(dataset, "ContributingEquipmentSequence", equipment)
+
+
+def _lossy(frame: Frame) -> bool:
+    """Whether the frame was compressed with loss, ever."""
+    syntax, said = frame.header.file_meta.TransferSyntaxUID, frame.text("LossyImageCompression")
+    return said == "01" or syntax in _LOSSY or (syntax in _MAYBE_LOSSY and not said)
 
 
 def _reference(frame: Frame, anonymous: bool) -> Dataset:

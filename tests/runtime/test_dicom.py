@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from runtime import ImageError, InputFileError, MetasrganError, OutputFileError, Upscaler, grid, volume
 
@@ -27,12 +29,14 @@ pydicom = pytest.importorskip("pydicom", reason="pip install pydicom")
 
 from pydicom import dcmread  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.uid import (  # noqa: E402
     EnhancedMRImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLSLossless,
     MRImageStorage,
     RLELossless,
@@ -665,6 +669,27 @@ def test_derived_attributes(tmp_path: Path) -> None:
     assert_complete(slice_)
 
 
+@pytest.mark.parametrize("charset", ["ISO_IR 100", "ISO_IR 192", ["", "ISO 2022 IR 87"]])
+def test_names_in_every_script_come_through(charset: Any) -> None:
+    name = "Yamada^Tarou=山田^太郎" if charset != "ISO_IR 100" else "Müller^Änne"
+    series = found(make_series(SpecificCharacterSet=charset, PatientName=name))
+    (first, *_) = (dcmread(io.BytesIO(to_bytes(s))) for s in derived(series, enlarged(series.volume(), 2, 2, 1)))
+    assert (str(first.PatientName), first.AccessionNumber) == (name, "A77")
+
+
+def test_history_of_lossy_compression_is_kept() -> None:
+    packed = make_series(pixels=np.arange(64 * 80, dtype=np.uint8).reshape(64, 80), BitsStored=8)
+    for slice_ in packed:
+        stream = io.BytesIO()
+        Image.fromarray(slice_.pixel_array).save(stream, "JPEG")
+        slice_.PixelData = encapsulate([stream.getvalue()])
+        slice_["PixelData"].is_undefined_length = True
+        slice_.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    for source, said in ((packed, "01"), (make_series(), None)):
+        series = found(source)
+        assert {s.get("LossyImageCompression") for s in derived(series, enlarged(series.volume(), 2, 2, 1))} == {said}
+
+
 def test_numbering_follows_the_source() -> None:
     series = found(make_slice(k, InstanceNumber=9 - k) for k in range(3))
     assert [slice_.InstanceNumber for slice_ in derived(series, enlarged(series.volume(), 2, 2, 2))] == [6, 5, 4, 3, 2, 1]
@@ -764,6 +789,18 @@ def test_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         save_it()
     save_it(overwrite=True)
     assert all(before[path.name] != path.stat().st_ino for path in out.iterdir())
+    with monkeypatch.context() as patched:
+        rename = os.rename
+
+        def fail_in_the_middle(old: Path, new: Path) -> None:
+            if str(old).endswith(".part"):
+                raise OSError(5, "Input/output error")
+            rename(old, new)
+
+        patched.setattr("os.rename", fail_in_the_middle)
+        with pytest.raises(OutputFileError, match="Input/output error"):
+            save_it(overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == sorted(before)
     (out / "diary.txt").touch()
     with pytest.raises(OutputFileError, match=r"holds 'diary.txt', which was not written here"):
         save_it(overwrite=True)
