@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmwrite
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -51,7 +52,7 @@ _MAYBE_LOSSY = (JPEG2000, HTJ2K)  # what does not say which is taken for lossy
 _TEXT, _LONG_TEXT = 64, 1024  # characters that LO and ST hold
 
 # What is not true of a derived slice, or was never about a single one. Private data, curves and overlays go by their tags.
-_DROPPED = """
+_NOT_CARRIED = """
     InstanceCreatorUID ReferencedImageSequence SourceImageSequence ReferencedPerformedProcedureStepSequence
     ReferencedInstanceSequence ReferencedSeriesSequence StudiesContainingOtherReferencedInstancesSequence
     SourceImageEvidenceSequence ReferencedImageEvidenceSequence ReferencedPresentationStateSequence
@@ -65,6 +66,7 @@ _DROPPED = """
     PixelDataProviderURL MACParametersSequence DigitalSignaturesSequence EncryptedAttributesSequence
     OriginalAttributesSequence DataSetTrailingPadding DataSetType
 """
+_DROPPED = frozenset(tag_for_keyword(keyword) for keyword in _NOT_CARRIED.split())
 
 # What belongs to stored values as the scanner scaled them.
 _SCALED = (
@@ -179,7 +181,7 @@ class _Derivation:
     @classmethod
     def of(cls, series: Series, image: Any, description: str, record: Mapping[str, Any], anonymous: bool) -> _Derivation:
         if series.problem:
-            raise ImageError(f"the series {series.description!r} has no derived one: it {series.problem}")
+            raise ImageError(f"the series cannot be upscaled: it {series.problem}")
         affine = np.asarray(image.affine, dtype=np.float64)
         if len(image.shape) != 3 or not all(n >= m for n, m in zip(image.shape, np.array(series.shape)[[1, 0, 2]])):
             raise ImageError(
@@ -249,10 +251,7 @@ def _slice(whole: _Derivation, k: int, pixels: NDArray[Any]) -> Dataset:
 
 def _carried(frame: Frame) -> Dataset:
     """The frame's attributes that a derived slice may have, as those of a single-frame file."""
-    dataset = _without_private(frame.header)
-    for keyword in _DROPPED.split():
-        if keyword in dataset:
-            delattr(dataset, keyword)
+    dataset = _without_private(frame.header, _DROPPED)
     charset = dataset.get("SpecificCharacterSet")
     if isinstance(charset, str) and charset.startswith("ISO 2022"):  # which left the default out, that it begins from
         dataset.SpecificCharacterSet = ["", charset]
@@ -274,11 +273,13 @@ def _carried(frame: Frame) -> Dataset:
     return dataset
 
 
-def _without_private(source: Dataset) -> Dataset:
+def _without_private(source: Dataset, dropped: frozenset[int | None] = frozenset()) -> Dataset:
     """A copy of what the standard defines and pydicom can read, sequences included; no pixels, overlays or curves."""
     copy = Dataset()
     for tag in sorted(source.keys()):
-        if tag.is_private or tag.element == 0 or tag.group >= 0x7FE0 or tag.group & 0xFF00 in (0x5000, 0x6000):
+        if tag in dropped or tag.is_private or tag.element == 0:
+            continue
+        if tag.group >= 0x7FE0 or tag.group & 0xFF00 in (0x5000, 0x6000):
             continue
         try:
             element = source[tag]

@@ -64,7 +64,7 @@ class Series:
         bits. Raises ImageError where there is a `problem`, InputFileError for pixels that are damaged or cannot be decoded.
         """
         if self.problem:
-            raise ImageError(f"the series {self.description!r} cannot be upscaled: it {self.problem}")
+            raise ImageError(f"the series cannot be upscaled: it {self.problem}")
         rows, columns, slices = self.shape
         stored = np.result_type(*{_dtype(*frame.limits) for frame in self.frames})
         slope, intercept = self.rescale or (1.0, 0.0)

@@ -28,6 +28,7 @@ from runtime import ImageError, InputFileError, MetasrganError, OutputFileError,
 pydicom = pytest.importorskip("pydicom", reason="pip install pydicom")
 
 from pydicom import dcmread  # noqa: E402
+from pydicom.datadict import tag_for_keyword  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.uid import (  # noqa: E402
@@ -42,7 +43,8 @@ from pydicom.uid import (  # noqa: E402
     RLELossless,
 )
 
-from runtime.dicom import Series, find_series, save, series_of  # noqa: E402
+from runtime.dicom import Series, derive, find_series, save, series_of  # noqa: E402
+from runtime.dicom import series as series_module  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT.parent / "shared" / "data" / "samples" / "dicom-t1"
@@ -439,6 +441,16 @@ def test_enhanced_multi_frame_is_told_apart_by_moment(tmp_path: Path) -> None:
         assert {slice_.WindowCenter for slice_ in after} == {100 * moment}
         assert {slice_.EchoTime for slice_ in after} == {12.3456789012346}  # what a decimal string of 16 characters holds
         assert {slice_.ScanningSequence for slice_ in after} == {"GR"}
+
+
+def test_every_keyword_is_one_of_the_standards() -> None:
+    keywords = [
+        *derive._NOT_CARRIED.split(),
+        *derive._SCALED,
+        *itertools.chain(*derive._OF_A_FRAME.items()),
+        *series_module._KINDS,
+    ]
+    assert [keyword for keyword in keywords if tag_for_keyword(keyword) is None] == []
 
 
 def check_flattened(series: Series, source: Dataset, folder: Path) -> list[Dataset]:
