@@ -19,7 +19,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmwrite
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -33,11 +32,11 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     generate_uid,
 )
-from pydicom.valuerep import DSfloat
 
 from ..errors import ImageError, OutputFileError
 from ..files import write_folder
 from .anonymous import anonymise, declare
+from .carried import carried, decimal
 from .frames import Frame, Rescale
 from .series import LPS_TO_RAS, Series, along
 from .source import quiet
@@ -51,46 +50,11 @@ _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _MAYBE_LOSSY = (JPEG2000, HTJ2K)  # what does not say which is taken for lossy
 _TEXT, _LONG_TEXT = 64, 1024  # characters that LO and ST hold
 
-# What is not true of a derived slice, or was never about a single one. Private data, curves and overlays go by their tags.
-_NOT_CARRIED = """
-    InstanceCreatorUID ReferencedImageSequence SourceImageSequence ReferencedPerformedProcedureStepSequence
-    ReferencedInstanceSequence ReferencedSeriesSequence StudiesContainingOtherReferencedInstancesSequence
-    SourceImageEvidenceSequence ReferencedImageEvidenceSequence ReferencedPresentationStateSequence
-    IconImageSequence SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries
-    LargestPixelValueInSeries PixelAspectRatio NominalScannedPixelSpacing ImagerPixelSpacing SpatialResolution
-    ImagesInAcquisition NumberOfFrames FrameIncrementPointer PerFrameFunctionalGroupsSequence
-    SharedFunctionalGroupsSequence DimensionOrganizationSequence DimensionIndexSequence
-    DimensionOrganizationType InConcatenationNumber InConcatenationTotalNumber ConcatenationUID
-    ConcatenationFrameOffsetNumber SOPInstanceUIDOfConcatenationSource ConversionSourceAttributesSequence
-    ContentCreatorName StorageMediaFileSetUID ExtendedOffsetTable ExtendedOffsetTableLengths
-    PixelDataProviderURL MACParametersSequence DigitalSignaturesSequence EncryptedAttributesSequence
-    OriginalAttributesSequence DataSetTrailingPadding DataSetType
-"""
-_DROPPED = frozenset(tag_for_keyword(keyword) for keyword in _NOT_CARRIED.split())
-
 # What belongs to stored values as the scanner scaled them.
 _SCALED = (
     *("RescaleType", "RealWorldValueMappingSequence", "PixelPaddingValue", "PixelPaddingRangeLimit", "VOILUTSequence"),
     *("WindowCenterWidthExplanation", "VOILUTFunction", "PresentationLUTShape"),
 )
-
-# What a multi-frame keeps for each frame, by the name that a single one has for it.
-_OF_A_FRAME = {
-    "AcquisitionDateTime": "FrameAcquisitionDateTime",
-    "AcquisitionNumber": "FrameAcquisitionNumber",
-    "EchoTime": "EffectiveEchoTime",
-    "ImagedNucleus": "ResonantNucleus",
-    "ImagingFrequency": "TransmitterFrequency",
-    "InversionTime": "InversionTimes",
-} | {
-    keyword: keyword
-    for keyword in (
-        *("EchoTrainLength", "FlipAngle", "InPlanePhaseEncodingDirection", "NumberOfAverages", "PercentPhaseFieldOfView"),
-        *("PercentSampling", "PixelBandwidth", "RepetitionTime", "RescaleIntercept", "RescaleSlope", "RescaleType"),
-        *("SliceThickness", "TemporalPositionIndex", "WindowCenter", "WindowCenterWidthExplanation", "WindowWidth"),
-    )
-}
-_SCANNING = {"SPIN": "SE", "GRADIENT": "GR", "BOTH": ["SE", "GR"]}  # of EchoPulseSequence
 
 
 def save(
@@ -151,8 +115,8 @@ class _Stored:
             if least - 0.5 <= ends[0] and ends[1] <= most + 0.5:
                 allocated = 8 if all(frame.header.BitsAllocated == 8 for frame in series.frames) else 16
                 return cls(least, most, allocated, bits, series.rescale, series.frames[0].inverted, False)
-        slope = float(_decimal((high - low) / 65534)) or 1.0  # one short of what 16 bits hold: decimal strings round it
-        return cls(0, 65535, 16, 16, (slope, float(_decimal(low))), False, True)
+        slope = float(decimal((high - low) / 65534)) or 1.0  # one short of what 16 bits hold: decimal strings round it
+        return cls(0, 65535, 16, 16, (slope, float(decimal(low))), False, True)
 
     def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
         slope, intercept = self.rescale
@@ -233,7 +197,7 @@ def _slices(whole: _Derivation) -> Iterator[Dataset]:
 
 def _slice(whole: _Derivation, k: int, pixels: NDArray[Any]) -> Dataset:
     nearest, between = whole.sources(k)
-    dataset = _carried(nearest)
+    dataset = carried(nearest)
     _tell_origin(dataset, whole, nearest)
     _place(dataset, whole, k, nearest)
     _store(dataset, whole, pixels)
@@ -249,49 +213,6 @@ def _slice(whole: _Derivation, k: int, pixels: NDArray[Any]) -> Dataset:
     return dataset
 
 
-def _carried(frame: Frame) -> Dataset:
-    """The frame's attributes that a derived slice may have, as those of a single-frame file."""
-    dataset = _without_private(frame.header, _DROPPED)
-    charset = dataset.get("SpecificCharacterSet")
-    if isinstance(charset, str) and charset.startswith("ISO 2022"):  # which left the default out, that it begins from
-        dataset.SpecificCharacterSet = ["", charset]
-    dataset.SOPClassUID = frame.single_frame_class
-    if not frame.groups:
-        return dataset
-    for keyword, name in _OF_A_FRAME.items():
-        value = frame.value(name)
-        if value is not None:
-            _set(dataset, keyword, value)
-    if dataset.get("InPlanePhaseEncodingDirection") == "COLUMN":
-        dataset.InPlanePhaseEncodingDirection = "COL"
-    if dataset.Modality == "MR":
-        dataset.ScanningSequence = _SCANNING.get(frame.text("EchoPulseSequence"), "RM")
-        dataset.SequenceVariant = "NONE"
-        for keyword in ("ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength"):
-            if keyword not in dataset:
-                _set(dataset, keyword, None)
-    return dataset
-
-
-def _without_private(source: Dataset, dropped: frozenset[int | None] = frozenset()) -> Dataset:
-    """A copy of what the standard defines and pydicom can read, sequences included; no pixels, overlays or curves."""
-    copy = Dataset()
-    for tag in sorted(source.keys()):
-        if tag in dropped or tag.is_private or tag.element == 0:
-            continue
-        if tag.group >= 0x7FE0 or tag.group & 0xFF00 in (0x5000, 0x6000):
-            continue
-        try:
-            element = source[tag]
-            if element.VR == "SQ":
-                copy.add_new(tag, "SQ", [_without_private(item) for item in element.value])
-            elif element.VR != "UN":
-                copy.add_new(tag, element.VR, element.value)
-        except Exception:  # what its parser stumbles over cannot be carried
-            continue
-    return copy
-
-
 def _tell_origin(dataset: Dataset, whole: _Derivation, frame: Frame) -> None:
     """What a derived image says of itself."""
     kind = frame.words("FrameType" if frame.groups else "ImageType")[2:] or ("OTHER",)
@@ -304,18 +225,18 @@ def _place(dataset: Dataset, whole: _Derivation, k: int, nearest: Frame) -> None
     series, spacing = whole.series, [float(f"{mm:.7g}") for mm in whole.spacing]  # what NIfTI's float32 holds
     position = (whole.affine @ (0, 0, k, 1))[:3].round(5)
     assert nearest.orientation is not None
-    dataset.PixelSpacing = [_decimal(spacing[1]), _decimal(spacing[0])]
-    dataset.ImagePositionPatient = [_decimal(x) for x in position]
-    dataset.ImageOrientationPatient = [_decimal(x) for x in nearest.orientation.ravel()]
+    dataset.PixelSpacing = [decimal(spacing[1]), decimal(spacing[0])]
+    dataset.ImagePositionPatient = [decimal(x) for x in position]
+    dataset.ImageOrientationPatient = [decimal(x) for x in nearest.orientation.ravel()]
     if (thickness := nearest.numbers("SliceThickness", 1)) is not None:
         finer = series.shape[2] < whole.image.shape[2]
         dataset.SliceThickness = (
-            _decimal(float(f"{thickness[0] * spacing[2] / series.spacing[2]:.7g}")) if finer else dataset.SliceThickness
+            decimal(float(f"{thickness[0] * spacing[2] / series.spacing[2]:.7g}")) if finer else dataset.SliceThickness
         )
     else:
         dataset.SliceThickness = None
     if whole.image.shape[2] > 1:  # across the slices, which may lie staggered
-        dataset.SpacingBetweenSlices = _decimal(float(f"{abs(whole.affine[:3, 2] @ nearest.normal):.7g}"))
+        dataset.SpacingBetweenSlices = decimal(float(f"{abs(whole.affine[:3, 2] @ nearest.normal):.7g}"))
     if "SliceLocation" in dataset:
         ends = series.frames[0], series.frames[-1]
         first, last = (frame.numbers("SliceLocation", 1) for frame in ends)
@@ -323,7 +244,7 @@ def _place(dataset: Dataset, whole: _Derivation, k: int, nearest: Frame) -> None
         if first and last:
             start, end = (along(frame, ends[0].normal) for frame in ends)
             rate = (last[0] - first[0]) / (end - start) if end > start else 1.0
-            dataset.SliceLocation = _decimal(first[0] + (float(position @ ends[0].normal) - start) * rate)
+            dataset.SliceLocation = decimal(first[0] + (float(position @ ends[0].normal) - start) * rate)
 
 
 def _store(dataset: Dataset, whole: _Derivation, pixels: NDArray[Any]) -> None:
@@ -340,10 +261,10 @@ def _store(dataset: Dataset, whole: _Derivation, pixels: NDArray[Any]) -> None:
         for keyword in _SCALED:
             if keyword in dataset:
                 delattr(dataset, keyword)
-        dataset.RescaleSlope, dataset.RescaleIntercept = map(_decimal, stored.rescale)
+        dataset.RescaleSlope, dataset.RescaleIntercept = map(decimal, stored.rescale)
         dataset.RescaleType = "US"
-        dataset.WindowCenter = _decimal((whole.low + whole.high) / 2)
-        dataset.WindowWidth = _decimal(max(whole.high - whole.low, 1.0))
+        dataset.WindowCenter = decimal((whole.low + whole.high) / 2)
+        dataset.WindowWidth = decimal(max(whole.high - whole.low, 1.0))
     content = pixels.tobytes()
     dataset.add_new("PixelData", "OB" if stored.allocated == 8 else "OW", content + b"\0" * (len(content) % 2))
 
@@ -366,7 +287,7 @@ def _tell_derivation(dataset: Dataset, whole: _Derivation, between: Sequence[Fra
     """What was done, by whom, to which images; nothing in it is the patient's, as it is added to anonymous slices too."""
     what = _plain(whole.description, _TEXT)
     source = "" if whole.anonymous else dataset.get("SeriesDescription") or ""
-    dataset.SeriesDescription = f"{str(source)[: _TEXT - len(what) - 1]} {what}".strip()
+    dataset.SeriesDescription = f"{str(source)[: max(_TEXT - len(what) - 1, 0)]} {what}".strip()
     (rows, columns, slices), spacing = whole.series.shape, whole.series.spacing
     size = f"{columns}x{rows}x{slices} voxels of {spacing[1]:.4g}x{spacing[0]:.4g}x{spacing[2]:.4g} mm"
     text = f"{what}: upscaled by a neural network from {size}. Detail finer than these is estimated, not measured."
@@ -451,15 +372,6 @@ def _plain(text: str, length: int) -> str:
     """Text that every character set can write."""
     plain = text.replace("×", "x").replace("\\", "/").encode("ascii", "replace").decode()
     return re.sub(r"[\x00-\x1f]+", " ", plain)[:length].strip()
-
-
-def _decimal(value: float) -> DSfloat:
-    return DSfloat(float(value), auto_format=True)
-
-
-def _set(dataset: Dataset, keyword: str, value: Any) -> None:
-    """Set an attribute, a number that is a decimal string rounded to what that holds."""
-    setattr(dataset, keyword, _decimal(value) if isinstance(value, float) and not isinstance(value, DSfloat) else value)
 
 
 def _write(dataset: Dataset, file: IO[bytes]) -> None:

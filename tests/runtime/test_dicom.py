@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import json
 import logging
 import os
 import re
@@ -43,7 +44,7 @@ from pydicom.uid import (  # noqa: E402
     RLELossless,
 )
 
-from runtime.dicom import Series, derive, find_series, save, series_of  # noqa: E402
+from runtime.dicom import Series, carried, derive, find_series, save, series_of  # noqa: E402
 from runtime.dicom import series as series_module  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -412,6 +413,7 @@ def make_enhanced() -> Dataset:
     shared.PlaneOrientationSequence = item(ImageOrientationPatient=TILT.ravel().tolist())
     shared.MRTimingAndRelatedParametersSequence = item(RepetitionTime="500", FlipAngle="8", EchoTrainLength=1)
     shared.MREchoSequence = item(EffectiveEchoTime=12.3456789012345678)
+    shared.MRModifierSequence = item(InversionTimes=[100.1234567890123456, 200.0])
     file.SharedFunctionalGroupsSequence = [shared]
     frames, pixels = [], []
     for moment, k in ((1, 2), (2, 2), (1, 0), (2, 3), (1, 3), (2, 0), (2, 1), (1, 1)):
@@ -440,14 +442,15 @@ def test_enhanced_multi_frame_is_told_apart_by_moment(tmp_path: Path) -> None:
         after = check_flattened(stack, file, tmp_path / str(moment))
         assert {slice_.WindowCenter for slice_ in after} == {100 * moment}
         assert {slice_.EchoTime for slice_ in after} == {12.3456789012346}  # what a decimal string of 16 characters holds
+        assert not any("InversionTime" in slice_ for slice_ in after)  # which holds one, and there are two
         assert {slice_.ScanningSequence for slice_ in after} == {"GR"}
 
 
 def test_every_keyword_is_one_of_the_standards() -> None:
     keywords = [
-        *derive._NOT_CARRIED.split(),
+        *carried._NOT_CARRIED.split(),
         *derive._SCALED,
-        *itertools.chain(*derive._OF_A_FRAME.items()),
+        *itertools.chain(*carried._OF_A_FRAME.items()),
         *series_module._KINDS,
     ]
     assert [keyword for keyword in keywords if tag_for_keyword(keyword) is None] == []
@@ -700,6 +703,17 @@ def test_history_of_lossy_compression_is_kept() -> None:
     for source, said in ((packed, "01"), (make_series(), None)):
         series = found(source)
         assert {s.get("LossyImageCompression") for s in derived(series, enlarged(series.volume(), 2, 2, 1))} == {said}
+
+
+def test_long_texts_are_cut_to_what_their_attributes_hold() -> None:
+    series = found(make_series(SeriesDescription="T1 " * 21))
+    record = {**RECORD, "slices": list(range(999))}
+    for words in (10, 100):
+        slice_ = next(series.derive(enlarged(series.volume(), 2, 2, 1), "x2.5 " * words, record))
+        assert slice_.SeriesDescription.endswith("x2.5")
+        assert len(slice_.SeriesDescription) <= 64
+        told = json.loads(slice_.ContributingEquipmentSequence[0].ContributionDescription)
+        assert told == RECORD  # the longest entry gave way
 
 
 def test_numbering_follows_the_source() -> None:
