@@ -6,10 +6,11 @@ import contextlib
 import errno
 import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -65,6 +66,67 @@ def write_atomically(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_folder(
+    folder: Path, files: Iterable[tuple[str, Callable[[IO[bytes]], Any]]], overwrite: bool, ours: str = r"(?!)"
+) -> None:
+    """Make a folder of (name, write) files beside its place, then move it there; on any failure nothing is left behind.
+
+    What an existing folder holds is replaced where it is empty, or where `overwrite` is true and the regular expression `ours`
+    fits every name in it: it gives way between two renames, and comes back where the second one fails. Raises OutputFileError
+    where the place is taken or cannot be written, a full disk included.
+    """
+    check_folder(folder, overwrite, ours)
+    target = folder.resolve()
+    temporary, old = (target.with_name(f".{secrets.token_hex(8)}.{kind}") for kind in ("part", "old"))
+    try:
+        os.mkdir(temporary)
+        for name, write in files:
+            with open(temporary / name, "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        if overwrite and os.path.isdir(target):
+            check_folder(folder, overwrite, ours)  # somebody may have put something there meanwhile
+            os.rename(target, old)
+        os.rename(temporary, target)  # which replaces an empty folder, and no other
+    except OutputFileError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise OutputFileError(f"{folder} {_TAKEN}") from None
+        raise OutputFileError(
+            f"{folder} could not be written ({error.strerror or error}): nothing was left behind; "
+            "free space or choose another place"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            if os.path.isdir(old) and not os.path.lexists(target):
+                os.rename(old, target)
+        for rest in (temporary, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def check_folder(folder: Path, overwrite: bool, ours: str = r"(?!)") -> None:
+    """Raise OutputFileError, before any work is done, where `write_folder` could not write to `folder`."""
+    if not os.path.isdir(folder):
+        check_output(folder, overwrite=False)
+        return
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise OutputFileError(f"{folder} cannot be looked into ({reason(error)}): name another folder") from None
+    if names and not overwrite:
+        raise OutputFileError(f"{folder} {_TAKEN}")
+    if foreign := next((name for name in names if not re.fullmatch(ours, name)), None):
+        raise OutputFileError(
+            f"{folder} holds {foreign!r}, which was not written here, and is not replaced: name another folder"
+        )
+    if not os.access(folder.absolute().parent, os.W_OK):
+        raise OutputFileError(
+            f"{folder} cannot be written: the folder {folder.absolute().parent} is read-only, name another place"
+        )
 
 
 def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"]) -> NDArray[Any]:

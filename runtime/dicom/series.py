@@ -1,0 +1,344 @@
+"""DICOM series as volumes: slices are told apart, sorted and measured by where they lie, never by name or number."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from ..errors import ImageError, InputFileError
+from ..upscaler import allocate
+from ..volume import reopened
+from .frames import Frame, Rescale, frames_of
+from .source import Skipped, Source, in_memory, quiet, sources
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+TOLERANCE_MM = 0.05  # between a slice and where even steps would put it; or 1 % of a step
+_SAME_DIRECTION = 1e-4  # 0.02 mm at the edge of a head
+_LOCALIZER = re.compile(r"\b(locali[sz]er|scout|survey|3[ -]?plane|aahead)", re.IGNORECASE)
+_FEW = 8  # slices an orientation, in a series of several: a localizer's
+
+# What tells slices at one place apart, in this order; the first that does, does it for the whole series.
+_KINDS = (
+    *("ImageType", "FrameType", "ComplexImageComponent", "EchoTime", "EffectiveEchoTime", "EchoNumbers"),
+    *("TemporalPositionIdentifier", "TemporalPositionIndex", "DiffusionBValue", "DiffusionGradientOrientation"),
+    *("InversionTime", "FlipAngle", "TriggerTime", "NominalCardiacTriggerDelayTime", "StackID", "AcquisitionNumber"),
+    *("AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A stack of slices that belong together, all of a DICOM series or a part that lies or means differently.
+
+    `shape` is (rows, columns, slices) and `spacing` theirs in mm, zeros where unknown. `affine` maps (column, row, slice) to
+    mm towards right, front and head. `notes` tell in a line each what was left out and why; `problem` says why it can be no
+    volume, or nothing.
+    """
+
+    uid: str
+    description: str
+    modality: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    affine: NDArray[np.float64] = field(repr=False)
+    notes: tuple[str, ...]
+    problem: str
+    frames: tuple[Frame, ...] = field(repr=False)
+
+    def volume(self) -> nib.Nifti1Image:
+        """The real values, array axes (columns, rows, slices): integers where they are, or as stored, with slope and intercept.
+
+        Bright is large even where small numbers are shown bright (MONOCHROME1): those are mirrored in the range of their
+        bits. Raises ImageError where there is a `problem`, InputFileError for pixels that are damaged or cannot be decoded.
+        """
+        if self.problem:
+            raise ImageError(f"the series cannot be upscaled: it {self.problem}")
+        rows, columns, slices = self.shape
+        stored = np.result_type(*{_dtype(*frame.limits) for frame in self.frames})
+        slope, intercept = self.rescale or (1.0, 0.0)
+        if self.rescale is None:
+            dtype, shift = np.dtype(np.float32), 0
+        elif slope == 1 and intercept.is_integer() and abs(intercept) < 1 << 30:
+            shift = int(intercept)
+            dtype = _dtype(*(limit + shift for limit in self.limits)) if shift else stored
+            slope, intercept = 1.0, 0.0
+        else:
+            dtype, shift = stored, 0
+        data = allocate((columns, rows, slices), dtype, "F")
+        for place, frame, pixels in self._pixels():
+            if pixels.shape != (rows, columns):
+                raise InputFileError(
+                    f"{frame.source.name} holds a picture of {pixels.shape}, not {(rows, columns)}: copy it again"
+                )
+            values = sum(self.limits) - pixels.astype(np.int32) if frame.inverted else pixels
+            if self.rescale is None:
+                values = values * frame.rescale[0] + frame.rescale[1]
+            elif shift:
+                values = values.astype(np.int32) + shift
+            data[:, :, place] = values.T
+        image = nib.Nifti1Image(data, self.affine, dtype=dtype)
+        sheared = np.abs(_cosines(self.affine) - np.eye(3)).max() > 1e-4  # what a quaternion cannot say
+        image.set_qform(self.affine, 0 if sheared else 1)
+        image.set_sform(self.affine, 1)
+        image.header.set_xyzt_units("mm")
+        image.header.set_slope_inter(slope, intercept)
+        return reopened(image)
+
+    def derive(self, image: Any, description: str, record: Mapping[str, Any], anonymous: bool = False) -> Iterator[Dataset]:
+        """The datasets of a new series that `image`, made of `volume()`, becomes; see `save`."""
+        from .derive import derive
+
+        return derive(self, image, description, record, anonymous)
+
+    @cached_property
+    def rescale(self) -> Rescale | None:
+        """Slope and intercept of all slices; None where each has its own."""
+        kinds = {frame.rescale for frame in self.frames}
+        return kinds.pop() if len(kinds) == 1 else None
+
+    @cached_property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and largest number that the bits of all slices can hold."""
+        return min(f.limits[0] for f in self.frames), max(f.limits[1] for f in self.frames)
+
+    def _pixels(self) -> Iterator[tuple[int, Frame, NDArray[Any]]]:
+        """(slice, frame, stored values), file by file, as a file of many frames is dear to open."""
+        by_file: dict[int, list[int]] = defaultdict(list)
+        for place, frame in enumerate(self.frames):
+            by_file[id(frame.source)].append(place)
+        for places in by_file.values():
+            first = self.frames[places[0]]
+            frames = first.source.frames(first.header, [self.frames[place].index for place in places])
+            for place, pixels in zip(places, frames, strict=True):
+                yield place, self.frames[place], pixels
+
+
+def find_series(path: Path) -> list[Series]:
+    """The series in a folder with all that is below it, in a file or in a zip, which is read in memory; at least one.
+
+    Raises InputFileError where there is none, and says what there is.
+    """
+    return _find(sources(path), str(path))
+
+
+def series_of(files: Iterable[bytes]) -> list[Series]:
+    """The series among DICOM files that are in memory, such as those that came over a network."""
+    return _find(in_memory(files), "what came")
+
+
+def _find(found: Iterable[Source | tuple[str, str]], where: str) -> list[Series]:
+    by_uid: dict[str, list[Frame]] = defaultdict(list)
+    notes: dict[str, list[str]] = defaultdict(list)  # by series; those that belong to none, under ""
+    seen: dict[str, str] = {}
+    for source in found:
+        if not isinstance(source, Source):
+            notes[""].append(f"{source[0]} was left out: {source[1]}")
+            continue
+        try:
+            header = source.header()
+        except (Skipped, InputFileError) as error:
+            uid = error.uid if isinstance(error, Skipped) else ""
+            why = str(error) if isinstance(error, Skipped) else "it could not be read"
+            notes[uid].append(f"{source.name} was left out: {why}")
+            continue
+        with quiet():
+            uid, instance = str(header.SeriesInstanceUID), str(header.get("SOPInstanceUID") or source.name)
+            if instance in seen:
+                notes[uid].append(f"{source.name} was left out: a duplicate of {seen[instance]}")
+                continue
+            seen[instance] = source.name
+            by_uid[uid] += frames_of(source, header)
+    if not by_uid:
+        said = [note for lines in notes.values() for note in lines]
+        more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
+        raise InputFileError(f"{where} holds no DICOM picture: {'; '.join(said[:3]) or 'no file'}{more}")
+    with quiet():
+        series = [one for uid, frames in by_uid.items() for one in _series(frames, [*notes.pop(uid, []), *notes[""]])]
+    for uid in notes.keys() - {""}:  # series of which no file could be used
+        series = [replace(one, notes=(*one.notes, *notes[uid])) for one in series]
+    return sorted(series, key=lambda one: (one.frames[0].numbers("SeriesNumber", 1) or (0.0,), one.uid))
+
+
+def _series(frames: list[Frame], notes: list[str]) -> Iterator[Series]:
+    """The stacks of one DICOM series."""
+    first = frames[0]
+    if any(tag.is_private for tag in first.header.keys()):  # noqa: SIM118
+        notes = [*notes, "the manufacturer's private data is not carried into a derived series"]
+    if modality := first.text("Modality"):
+        notes += [f"the modality is {modality}: the network was made for MR"] * (modality != "MR")
+    usable = [frame for frame in frames if not frame.problem]
+    for problem, same in _grouped([f for f in frames if f.problem], lambda f: f.problem):
+        yield _measured(same, notes, problem)
+    directions = [same for _, same in _grouped(usable, _direction(usable))]
+    stacks = [(stack, kind) for same in directions for stack, kind in _by_kind(same)]
+    localizer = len(directions) > 1 and max(map(len, directions)) <= _FEW
+    for stack, kind in stacks:
+        said = [f"one of {len(stacks)} stacks of slices in its series{f', that of {kind}' if kind else ''}"] * (len(stacks) > 1)
+        yield _stack(stack, [*said, *notes], localizer)
+
+
+def _stack(frames: list[Frame], notes: list[str], localizer: bool) -> Series:
+    """Slices of one direction and kind, in order along their normal."""
+    normal = frames[0].normal
+    ordered = sorted(frames, key=lambda f: (along(f, normal), f.source.name, f.index))
+    kept: list[Frame] = []
+    problem = ""
+    for frame in ordered:
+        if not kept or along(frame, normal) - along(kept[-1], normal) > 1e-3:
+            kept.append(frame)
+        elif _digest(frame) == _digest(kept[-1]):
+            notes = [*notes, f"{frame.source.name} was left out: the same slice as {kept[-1].source.name}"]
+        else:
+            kept.append(frame)
+            problem = problem or (
+                f"has several slices at one place ({frame.source.name} and {kept[-2].source.name}), "
+                "and nothing tells them apart"
+            )
+    first = kept[0]
+    if "LOCALIZER" in first.words("ImageType") or localizer or _LOCALIZER.search(_titles(first)):
+        problem = "is a localizer, slices to plan others by"
+    return _measured(kept, notes, problem or _unevenness(kept))
+
+
+def _measured(frames: list[Frame], notes: list[str], problem: str) -> Series:
+    first, count = frames[0], len(frames)
+    affine, spacing = np.eye(4), (0.0, 0.0, 0.0)
+    if first.position is not None and first.orientation is not None and first.spacing is not None:
+        step = _step(frames)
+        columns = [first.orientation[0] * first.spacing[1], first.orientation[1] * first.spacing[0], step, first.position]
+        affine[:3] = np.array(columns).T
+        affine = LPS_TO_RAS @ affine
+        spacing = (*first.spacing, float(np.linalg.norm(step)))
+    return Series(
+        uid=first.uid,
+        description=first.text("SeriesDescription"),
+        modality=first.text("Modality"),
+        shape=(*first.shape, count),
+        spacing=spacing,
+        affine=affine,
+        notes=tuple(dict.fromkeys(notes)),
+        problem=problem,
+        frames=tuple(frames),
+    )
+
+
+def _step(frames: list[Frame]) -> NDArray[np.float64]:
+    """From a slice to the next, in mm; of a single one, along its normal by the thickness that it says."""
+    first, last = frames[0], frames[-1]
+    if len(frames) > 1 and first.position is not None and last.position is not None:
+        return np.asarray((last.position - first.position) / (len(frames) - 1))
+    thickness = first.numbers("SpacingBetweenSlices", 1) or first.numbers("SliceThickness", 1) or (1.0,)
+    return np.asarray(first.normal * (abs(thickness[0]) or 1.0))
+
+
+def _unevenness(frames: list[Frame]) -> str:
+    """Why slices in order are no volume: a gap, or steps of several lengths; or nothing."""
+    if len(frames) < 2:
+        return ""
+    positions = np.array([frame.position for frame in frames])
+    even = positions[0] + np.arange(len(frames))[:, None] * _step(frames)
+    steps = np.diff(positions @ frames[0].normal)
+    usual = float(np.median(steps))
+    if np.linalg.norm(positions - even, axis=1).max() <= max(TOLERANCE_MM, 0.01 * usual):
+        return ""
+    missing = np.rint(steps / usual) - 1
+    if missing.sum() > 0 and np.abs(steps / usual - 1 - missing).max() < 0.1:
+        at = int(np.argmax(missing))
+        return (
+            f"has a gap: {int(missing.sum())} of {len(frames) + int(missing.sum())} slices are missing, the first between "
+            f"{frames[at].source.name} and {frames[at + 1].source.name}"
+        )
+    return f"has slices at uneven distances, {steps.min():.3g} to {steps.max():.3g} mm: export them evenly spaced"
+
+
+def _by_kind(frames: list[Frame]) -> Iterator[tuple[list[Frame], str]]:
+    """Frames of one direction, apart where several lie at one place and an attribute tells which is which; (frames, kind)."""
+    normal = frames[0].normal
+
+    def crowded(some: list[Frame]) -> bool:
+        places = sorted(along(frame, normal) for frame in some)
+        return any(b - a <= 1e-3 for a, b in itertools.pairwise(places))
+
+    if not crowded(frames):
+        yield frames, ""
+        return
+    for keyword in _KINDS:
+        groups = list(_grouped(frames, lambda f, keyword=keyword: f.text(keyword)))  # type: ignore[misc]
+        if len(groups) > 1 and len({len(same) for _, same in groups}) == 1:
+            for value, same in groups:
+                shown = f"{keyword} {value}"
+                yield from ((stack, f"{shown}, {kind}" if kind else shown) for stack, kind in _by_kind(same))
+            return
+    yield frames, ""
+
+
+def _direction(frames: list[Frame]) -> Callable[[Frame], Hashable]:
+    """A key that is equal for frames of one size and direction, to what rounding in headers leaves."""
+    seen: list[Frame] = []
+
+    def key(frame: Frame) -> int:
+        for number, other in enumerate(seen):
+            if _alike(frame, other):
+                return number
+        seen.append(frame)
+        return len(seen) - 1
+
+    return key
+
+
+def _alike(a: Frame, b: Frame) -> bool:
+    assert a.orientation is not None
+    assert b.orientation is not None
+    return (
+        a.shape == b.shape
+        and a.inverted == b.inverted
+        and bool(np.abs(a.orientation - b.orientation).max() < _SAME_DIRECTION)
+        and np.allclose(a.spacing or 0, b.spacing or 0, rtol=_SAME_DIRECTION)
+    )
+
+
+def _grouped(frames: list[Frame], key: Callable[[Frame], Any]) -> Iterator[tuple[Any, list[Frame]]]:
+    """Frames by what is equal about them, in the order of its first appearance."""
+    groups: dict[Any, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        groups[key(frame)].append(frame)
+    yield from groups.items()
+
+
+def along(frame: Frame, normal: NDArray[np.float64]) -> float:
+    """How far along the normal a frame lies, in mm."""
+    return float(np.dot(frame.position, normal)) if frame.position is not None else 0.0
+
+
+def _digest(frame: Frame) -> bytes:
+    try:
+        return hashlib.sha256(next(iter(frame.source.frames(frame.header, [frame.index]))).tobytes()).digest()
+    except InputFileError:
+        return frame.source.name.encode()  # like no other; `volume` will say what is wrong with it
+
+
+def _titles(frame: Frame) -> str:
+    return f"{frame.text('SeriesDescription')} {frame.text('ProtocolName')}"
+
+
+def _cosines(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The angles' cosines between the axes of an affine."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return np.asarray(axes.T @ axes)
+
+
+def _dtype(low: int, high: int) -> np.dtype[Any]:
+    """The smallest integer type that holds both."""
+    return np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)) if low < 0 else np.min_scalar_type(high)
