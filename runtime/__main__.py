@@ -45,7 +45,12 @@ def _parser() -> argparse.ArgumentParser:
         "`cache` lists what is kept of that.",
     )
     add = parser.add_argument
-    add("input", type=Path, nargs="?", help=f"a .nii or .nii.gz volume, a picture or an array ({', '.join(images.SUFFIXES)})")
+    add(
+        "input",
+        type=Path,
+        nargs="?",
+        help=f"a .nii or .nii.gz volume, a picture or an array ({', '.join(images.SUFFIXES)}), DICOM",
+    )
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--scale", nargs="+", metavar="R", help=f"1 to {MAX_SCALE}, as 2.5 or 5/2; or two, for rows and columns")
     size.add_argument("--shape", nargs=2, type=int, metavar=("ROWS", "COLUMNS"), help="exact output size of a slice, in pixels")
@@ -56,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--axis", type=int, choices=(0, 1, 2), help="array axis across which a volume's slices lie (default: the thickest)")
     add("--dtype", choices=DTYPES, help="type of the output's values (default: the input's)")
     add("--cache-dir", type=Path, help="folder that keeps phase tables between runs")
+    add(
+        "--anonymous",
+        action="store_true",
+        help="drop what identifies a patient from DICOM output, by the standard's basic profile",
+    )
     add("--force", action="store_true", help="replace an existing output")
     add("--quiet", action="store_true", help="no progress bar, no summary")
     add("--version", action="version", version=f"metasrgan-edge {__version__}")
@@ -65,18 +75,24 @@ def _parser() -> argparse.ArgumentParser:
 def _upscale_file(args: argparse.Namespace) -> None:
     path: Path = args.input
     nifti = volume.is_nifti(path)
+    if _is_dicom(path):
+        return _dicom(args)
     if not nifti and not images.is_image(path):
-        raise InputFileError(f"{path} has no suffix of a known format: give .nii, .nii.gz or {', '.join(images.SUFFIXES)}")
+        raise InputFileError(
+            f"{path} has no suffix of a known format: give .nii, .nii.gz, {', '.join(images.SUFFIXES)}, or DICOM as a folder, "
+            "a .dcm file or a .zip"
+        )
     if not os.path.exists(path):
         raise InputFileError(f"{path} does not exist, or may not be read: check the name")
+    if args.anonymous:
+        raise InputFileError(f"--anonymous was given for {path}, which is no DICOM: leave it out")
     out = args.out or _default_output(path)
     check_output(out, args.force)
     if volume.is_nifti(out) != nifti:
         raise OutputFileError(f"{path} cannot become {out}: volumes stay NIfTI, pictures and arrays stay pictures or arrays")
     if args.axis is not None and not nifti:
         raise ImageError(f"--axis {args.axis} was given for {path}, which has no slices to lie across it: leave it out")
-    size: dict[str, Any] = {"scale": _scale(args.scale)} if args.scale else {"shape": tuple(args.shape)}
-
+    size = _wanted(args)
     began = time.perf_counter()
     with Upscaler.load(args.bundle, device=args.device, threads=args.threads, cache_dir=args.cache_dir) as upscaler:
         before, after = (_nifti if nifti else _image)(upscaler, path, out, size, args)
@@ -84,6 +100,41 @@ def _upscale_file(args: argparse.Namespace) -> None:
     if not args.quiet:
         seconds = time.perf_counter() - began
         print(f"{path} {before} → {out} {after}, on {device} in {seconds:.1f} s")
+
+
+def _is_dicom(path: Path) -> bool:
+    """A folder, a zip, or what begins as DICOM files do."""
+    if path.is_dir() or path.suffix.lower() in (".zip", ".dcm"):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _dicom(args: argparse.Namespace) -> None:
+    try:
+        from .dicom.command import upscale_series
+    except ModuleNotFoundError as error:
+        if error.name != "pydicom":
+            raise
+        raise InputFileError(
+            f"{args.input} is DICOM, and pydicom is not installed: pip install 'metasrgan-edge[dicom]'"
+        ) from None
+    path: Path = args.input
+    if not os.path.exists(path):
+        raise InputFileError(f"{path} does not exist, or may not be read: check the name")
+    if args.axis is not None or args.dtype:
+        raise ImageError("--axis and --dtype are not for DICOM: its slices and its bits are the header's")
+    out = args.out or path.with_name(f"{path.name.removesuffix(path.suffix) if path.is_file() else path.name}_sr")
+    say = (lambda line: None) if args.quiet else print
+    with Upscaler.load(args.bundle, device=args.device, threads=args.threads, cache_dir=args.cache_dir) as upscaler:
+        upscale_series(upscaler, path, out, _wanted(args), anonymous=args.anonymous, overwrite=args.force, say=say)
+
+
+def _wanted(args: argparse.Namespace) -> dict[str, Any]:
+    return {"scale": _scale(args.scale)} if args.scale else {"shape": tuple(args.shape)}
 
 
 def _nifti(upscaler: Upscaler, path: Path, out: Path, size: dict[str, Any], args: argparse.Namespace) -> tuple[str, str]:
