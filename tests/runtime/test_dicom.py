@@ -335,7 +335,7 @@ def test_small_numbers_shown_bright_become_large_and_go_back() -> None:
 
 
 def test_slices_with_a_slope_each_are_stored_anew() -> None:
-    source = [make_slice(k, RescaleSlope=str(0.5 + k), RescaleIntercept="3") for k in range(4)]
+    source = [make_slice(k, RescaleSlope=str(0.5 + k), RescaleIntercept="3", PixelPaddingValue=7) for k in range(4)]
     series = found(source)
     after = derived(series, enlarged(series.volume(), 2, 2, 1))
     top = max(real(slice_).max() for slice_ in source)
@@ -344,6 +344,7 @@ def test_slices_with_a_slope_each_are_stored_anew() -> None:
         np.testing.assert_allclose(real(slice_)[::2, ::2], real(before), atol=top / 65534)
         assert slice_.WindowWidth == pytest.approx(top - min(real(s).min() for s in source), rel=1e-6)
     assert {slice_.RescaleSlope for slice_ in after} == {after[0].RescaleSlope}
+    assert "PixelPaddingValue" not in after[0]  # it counts in the old steps
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
