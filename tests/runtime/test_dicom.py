@@ -416,6 +416,8 @@ def make_enhanced() -> Dataset:
     shared.MREchoSequence = item(EffectiveEchoTime=12.3456789012345678)
     shared.MRModifierSequence = item(InversionTimes=[100.1234567890123456, 200.0])
     file.SharedFunctionalGroupsSequence = [shared]
+    (head,) = item(CodeValue="69536005", CodingSchemeDesignator="SCT", CodeMeaning="Head")
+    shared.FrameAnatomySequence = item(FrameLaterality="U", AnatomicRegionSequence=[head])
     frames, pixels = [], []
     for moment, k in ((1, 2), (2, 2), (1, 0), (2, 3), (1, 3), (2, 0), (2, 1), (1, 1)):
         frame = Dataset()
@@ -443,7 +445,9 @@ def test_enhanced_multi_frame_is_told_apart_by_moment(tmp_path: Path) -> None:
         after = check_flattened(stack, file, tmp_path / str(moment))
         assert {slice_.WindowCenter for slice_ in after} == {100 * moment}
         assert {slice_.EchoTime for slice_ in after} == {12.3456789012346}  # what a decimal string of 16 characters holds
+        assert after[0].AnatomicRegionSequence[0].CodeMeaning == "Head"
         assert not any("InversionTime" in slice_ for slice_ in after)  # which holds one, and there are two
+        assert errors_by_dciodvfy(tmp_path / str(moment) / "sr" / "0001.dcm") == set()
         assert {slice_.ScanningSequence for slice_ in after} == {"GR"}
 
 
