@@ -33,6 +33,7 @@ _OF_A_FRAME = {
     "AcquisitionDateTime": "FrameAcquisitionDateTime",
     "AcquisitionNumber": "FrameAcquisitionNumber",
     "EchoTime": "EffectiveEchoTime",
+    "ImageLaterality": "FrameLaterality",
     "ImagedNucleus": "ResonantNucleus",
     "ImagingFrequency": "TransmitterFrequency",
     "InversionTime": "InversionTimes",
@@ -60,6 +61,8 @@ def carried(frame: Frame) -> Dataset:
         value = frame.value(name)
         if value is not None and not (isinstance(value, MutableSequence) and dictionary_VM(keyword) == "1"):
             _set(dataset, keyword, value)
+    if region := frame.value("AnatomicRegionSequence"):
+        dataset.AnatomicRegionSequence = [_without_private(item) for item in region]
     if dataset.get("InPlanePhaseEncodingDirection") == "COLUMN":
         dataset.InPlanePhaseEncodingDirection = "COL"
     if dataset.get("Modality") == "MR":

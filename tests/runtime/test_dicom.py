@@ -335,7 +335,7 @@ def test_small_numbers_shown_bright_become_large_and_go_back() -> None:
 
 
 def test_slices_with_a_slope_each_are_stored_anew() -> None:
-    source = [make_slice(k, RescaleSlope=str(0.5 + k), RescaleIntercept="3") for k in range(4)]
+    source = [make_slice(k, RescaleSlope=str(0.5 + k), RescaleIntercept="3", PixelPaddingValue=7) for k in range(4)]
     series = found(source)
     after = derived(series, enlarged(series.volume(), 2, 2, 1))
     top = max(real(slice_).max() for slice_ in source)
@@ -344,6 +344,7 @@ def test_slices_with_a_slope_each_are_stored_anew() -> None:
         np.testing.assert_allclose(real(slice_)[::2, ::2], real(before), atol=top / 65534)
         assert slice_.WindowWidth == pytest.approx(top - min(real(s).min() for s in source), rel=1e-6)
     assert {slice_.RescaleSlope for slice_ in after} == {after[0].RescaleSlope}
+    assert "PixelPaddingValue" not in after[0]  # it counts in the old steps
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
@@ -415,6 +416,8 @@ def make_enhanced() -> Dataset:
     shared.MREchoSequence = item(EffectiveEchoTime=12.3456789012345678)
     shared.MRModifierSequence = item(InversionTimes=[100.1234567890123456, 200.0])
     file.SharedFunctionalGroupsSequence = [shared]
+    (head,) = item(CodeValue="69536005", CodingSchemeDesignator="SCT", CodeMeaning="Head")
+    shared.FrameAnatomySequence = item(FrameLaterality="U", AnatomicRegionSequence=[head])
     frames, pixels = [], []
     for moment, k in ((1, 2), (2, 2), (1, 0), (2, 3), (1, 3), (2, 0), (2, 1), (1, 1)):
         frame = Dataset()
@@ -442,7 +445,9 @@ def test_enhanced_multi_frame_is_told_apart_by_moment(tmp_path: Path) -> None:
         after = check_flattened(stack, file, tmp_path / str(moment))
         assert {slice_.WindowCenter for slice_ in after} == {100 * moment}
         assert {slice_.EchoTime for slice_ in after} == {12.3456789012346}  # what a decimal string of 16 characters holds
+        assert after[0].AnatomicRegionSequence[0].CodeMeaning == "Head"
         assert not any("InversionTime" in slice_ for slice_ in after)  # which holds one, and there are two
+        assert errors_by_dciodvfy(tmp_path / str(moment) / "sr" / "0001.dcm") == set()
         assert {slice_.ScanningSequence for slice_ in after} == {"GR"}
 
 
