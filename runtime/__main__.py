@@ -114,14 +114,8 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _dicom(args: argparse.Namespace) -> None:
-    try:
-        from .dicom.command import upscale_series
-    except ModuleNotFoundError as error:
-        if error.name != "pydicom":
-            raise
-        raise InputFileError(
-            f"{args.input} is DICOM, and pydicom is not installed: pip install 'metasrgan-edge[dicom]'"
-        ) from None
+    from .dicom.command import upscale_series  # pydicom, for those who need it
+
     path: Path = args.input
     if not os.path.exists(path):
         raise InputFileError(f"{path} does not exist, or may not be read: check the name")
