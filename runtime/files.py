@@ -41,6 +41,16 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputFileError(f"{path} cannot be written: the folder {folder} is read-only, name another place")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none. Raises OutputFileError where that cannot be done."""
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise OutputFileError(f"{path} is a file: name a folder") from None
+    except OSError as error:
+        raise OutputFileError(f"the folder {path} cannot be made ({error.strerror or error}): name another place") from None
+
+
 class Draft:
     """A file in the making. It has no name until `publish`, so that nothing is left of it even where the process is killed.
 
@@ -53,7 +63,7 @@ class Draft:
         self._target = path.resolve()  # a link is written through
         self._temporary = self._target.with_name(f".{secrets.token_hex(8)}{PART}")
         try:
-            self.file: IO[bytes] = open(os.open(self._target.parent, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")
+            self.file: IO[bytes] = open(os.open(self._target.parent, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")  # noqa: SIM115
             self.path = Path(f"/proc/self/fd/{self.file.fileno()}")
             self._unnamed = os.path.exists(self.path)
         except (OSError, AttributeError):  # a file system, or an operating system, that has no files without a name

@@ -15,9 +15,7 @@ _INFLATION = 1032  # the most that deflate makes of a byte
 _PIECE = 1 << 14
 
 
-def believe(
-    path: Path, kind: str, promised: int, held: int, inflate: Callable[[], Iterable[bytes]] | None = None
-) -> None:
+def believe(path: Path, kind: str, promised: int, held: int, inflate: Callable[[], Iterable[bytes]] | None = None) -> None:
     """Raise InputFileError where a file cannot hold the bytes that its header promises, before memory is asked for them.
 
     `held` is the size of what there is. `inflate` gives the content of a deflated file piece by piece; it is read to its
@@ -27,7 +25,7 @@ def believe(
         raise unreadable(path, kind, f"its header promises {promised:,} bytes, it has {held:,}")
     if promised > machine_memory():
         raise InputFileError(
-            f"{path} holds {promised / 1e9:,.0f} GB, more than this machine's memory: cut it into parts, or use a larger machine"
+            f"{path} holds {promised / 1e9:,.0f} GB, more than this machine's memory: cut it up, or use a larger machine"
         )
     if inflate:
         size = 0

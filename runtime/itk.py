@@ -146,7 +146,7 @@ class _Pixels:
             local = not named or named.lower() == "local"
             if not local and (not re.fullmatch(r"[^/\\%\0]+", named) or named in (".", "..") or named.startswith("LIST")):
                 raise InputFileError(
-                    f"{path} says that its pixels are in {named!r}: put them into one file beside it, and that file's name into it"
+                    f"{path} says that its pixels are in {named!r}: put one file beside it, and that file's bare name into it"
                 )
             data = path if local else path.with_name(named)
             size = data.stat().st_size - (length if local else 0)

@@ -54,10 +54,10 @@ class Size:
             wanted = _by_axis(numbers, in_plane, list(spacing))
             return _checked([old / new for old, new in zip(spacing, wanted)], spacing, wanted)
         if self.shape is not None:
-            wanted = _listed("shape", self.shape, fewest=2)
-            axes = in_plane if len(wanted) == 2 else [0, 1, 2]
-            scales = list(grid.scales_for_shape([size[k] for k in axes], wanted))
-            rows, cols, rest = _by_axis(scales, in_plane, [Fraction(1)] * 3)
+            sizes = _listed("shape", self.shape, fewest=2)
+            axes = in_plane if len(sizes) == 2 else [0, 1, 2]
+            grown = list(grid.scales_for_shape([size[k] for k in axes], sizes))
+            rows, cols, rest = _by_axis(grown, in_plane, [Fraction(1)] * 3)
             return rows, cols, rest
         scales = [grid.parse_scale(value) for value in _listed("scale", self.scale)]
         rows, cols, rest = _by_axis(scales, in_plane, [Fraction(1)] * 3)
@@ -128,7 +128,7 @@ def _checked(scales: list[Fraction], spacing: Sequence[Fraction], wanted: Sequen
     for k, r in enumerate(result):
         if r < 1:
             raise ScaleError(
-                f"axis {k} has voxels of {float(spacing[k]):g} mm already, finer than the {float(wanted[k]):g} mm asked for, and "
+                f"axis {k} has voxels of {float(spacing[k]):g} mm already, finer than the {float(wanted[k]):g} mm asked for; "
                 f"this only upscales: ask for {float(spacing[k]):g} mm on that axis, or average it down with another tool"
             )
         if r > grid.MAX_SCALE:

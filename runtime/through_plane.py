@@ -61,7 +61,8 @@ def thickness(size: int, scale: Fraction) -> NDArray[np.float64]:
     """(thick slices, thin slices): how much of each thin one, of thickness 1, lies in each thick one, of thickness `scale`."""
     thick = np.arange(size)[:, None] * float(scale)
     thin = np.arange(grid.output_size(size, scale))
-    return np.clip(np.minimum(thick + float(scale), thin + 1) - np.maximum(thick, thin), 0, 1)
+    shared: NDArray[np.float64] = np.minimum(thick + float(scale), thin + 1) - np.maximum(thick, thin)
+    return shared.clip(0, 1)
 
 
 def _orientations(shape: tuple[int, ...], axis: int) -> list[int]:

@@ -153,7 +153,9 @@ def upscale(
     except ImageError as error:
         raise ImageError(f"{error} (slices of a volume {data.shape} across axis {axis}; choose another axis)") from None
     if by_axis[axis] != 1 and (data.ndim < 3 or data.shape[axis] < 2):
-        raise ScaleError(f"scale {sizes.written(by_axis)} makes more slices of one: give a volume of two or more, or scale ×1 there")
+        raise ScaleError(
+            f"scale {sizes.written(by_axis)} makes more slices of one: give a volume of two or more, or scale ×1 there"
+        )
     shape_out = tuple(grid.output_size(n, r) for n, r in zip(data.shape, (*by_axis, *[Fraction(1)] * data.ndim)))
     header = _header(image, shape_out, target, by_axis)
 
@@ -161,7 +163,7 @@ def upscale(
     intensity = Intensity.of(data, inverted=slope < 0)
     keep_slope = dtype is None or (slope, inter) == (1, 0)
     scales = (by_axis[in_plane[0]], by_axis[in_plane[1]])
-    through, within = by_axis[axis] != 1, scales != (1, 1) or by_axis[axis] == 1
+    through, within = by_axis[axis] != 1, set(scales) != {1} or by_axis[axis] == 1
 
     def finished(image: NDArray[Any], scales: grid.Scales) -> NDArray[Any]:
         if keep_slope:
