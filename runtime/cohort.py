@@ -67,7 +67,9 @@ def plan(sources: Sequence[Path], folder: Path, suffix: str | None = None, serie
         stem = source.resolve().name.removesuffix(own)
         ending = written_as(own) if suffix is None else suffix
         try:
-            for number in _series_of(source, series):
+            numbers, unusable = _series_of(source, series)
+            planned += [Result(Task(source, folder / stem, k), "skipped", problem=why) for k, why in unusable]
+            for number in numbers:
                 name = f"{stem}_sr" if number is None else f"{stem}_{number + 1}_sr"
                 task = Task(source, folder / f"{name}{ending}", number)
                 if task.output in outputs:
@@ -301,12 +303,17 @@ def _taken(task: Task, request: Request) -> OutputFileError | None:
     return None
 
 
-def _series_of(source: Path, series: int | None) -> Sequence[int | None]:
-    """The series that an input stands for, None for what has but one."""
-    if series is not None or formats.kind(source) != "dicom":
-        return [series if formats.kind(source) == "dicom" else None]
+def _series_of(source: Path, series: int | None) -> tuple[list[int | None], list[tuple[int, str]]]:
+    """The series that an input stands for, None for what has but one; and those of it that cannot be upscaled, and why."""
+    if formats.kind(source) != "dicom":
+        return [None], []
+    if series is not None:
+        return [series], []
     found = formats.dicom().find_series(source)
-    return range(len(found)) if len(found) > 1 else [None]
+    usable = job.usable_series(found)
+    if len(usable) < 2:
+        return [None], [(k, f"it {found[k].problem}") for k in range(len(found)) if usable and k not in usable]
+    return list(usable), [(k, f"it {found[k].problem}") for k in range(len(found)) if k not in usable]
 
 
 def _task(entry: Task | Result) -> Task:

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -163,9 +164,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
         if not _lock(descriptor):
             raise OutputFileError(f"another run is writing into {folder}: wait for it, or name another folder")
         for left in folder.glob(f".*{PART}"):
-            with contextlib.suppress(OSError), open(left, "rb") as file:
-                if _lock(file.fileno()):
-                    left.unlink()
+            with contextlib.suppress(OSError):
+                _clear(left)
         yield
     finally:
         os.close(descriptor)
@@ -208,6 +208,20 @@ def _lock(descriptor: int) -> bool:
     except OSError:  # a file system without locks
         pass
     return True
+
+
+def _clear(left: Path) -> None:
+    """Remove a temporary file that no living process holds, or a folder that none has written to for an hour."""
+    descriptor = os.open(left, os.O_RDONLY)
+    try:
+        if not _lock(descriptor):
+            return
+        if not left.is_dir():
+            left.unlink()
+        elif time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

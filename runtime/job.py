@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -61,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a task. `problem` is the one line that says why it failed."""
+    """What became of a task. `problem` is the one line that says why it failed or was skipped, `notes` what else to know."""
 
     task: Task
     status: str  # done, skipped or failed
@@ -71,17 +71,16 @@ class Result:
     device: str = ""
     seconds: float = 0.0
     problem: str = ""
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.status == "failed":
             return f"{self.task.name}: {self.problem}"
         if self.status == "skipped":
-            return f"{self.task.name} → {self.task.output}: done already"
+            return f"{self.task.name}: {self.problem}"
         before, after = ("×".join(map(str, shape)) for shape in (self.shape_in, self.shape_out))
-        return (
-            f"{self.task.name} {before} {sizes.written(self.scales)} → {self.task.output} {after}, "
-            f"on {self.device} in {self.seconds:.1f} s"
-        )
+        said = f"{self.task.name} {before} {sizes.written(self.scales)} → {self.task.output} {after}"
+        return "\n  ".join((f"{said}, on {self.device} in {self.seconds:.1f} s", *self.notes))
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,7 @@ class _Made:
     save: Callable[[record.Record, bool], Any] | None = None  # as a folder, with its record
     spacing_in: tuple[float, ...] = ()
     spacing_out: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | None = None) -> Result:
@@ -111,7 +111,7 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
         "request": request.options(task),
     }
     if request.resume and record.is_done(task.output, made_of):
-        return Result(task, "skipped")
+        return Result(task, "skipped", problem=f"{task.output} is there and whole")
     check(task, request)
     make = _picture if kind == "picture" else _volume
     made = make(upscaler, task, kind, request, progress)
@@ -134,7 +134,7 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     elif made.save:
         save = made.save
         record.write_around(task.output, lambda again: save(content, again), content, request.overwrite)
-    return Result(task, "done", made.shape_in, made.shape_out, made.scales, runs_on(upscaler), seconds)
+    return Result(task, "done", made.shape_in, made.shape_out, made.scales, runs_on(upscaler), seconds, notes=made.notes)
 
 
 def check(task: Task, request: Request) -> None:
@@ -150,6 +150,11 @@ def check(task: Task, request: Request) -> None:
 def runs_on(upscaler: Upscaler) -> str:
     """What computes, for a person and for the record."""
     return f"{upscaler.device} ({upscaler.runs_on})" if hasattr(upscaler, "runs_on") else upscaler.device
+
+
+def usable_series(found: Sequence[Any]) -> list[int]:
+    """Which of the series that were found can be upscaled."""
+    return [number for number, series in enumerate(found) if not series.problem]
 
 
 def failed(task: Task, error: BaseException) -> Result:
@@ -186,10 +191,17 @@ def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request
         write = formats.writer(task.output, result)
     else:
         said = "SR " + sizes.written(scales).replace("×", "x")
+        upscaled = volume.reopened(result)
 
         def save(content: record.Record, again: bool) -> Any:
             return formats.dicom().save(
-                task.output, series, result, description=said, record=content, anonymous=request.anonymous, overwrite=again
+                task.output,
+                series,
+                upscaled,
+                description=said,
+                record=_flat(content),
+                anonymous=request.anonymous,
+                overwrite=again,
             )
 
     return _Made(
@@ -199,7 +211,9 @@ def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request
         str(result.get_data_dtype()),
         write,
         save,
-        *(tuple(_millimetres(i)) for i in (image, result)),
+        _millimetres(image),
+        _millimetres(result),
+        tuple(series.notes) if series else (),
     )
 
 
@@ -221,16 +235,38 @@ def _picture(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Reques
 
 
 def _series(task: Task) -> Any:
-    """The DICOM series that a task means: the only one, where it does not say which."""
+    """The DICOM series that a task means: the only one that can be upscaled, where it does not say which."""
     found = formats.dicom().find_series(task.source)
-    if task.series is None and len(found) != 1:
-        raise InputFileError(f"{task.source} holds {len(found)} series: choose one by --series 1 to {len(found)}")
-    if not 0 <= (task.series or 0) < len(found):
-        raise InputFileError(f"{task.source} holds {len(found)} series, none of which is number {(task.series or 0) + 1}")
-    series = found[task.series or 0]
-    if series.problem:
-        raise InputFileError(f"{task.name} cannot be upscaled: {series.problem}")
-    return series
+    if task.series is None:
+        usable = usable_series(found)
+        if len(usable) > 1:
+            listed = ", ".join(f"{k + 1} of {'×'.join(map(str, found[k].shape))}" for k in usable)
+            raise InputFileError(
+                f"{task.source} holds several series ({listed}): choose one by --series, or give a folder, -o DIR/"
+            )
+        number = (usable or [0])[0]
+    else:
+        number = task.series
+    if not 0 <= number < len(found):
+        raise InputFileError(f"{task.source} holds {len(found)} series, none of which is number {number + 1}")
+    if found[number].problem:
+        raise InputFileError(f"{task.name} cannot be upscaled: it {found[number].problem}")
+    return found[number]
+
+
+def _flat(content: record.Record) -> Mapping[str, str]:
+    """A record as DICOM's own fields hold it; they must have a date, which is 1970 where nothing may tell the time."""
+    software, version = content["software"].split()
+    return {
+        "software": software,
+        "version": version,
+        "bundle": content["bundle"]["sha256"],
+        "device": content["device"],
+        "scale": " ".join(content["scale"]),
+        "grid": f"{content['grid']['projection']}, edges {content['grid']['edges']}",
+        "input": content["input"]["sha256"],
+        "time": content.get("time", "1970-01-01T00:00:00+00:00"),
+    }
 
 
 def _make_anonymous(image: Any) -> None:
@@ -241,8 +277,8 @@ def _make_anonymous(image: Any) -> None:
     image.header.extensions.clear()
 
 
-def _millimetres(image: Any) -> list[float]:
-    return [round(float(z) * volume.millimetres(image), 6) for z in image.header.get_zooms()[:3]]
+def _millimetres(image: Any) -> tuple[float, ...]:
+    return tuple(round(float(z) * volume.millimetres(image), 6) for z in image.header.get_zooms()[:3])
 
 
 def _version() -> str:

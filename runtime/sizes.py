@@ -76,9 +76,10 @@ class Size:
         """The way and its numbers, as text: what a record keeps of the request."""
         if self.isotropic:
             return {"isotropic": True}
-        way = next(way for way in ("scale", "shape", "spacing") if getattr(self, way) is not None)
-        value = getattr(self, way)
-        return {way: [str(v) for v in value] if isinstance(value, (list, tuple)) else [str(value)]}
+        for way, read in (("scale", grid.parse_scale), ("shape", str), ("spacing", parse_spacing)):
+            if (value := getattr(self, way)) is not None:
+                return {way: [str(read(number)) for number in _listed(way, value)]}
+        raise AssertionError("a size without any")
 
 
 def parse_spacing(value: grid.ScaleLike) -> Fraction:
