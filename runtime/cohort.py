@@ -34,6 +34,7 @@ from .upscaler import Upscaler
 SUMMARY = "cohort.json"
 FORMAT = "metasrgan-edge cohort"
 
+_PATIENCE = 30  # seconds, for a scheduler to answer
 _DEATH = "its worker process died, twice: there may be too little memory for it, give fewer --workers or a smaller scale"
 
 
@@ -186,7 +187,7 @@ def on_dask(computer: Computer, request: Request, address: str) -> Work:
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
         absolute = replace(computer, bundle=computer.bundle and computer.bundle.absolute())
         try:
-            client = distributed.Client(address, set_as_default=False)
+            client = distributed.Client(address, timeout=_PATIENCE, set_as_default=False)
         except (OSError, ValueError) as error:
             raise DeviceError(f"no Dask scheduler answers at {address} ({error}): start one, or correct the address") from None
         with client:
@@ -195,7 +196,7 @@ def on_dask(computer: Computer, request: Request, address: str) -> Work:
                 there = Task(task.source.absolute(), task.output.absolute(), task.series)
                 sent[client.submit(attempt, absolute, there, _again(request), pure=False)] = task
             try:
-                for future in distributed.as_completed(list(sent)):
+                for future in distributed.as_completed(list(sent), loop=client.loop):
                     task = sent[future]
                     result = _attempted(future.result, task)
                     yield _first_time(replace(result, task=task), request.resume)
