@@ -1,23 +1,19 @@
-"""`python -m runtime`: upscale a NIfTI volume, a picture or an array."""
+"""`python -m runtime`: upscale a volume, a DICOM series, a picture or an array; or many of them into a folder."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from . import Upscaler, __version__, command, images, volume
+from . import __version__, cohort, command, formats, job, record
 from .engines import DEVICES
-from .errors import ImageError, InputFileError, OutputFileError
-from .files import check_output
+from .errors import MetasrganError, OutputFileError
+from .files import make_folder
 from .grid import MAX_SCALE
-from .intensity import to_dtype
+from .sizes import Size
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
@@ -30,11 +26,13 @@ def main(argv: list[str] | None = None) -> int:
         return command.run(lambda: COMMANDS[argv[0]](argv[1:]))
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.input is None and args.scale and len(args.scale) > 1:  # --scale 2.5 scan.nii.gz
-        args.input = Path(args.scale.pop())
-    if args.input is None:
+    for numbers in (args.scale, args.shape, args.spacing):
+        args.input += _inputs_among(numbers) if numbers and not args.input else []  # --scale 2.5 scan.nii.gz
+    if not args.input:
         parser.error("no input file was given")
-    return command.run(lambda: _upscale_file(args))
+    if args.workers is not None and args.dask is not None:
+        parser.error("--workers are processes of this machine, --dask has its own: give one of them")
+    return command.run(lambda: _upscale(args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,128 +43,130 @@ def _parser() -> argparse.ArgumentParser:
         "`cache` lists what is kept of that.",
     )
     add = parser.add_argument
-    add(
-        "input",
-        type=Path,
-        nargs="?",
-        help=f"a .nii or .nii.gz volume, a picture or an array ({', '.join(images.SUFFIXES)}), DICOM",
-    )
+    add("input", type=Path, nargs="*", help=f"{', '.join(formats.READ)}, or DICOM: a folder, a file or a zip; one or many")
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--scale", nargs="+", metavar="R", help=f"1 to {MAX_SCALE}, as 2.5 or 5/2; or two, for rows and columns")
-    size.add_argument("--shape", nargs=2, type=int, metavar=("ROWS", "COLUMNS"), help="exact output size of a slice, in pixels")
-    add("-o", "--out", type=Path, help="output file; its suffix chooses the format (default: INPUT with _sr in its name)")
+    size.add_argument(
+        "--scale",
+        nargs="+",
+        metavar="R",
+        help=f"1 to {MAX_SCALE}, as 2.5 or 5/2: for both axes of a slice, or for each; or three, for a volume's array axes",
+    )
+    size.add_argument(
+        "--spacing", nargs="+", metavar="MM", help="size of the output's voxels in mm; one, two or three likewise"
+    )
+    size.add_argument("--isotropic", action="store_true", help="every axis as fine as the finest, slices too")
+    size.add_argument(
+        "--shape", nargs="+", metavar="N", help="exact output size in pixels: rows and columns, or three array axes"
+    )
+    add(
+        "-o",
+        "--out",
+        help="output file, whose suffix chooses the format; or a folder, with / at its end, for any number of outputs "
+        "(default: INPUT with _sr in its name)",
+    )
+    add("--format", metavar="SUFFIX", help="format of the outputs in a folder, such as .nii.gz (default: the input's)")
     add("--bundle", type=Path, help="the network (default: the shipped one)")
     add("--device", default="auto", metavar="DEVICE", help=f"one of {', '.join(DEVICES)} (default: auto)")
     add("--threads", type=int, help="processor threads (default: all that this process may use)")
     add("--axis", type=int, choices=(0, 1, 2), help="array axis across which a volume's slices lie (default: the thickest)")
+    add("--series", type=int, metavar="K", help="which series of a DICOM input, from 1 (default: all, into a folder)")
     add("--dtype", choices=DTYPES, help="type of the output's values (default: the input's)")
     add("--cache-dir", type=Path, help="folder that keeps phase tables between runs")
-    add(
-        "--anonymous",
-        action="store_true",
-        help="drop what identifies a patient from DICOM output, by the standard's basic profile",
-    )
+    add("--anonymous", action="store_true", help="no patient fields in the output; no input name in its record")
+    add("--deterministic", action="store_true", help="the same bytes again: no times but SOURCE_DATE_EPOCH in any file")
+    add("--resume", action="store_true", help="leave alone what is done already, by its record and its content")
+    add("--workers", type=int, metavar="N", help="do so many inputs at a time, each in a process, with a share of the threads")
+    add("--dask", metavar="ADDRESS", help="do them as tasks of a Dask cluster, such as tcp://scheduler:8786")
     add("--force", action="store_true", help="replace an existing output")
     add("--quiet", action="store_true", help="no progress bar, no summary")
     add("--version", action="version", version=f"metasrgan-edge {__version__}")
     return parser
 
 
-def _upscale_file(args: argparse.Namespace) -> None:
-    path: Path = args.input
-    nifti = volume.is_nifti(path)
-    if _is_dicom(path):
-        return _dicom(args)
-    if not nifti and not images.is_image(path):
-        raise InputFileError(
-            f"{path} has no suffix of a known format: give .nii, .nii.gz, {', '.join(images.SUFFIXES)}, or DICOM as a folder, "
-            "a .dcm file or a .zip"
-        )
-    if not os.path.exists(path):
-        raise InputFileError(f"{path} does not exist, or may not be read: check the name")
-    if args.anonymous:
-        raise InputFileError(f"--anonymous was given for {path}, which is no DICOM: leave it out")
-    out = args.out or _default_output(path)
-    check_output(out, args.force)
-    if volume.is_nifti(out) != nifti:
-        raise OutputFileError(f"{path} cannot become {out}: volumes stay NIfTI, pictures and arrays stay pictures or arrays")
-    if args.axis is not None and not nifti:
-        raise ImageError(f"--axis {args.axis} was given for {path}, which has no slices to lie across it: leave it out")
-    size = _wanted(args)
-    began = time.perf_counter()
-    with Upscaler.load(args.bundle, device=args.device, threads=args.threads, cache_dir=args.cache_dir) as upscaler:
-        before, after = (_nifti if nifti else _image)(upscaler, path, out, size, args)
-        device = f"{upscaler.device} ({upscaler.runs_on})"
+def _upscale(args: argparse.Namespace) -> None:
+    request = job.Request(
+        Size(_numbers(args.scale), _whole(args.shape), _numbers(args.spacing), args.isotropic),
+        args.axis,
+        args.dtype,
+        args.force,
+        args.resume,
+        args.deterministic,
+        args.anonymous,
+    )
+    computer = cohort.Computer(args.bundle, args.device, args.threads, args.cache_dir)
+    if _is_folder(args):
+        _upscale_many(args, computer, request)
+    else:
+        _upscale_one(args, computer, request)
+
+
+def _upscale_one(args: argparse.Namespace, computer: cohort.Computer, request: job.Request) -> None:
+    path: Path = args.input[0]
+    kind = formats.kind(path)
+    out = Path(args.out) if args.out else _default_output(path)
+    formats.check_becomes(path, kind, out)
+    task = job.Task(path, out, None if args.series is None else args.series - 1)
+    if not request.resume:
+        job.check(task, request)
+    with computer.load() as upscaler, cohort.progress_bar(args.quiet) as show:
+        result = job.run(upscaler, task, request, show)
     if not args.quiet:
-        seconds = time.perf_counter() - began
-        print(f"{path} {before} → {out} {after}, on {device} in {seconds:.1f} s")
+        print(result)
 
 
-def _is_dicom(path: Path) -> bool:
-    """A folder, a zip, or what begins as DICOM files do."""
-    if path.is_dir() or path.suffix.lower() in (".zip", ".dcm"):
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+def _upscale_many(args: argparse.Namespace, computer: cohort.Computer, request: job.Request) -> None:
+    if args.out is None:
+        raise OutputFileError(f"{len(args.input)} inputs need a folder for their outputs: give it by -o FOLDER/")
+    folder = Path(args.out)
+    planned = cohort.plan(args.input, folder, args.format, None if args.series is None else args.series - 1)
+    make_folder(folder)
+    if args.dask:
+        work = cohort.on_dask(computer, request, args.dask)
+    elif args.workers is not None:
+        work = cohort.in_processes(computer, request, args.workers)
+    else:
+        work = cohort.one_by_one(computer, request, args.quiet)
+    results = cohort.run(planned, request, folder, work, args.quiet)
+    if not args.quiet:
+        print(cohort.table(results))
+    failed = sum(result.status == "failed" for result in results)
+    if failed:
+        raise MetasrganError(
+            f"{failed} of {len(results)} failed, each for its reason above; {folder / cohort.SUMMARY} lists them"
+        )
 
 
-def _dicom(args: argparse.Namespace) -> None:
-    from .dicom.command import upscale_series  # pydicom, for those who need it
-
-    path: Path = args.input
-    if not os.path.exists(path):
-        raise InputFileError(f"{path} does not exist, or may not be read: check the name")
-    if args.axis is not None or args.dtype:
-        raise ImageError("--axis and --dtype are not for DICOM: its slices and its bits are the header's")
-    out = args.out or path.with_name(f"{path.name.removesuffix(path.suffix) if path.is_file() else path.name}_sr")
-    say = (lambda line: None) if args.quiet else print
-    with Upscaler.load(args.bundle, device=args.device, threads=args.threads, cache_dir=args.cache_dir) as upscaler:
-        upscale_series(upscaler, path, out, _wanted(args), anonymous=args.anonymous, overwrite=args.force, say=say)
+def _is_folder(args: argparse.Namespace) -> bool:
+    """Whether -o is a folder of outputs: there are many inputs, or it ends in a slash, or is one, but no output itself."""
+    if len(args.input) > 1 or args.out is None:
+        return len(args.input) > 1
+    return bool(args.out.endswith("/")) or (os.path.isdir(args.out) and record.read(Path(args.out)) is None)
 
 
-def _wanted(args: argparse.Namespace) -> dict[str, Any]:
-    return {"scale": _scale(args.scale)} if args.scale else {"shape": tuple(args.shape)}
+def _inputs_among(numbers: list[str]) -> list[Path]:
+    """Take the input files that argparse took for numbers of --scale, --spacing or --shape off the end of these."""
+    first = next(
+        (k for k, text in enumerate(numbers) if k and not re.fullmatch(r"[\d.,/e+-]+", text, re.IGNORECASE)), len(numbers)
+    )
+    files = numbers[first:]
+    del numbers[first:]
+    return [Path(text) for text in files]
 
 
-def _nifti(upscaler: Upscaler, path: Path, out: Path, size: dict[str, Any], args: argparse.Namespace) -> tuple[str, str]:
-    image = volume.load(path)
-    with tqdm(unit="slice", disable=args.quiet or not sys.stderr.isatty(), leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        result = volume.upscale(upscaler, image, **size, axis=args.axis, dtype=args.dtype, progress=show)
-    volume.save(out, result, args.force)
-    return _size(image.shape), _size(result.shape)
-
-
-def _image(upscaler: Upscaler, path: Path, out: Path, size: dict[str, Any], args: argparse.Namespace) -> tuple[str, str]:
-    pixels = images.read(path)
-    dtype = np.dtype(args.dtype) if args.dtype else pixels.dtype.newbyteorder("=")
-    colour = pixels.ndim == 3 and path.suffix.lower() != ".npy"
-    images.check_writable_as(out, dtype, pixels.ndim, colour)
-    planes = np.moveaxis(pixels, -1, 0) if colour else pixels  # a picture's colours share one intensity range
-    result = to_dtype(upscaler(planes, **size), dtype)
-    result = np.ascontiguousarray(np.moveaxis(result, 0, -1)) if colour else result
-    images.write(out, result, colour, args.force)
-    return _size(pixels.shape), _size(result.shape)
-
-
-def _scale(texts: list[str]) -> Any:
+def _numbers(texts: list[str] | None) -> str | tuple[str, ...] | None:
+    if not texts:
+        return None
     return texts[0] if len(texts) == 1 else tuple(texts)
 
 
+def _whole(texts: list[str] | None) -> tuple[int | str, ...] | None:
+    return tuple(int(text) if text.isdecimal() else text for text in texts) if texts else None
+
+
 def _default_output(path: Path) -> Path:
-    suffix = volume.nifti_suffix(path) or path.suffix
-    return path.with_name(f"{path.name.removesuffix(suffix)}_sr{suffix}")
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
+    own = formats.suffix(path)
+    named = path if path.name not in ("", "..") else path.resolve()
+    return named.with_name(f"{named.name.removesuffix(own)}_sr{cohort.written_as(own)}")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import math
 import os
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -19,6 +21,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from .errors import OutputFileError, reason
 
+try:
+    import fcntl
+except ImportError:  # not a Unix: nothing can be locked
+    fcntl = None  # type: ignore[assignment]
+
+PART = ".part"  # how the temporary name ends that a file has for a moment, or all along where it cannot be without one
 _TAKEN = "exists already: name another file, or allow replacing it (--force)"
 
 
@@ -35,37 +43,133 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputFileError(f"{path} cannot be written: the folder {folder} is read-only, name another place")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none. Raises OutputFileError where that cannot be done."""
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise OutputFileError(f"{path} is a file: name a folder") from None
+    except OSError as error:
+        raise OutputFileError(f"the folder {path} cannot be made ({error.strerror or error}): name another place") from None
+
+
+class Draft:
+    """A file in the making. It has no name until `publish`, so that nothing is left of it even where the process is killed.
+
+    `path` is where it can be read meanwhile; write to `file`.
+    """
+
+    def __init__(self, path: Path, overwrite: bool) -> None:
+        check_output(path, overwrite)
+        self.name, self._overwrite = path, overwrite
+        self._target = path.resolve()  # a link is written through
+        self._temporary = self._target.with_name(f".{secrets.token_hex(8)}{PART}")
+        try:
+            self.file: IO[bytes] = open(os.open(self._target.parent, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")  # noqa: SIM115
+            self.path = Path(f"/proc/self/fd/{self.file.fileno()}")
+            self._unnamed = os.path.exists(self.path)
+        except (OSError, AttributeError):  # a file system, or an operating system, that has no files without a name
+            self._unnamed = False
+        if not self._unnamed:
+            self.file, self.path = open(self._temporary, "x+b"), self._temporary  # noqa: SIM115
+            _lock(self.file.fileno())
+
+    def finish(self) -> None:
+        """See to it that all of it is on the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def sha256(self) -> str:
+        """Of what was written, in hexadecimal."""
+        self.file.flush()
+        return sha256(self.path)
+
+    def publish(self) -> None:
+        """Give it its name. Raises FileExistsError where somebody has it meanwhile and it may not be replaced."""
+        if not self._unnamed:
+            if self._overwrite:
+                os.replace(self._temporary, self._target)
+            else:
+                _move_new(self._temporary, self._target)
+            return
+        folder = os.open(self._target.parent, os.O_RDONLY)
+        try:  # with a folder's descriptor, as otherwise the system's link would not follow /proc's
+            if self._overwrite:
+                os.link(self.path, self._temporary.name, dst_dir_fd=folder)
+                os.replace(self._temporary, self._target)
+            else:
+                os.link(self.path, self._target.name, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
+
+    def discard(self) -> None:
+        """Release it; what has no name yet is gone."""
+        self.file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def draft(path: Path, overwrite: bool) -> Iterator[Draft]:
+    """A `Draft` that is gone afterwards unless it was published; nothing half-written is ever left behind.
+
+    Raises OutputFileError where the path is taken (and `overwrite` is false) or cannot be written, a full disk included.
+    """
+    with _explained(path):
+        new = Draft(path, overwrite)
+        try:
+            yield new
+        finally:
+            with contextlib.suppress(OSError):  # closing writes what a full disk has refused already
+                new.discard()
+
+
 def write_atomically(
     path: Path, write: Callable[[IO[bytes]], Any], overwrite: bool, check: Callable[[Path], Any] = lambda finished: None
 ) -> None:
-    """Call `write` on a temporary file beside `path`, then move it into place; on any failure nothing is left behind.
+    """Call `write` on a file without a name, then give it its name; on any failure nothing is left behind.
 
-    `check` is given the finished file before it gets its name: what it raises prevents that. A link is written through.
-    Raises OutputFileError where the path is taken (and `overwrite` is false) or cannot be written, a full disk included.
+    `check` is given where the finished file can be read before it gets its name: what it raises prevents that. A link is
+    written through. Raises OutputFileError as `draft` does.
     """
-    check_output(path, overwrite)
-    target = path.resolve()
-    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
+    with draft(path, overwrite) as new:
+        write(new.file)
+        new.finish()
+        check(new.path)
+        new.publish()
+
+
+@contextlib.contextmanager
+def called(file: IO[bytes], suffix: str) -> Iterator[Path]:
+    """A path with a suffix that leads to an open file, for a library that writes to names and looks at their ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, f"file{suffix}")
+        link.symlink_to(file.name if isinstance(file.name, str) else f"/proc/{os.getpid()}/fd/{file.fileno()}")
+        yield link
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder for one run at a time, until the block or the process ends, and clear away what killed ones left there.
+
+    Raises OutputFileError where another run holds it. A file system that cannot lock folders lets everybody in.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        check(temporary)
-        if overwrite:
-            os.replace(temporary, target)
-        else:
-            _move_new(temporary, target)
-    except FileExistsError:
-        raise OutputFileError(f"{path} {_TAKEN}") from None
-    except OSError as error:
-        raise OutputFileError(
-            f"{path} could not be written ({error.strerror or error}): nothing was left behind; "
-            "free space or choose another place"
-        ) from error
+        if not _lock(descriptor):
+            raise OutputFileError(f"another run is writing into {folder}: wait for it, or name another folder")
+        for left in folder.glob(f".*{PART}"):
+            with contextlib.suppress(OSError):
+                _clear(left)
+        yield
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def write_folder(
@@ -154,3 +258,44 @@ def _move_new(temporary: Path, target: Path) -> None:
         if os.path.lexists(target):
             raise FileExistsError(target) from None
         os.replace(temporary, target)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file or folder until its descriptor is closed; false where another process has locked it."""
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def _clear(left: Path) -> None:
+    """Remove a temporary file that no living process holds, or a folder that none has written to for an hour."""
+    descriptor = os.open(left, os.O_RDONLY)
+    try:
+        if not _lock(descriptor):
+            return
+        if not left.is_dir():
+            left.unlink()
+        elif time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OutputFileError:
+        raise
+    except FileExistsError:
+        raise OutputFileError(f"{path} {_TAKEN}") from None
+    except OSError as error:
+        raise OutputFileError(
+            f"{path} could not be written ({error.strerror or error}): nothing was left behind; "
+            "free space or choose another place"
+        ) from error

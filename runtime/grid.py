@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -39,25 +40,30 @@ def parse_scale(value: ScaleLike) -> Fraction:
     Raises ScaleError outside 1…16, for NaN, infinity, booleans and anything that is not a number.
     """
     hint = f"give a number from 1 to {MAX_SCALE}, such as 2.5 or 5/2"
+    scale = parse_number(value, "scale", hint)
+    if not 1 <= scale <= MAX_SCALE:
+        raise ScaleError(f"scale {str(value).strip()} is outside what can be upscaled: {hint}")
+    if 2 * scale.numerator >= _MAX_TERM:
+        raise ScaleError(f"scale {str(value).strip()} has too many digits: round it to 17")
+    return scale
+
+
+def parse_number(value: ScaleLike, what: str, hint: str) -> Fraction:
+    """The exact rational that a number's decimal text names. Raises ScaleError, which calls it `what`, for anything else."""
     try:
         text = str(value).strip()
     except ValueError:  # Python does not print integers of thousands of digits
-        raise ScaleError(f"scale is a number of thousands of digits: {hint}") from None
+        raise ScaleError(f"{what} is a number of thousands of digits: {hint}") from None
     shown = text if len(text) <= 40 else f"{text[:40]}…"
     of_a_kind = isinstance(value, (str, Real, Decimal)) and not isinstance(value, (bool, np.bool_))
     if not of_a_kind or not _NUMBER.fullmatch(text):
-        raise ScaleError(f"scale {shown!r} is not a number: {hint}")
+        raise ScaleError(f"{what} {shown!r} is not a number: {hint}")
     if len(text) > 40:
-        raise ScaleError(f"scale {shown} has too many digits: round it to 17")
+        raise ScaleError(f"{what} {shown} has too many digits: round it to 17")
     try:
-        scale = Fraction(text)
+        return Fraction(text)
     except (ValueError, ZeroDivisionError):
-        raise ScaleError(f"scale {shown!r} is not a number: {hint}") from None
-    if not 1 <= scale <= MAX_SCALE:
-        raise ScaleError(f"scale {shown} is outside what can be upscaled: {hint}")
-    if 2 * scale.numerator >= _MAX_TERM:
-        raise ScaleError(f"scale {shown} has too many digits: round it to 17")
-    return scale
+        raise ScaleError(f"{what} {shown!r} is not a number: {hint}") from None
 
 
 def parse_scales(value: ScaleLike | tuple[ScaleLike, ...] | list[ScaleLike]) -> Scales:
@@ -70,18 +76,20 @@ def parse_scales(value: ScaleLike | tuple[ScaleLike, ...] | list[ScaleLike]) -> 
     return scale, scale
 
 
-def scales_for_shape(shape_in: tuple[int, int], shape_out: tuple[int, int]) -> Scales:
-    """The scales n_out/n_in that turn `shape_in` into exactly `shape_out`."""
+def scales_for_shape(shape_in: Sequence[int], shape_out: Sequence[int]) -> tuple[Fraction, ...]:
+    """The scales n_out/n_in, one an axis, that turn `shape_in` into exactly `shape_out`."""
     try:
-        rows, cols = (int(n) if float(n) == int(n) else -1 for n in shape_out)
+        wanted = [int(n) if float(n) == int(n) else -1 for n in shape_out]
     except (TypeError, ValueError, OverflowError):
-        raise ScaleError(f"shape {shape_out!r} is not two whole numbers: give (rows, columns)") from None
-    if not all(n <= m <= MAX_SCALE * n for n, m in zip(shape_in, (rows, cols))):
+        raise ScaleError(f"shape {shape_out!r} is not whole numbers: give (rows, columns)") from None
+    if len(wanted) != len(shape_in):
+        raise ScaleError(f"shape {shape_out!r} has {len(wanted)} entries: give {len(shape_in)}, as the image has axes")
+    if not all(n <= m <= MAX_SCALE * n for n, m in zip(shape_in, wanted)):
         raise ScaleError(
-            f"shape {shape_out} cannot be made of an image of {shape_in[0]}×{shape_in[1]}: "
+            f"shape {tuple(shape_out)} cannot be made of an image of {'×'.join(map(str, shape_in))}: "
             f"each axis may grow by a factor of 1 to {MAX_SCALE}"
         )
-    return Fraction(rows, shape_in[0]), Fraction(cols, shape_in[1])
+    return tuple(Fraction(m, n) for n, m in zip(shape_in, wanted))
 
 
 def output_size(size: int, scale: Fraction) -> int:

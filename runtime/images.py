@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,13 @@ from PIL import Image, ImageOps
 
 from .errors import InputFileError, OutputFileError, reason
 from .files import write_atomically
+from .inputs import believe, unreadable
 
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 SUFFIXES = (*_PICTURES, ".npy")
+_KIND = "image"
+_DENSEST = 4096  # bytes of pixels that a byte of a picture's file makes at most, but for small blank ones
+_SMALL = 1 << 24
 
 
 def is_image(path: Path) -> bool:
@@ -22,26 +27,26 @@ def is_image(path: Path) -> bool:
 
 
 def read(path: Path) -> NDArray[Any]:
-    """The pixels in their own dtype: (H, W), or (H, W, 3) of a colour picture; of an NPY file, the array as it is.
+    """The pixels in their own dtype: (H, W), (H, W, 3) of a colour picture, (N, H, W) of a TIFF file's grey pages.
 
-    A picture that its camera tagged as turned is turned. Raises InputFileError for a file that is missing, truncated or not
-    an image, and for what would be lost: transparency, further pages.
+    Of an NPY file, the array as it is. A picture that its camera tagged as turned is turned. Raises InputFileError for a file
+    that is missing, truncated or not an image, and for what would be lost: transparency, a moving picture.
     """
     try:
+        held = path.stat().st_size
         if path.suffix.lower() == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # numpy compares the file's size with what it promises
+            believe(path, _KIND, mapped.nbytes, held)
+            return np.array(mapped)
         with Image.open(path) as picture:
             pages = getattr(picture, "n_frames", 1)
-            if pages > 1:
-                raise InputFileError(f"{path} has {pages} pages: save the one to upscale by itself")
-            upright = ImageOps.exif_transpose(picture)
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                if upright.getchannel("A").getextrema() != (255, 255):
-                    raise InputFileError(f"{path} is transparent in parts: flatten it first")
-            if upright.mode not in ("L", "F", "I", "RGB") and not upright.mode.startswith("I;16"):
-                upright = upright.convert("L" if upright.mode in ("1", "LA") else "RGB")  # palettes, CMYK
-            return np.array(upright)
+            if pages > 1 and picture.format != "TIFF":
+                raise InputFileError(f"{path} has {pages} pictures: save the one to upscale by itself")
+            largest = pages * picture.width * picture.height * 4  # bytes, of what a mode takes at most
+            believe(path, _KIND, largest, held * _DENSEST + _SMALL)
+            if pages == 1:
+                return _pixels(path, picture)
+            return np.stack([_page(path, picture, k) for k in range(pages)])
     except InputFileError:
         raise
     except FileNotFoundError:
@@ -49,7 +54,29 @@ def read(path: Path) -> NDArray[Any]:
     except MemoryError:
         raise InputFileError(f"{path} claims to hold more than this machine's memory: it is damaged, or too large") from None
     except Exception as error:  # the readers of damaged headers raise whatever they stumble over
-        raise InputFileError(f"{path} is not a readable image, or is truncated ({reason(error)}): copy it again") from None
+        raise unreadable(path, _KIND, reason(error)) from None
+
+
+def _pixels(path: Path, picture: Image.Image) -> NDArray[Any]:
+    upright = ImageOps.exif_transpose(picture)
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        if upright.getchannel("A").getextrema() != (255, 255):
+            raise InputFileError(f"{path} is transparent in parts: flatten it first")
+    if upright.mode not in ("L", "F", "I", "RGB") and not upright.mode.startswith("I;16"):
+        upright = upright.convert("L" if upright.mode in ("1", "LA") else "RGB")  # palettes, CMYK
+    return np.array(upright)
+
+
+def _page(path: Path, picture: Image.Image, page: int) -> NDArray[Any]:
+    shape, mode = picture.size, picture.mode
+    picture.seek(page)
+    if (picture.size, picture.mode) != (shape, mode):
+        raise InputFileError(f"{path} has pages of several sizes or kinds: save the ones to upscale by themselves")
+    pixels = _pixels(path, picture)
+    if pixels.ndim != 2:
+        raise InputFileError(f"{path} has several pages in colour: save the one to upscale by itself")
+    return pixels
 
 
 def check_writable_as(path: Path, pixels_dtype: np.dtype[Any], ndim: int, colour: bool) -> None:
@@ -59,23 +86,30 @@ def check_writable_as(path: Path, pixels_dtype: np.dtype[Any], ndim: int, colour
         return
     if suffix not in _PICTURES:
         raise OutputFileError(f"{path} has no suffix that pixels can be written to: use one of {', '.join(SUFFIXES)}")
-    if ndim - colour != 2:
-        raise OutputFileError(f"{path} cannot hold a stack of slices: write .npy")
-    if pixels_dtype == np.uint8 or (pixels_dtype == np.uint16 and not colour and suffix in (".png", ".tif", ".tiff")):
+    deep = suffix in (".tif", ".tiff")
+    if ndim - colour != 2 and not (deep and ndim == 3):
+        raise OutputFileError(f"{path} cannot hold a stack of slices: write .npy or .tif")
+    if pixels_dtype == np.uint8 or (pixels_dtype == np.uint16 and not colour and (deep or suffix == ".png")):
         return
-    if pixels_dtype == np.float32 and not colour and suffix in (".tif", ".tiff"):
+    if pixels_dtype in (np.int32, np.float32) and not colour and deep:
         return
     what = f"{'colour ' if colour else ''}{pixels_dtype}"
     raise OutputFileError(f"{path} cannot hold {what} pixels: write .npy, or convert them, clipped to 0…255, by --dtype uint8")
 
 
-def write(path: Path, pixels: NDArray[Any], colour: bool, overwrite: bool = False) -> None:
-    """Write pixels (H, W), or (H, W, 3) in `colour`, in their own dtype, whole or not at all."""
+def writer(path: Path, pixels: NDArray[Any], colour: bool) -> Callable[[IO[bytes]], Any]:
+    """What writes pixels (H, W), a stack (N, H, W), or (H, W, 3) in `colour`, in their own dtype, to an open file."""
     suffix = path.suffix.lower()
     check_writable_as(path, pixels.dtype, pixels.ndim, colour)
     if suffix == ".npy":
-        write_atomically(path, lambda file: np.save(file, pixels, allow_pickle=False), overwrite)
-    else:
-        options = {"quality": 95} if _PICTURES[suffix] == "JPEG" else {}
-        picture = Image.fromarray(pixels)
-        write_atomically(path, lambda file: picture.save(file, format=_PICTURES[suffix], **options), overwrite)
+        return lambda file: np.save(file, pixels, allow_pickle=False)
+    options: dict[str, Any] = {"quality": 95} if _PICTURES[suffix] == "JPEG" else {}
+    first, *others = map(Image.fromarray, pixels if pixels.ndim - colour == 3 else [pixels])
+    if others:
+        options |= {"save_all": True, "append_images": others}
+    return lambda file: first.save(file, format=_PICTURES[suffix], **options)
+
+
+def write(path: Path, pixels: NDArray[Any], colour: bool, overwrite: bool = False) -> None:
+    """Write pixels whole or not at all."""
+    write_atomically(path, writer(path, pixels, colour), overwrite)

@@ -37,23 +37,23 @@ class Intensity:
         if max(-low, high) > limit:
             raise ImageError(f"values from {low} to {high} go beyond ±{limit:g}, where digits are lost: divide them first")
         low, high = float(low), float(high)
-        tail = np.percentile(volume.astype(_exact(volume.dtype)), _TAIL_PERCENT if inverted else 100 - _TAIL_PERCENT)
+        tail = np.percentile(volume.astype(exact_float(volume.dtype)), _TAIL_PERCENT if inverted else 100 - _TAIL_PERCENT)
         black, white = (high, low) if inverted else (low, high)
         return cls(low, high, black, float(tail) if tail != black else white)
 
     def normalise(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Any real dtype → float32 with black at 0 and white at 1; a constant image becomes 0."""
-        unit: NDArray[Any] = (image.astype(_exact(image.dtype)) - self.black) / ((self.white - self.black) or 1.0)
+        unit: NDArray[Any] = (image.astype(exact_float(image.dtype)) - self.black) / ((self.white - self.black) or 1.0)
         return unit.astype(np.float32, copy=False)
 
     def restore(self, unit: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
         """The inverse, clipped to [low, high], in `dtype`; integers are rounded and clipped, never wrapped."""
         dtype = np.dtype(dtype)
-        grey = unit.astype(_exact(dtype)) * (self.white - self.black) + self.black
+        grey = unit.astype(exact_float(dtype)) * (self.white - self.black) + self.black
         return to_dtype(np.clip(grey, self.low, self.high, out=grey), dtype)
 
 
-def _exact(dtype: np.dtype[Any]) -> np.dtype[np.floating[Any]]:
+def exact_float(dtype: np.dtype[Any]) -> np.dtype[np.floating[Any]]:
     """A float type that loses nothing of a small contrast on a large offset, nor overflows between the ends of a range."""
     return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
 

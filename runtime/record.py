@@ -1,39 +1,128 @@
-"""What made an output: the record that is written beside it, and into DICOM's own fields."""
+"""The record beside an output, a JSON file: what it was made of, by what, and how. It holds neither pixels nor patient fields.
+
+A record gets its name before its output does, and holds the output's hash: what a crash leaves between the two is a record
+of nothing, never an output that nobody can account for.
+"""
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from . import __version__
-from .files import write_atomically
-from .upscaler import Upscaler
+from .errors import OutputFileError
+from .files import check_output, draft, sha256, write_atomically
 
-
-def record_of(upscaler: Upscaler, scale: object, digests: Iterable[str]) -> dict[str, Any]:
-    """Software, bundle, device, scale, grid convention, input and time, in JSON's own types. It names no file.
-
-    `digests` are the SHA-256 of the input's files, in any order. The time is SOURCE_DATE_EPOCH's where that is set, so that
-    the same input gives the same bytes again.
-    """
-    now = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC) if "SOURCE_DATE_EPOCH" in os.environ else None
-    return {
-        "software": f"metasrgan-edge {__version__}",
-        "bundle": upscaler.bundle.sha256,
-        "device": f"{upscaler.device} ({upscaler.runs_on})",
-        "scale": scale,
-        "grid": f"{upscaler.bundle.model.projection}, outer edges of the first voxel aligned",
-        "input": hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
-        "time": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
-    }
+FORMAT = "metasrgan-edge record"
+VERSION = 1
+Record = dict[str, Any]
 
 
-def write_record(path: Path, record: dict[str, Any], overwrite: bool) -> None:
-    """As JSON, whole or not at all."""
-    content = json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n"
-    write_atomically(path, lambda file: file.write(content), overwrite)
+def beside(output: Path) -> Path:
+    """Where the record of an output lies."""
+    return output.with_name(f"{output.name}.json")
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """The SHA-256 of a file, or of several whatever their names and order: that of their sorted hashes."""
+    hashes = sorted(sha256(file) for file in files)
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def fingerprint_of(output: Path) -> str:
+    """Of a file, or of all files in a folder."""
+    return fingerprint(file for file in output.rglob("*") if file.is_file()) if output.is_dir() else sha256(output)
+
+
+def read(output: Path) -> Record | None:
+    """The record of an output, or None where there is none that this program wrote."""
+    try:
+        content = json.loads(beside(output).read_bytes())
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(content, dict) and content.get("format") == FORMAT and content.get("version") == VERSION
+    return content if ours and isinstance(content.get("output"), dict) else None
+
+
+def is_done(output: Path, made_of: Mapping[str, Any]) -> bool:
+    """Whether an output is there, whole, and made of just this: its record agrees with `made_of`, its bytes with its record."""
+    found = read(output)
+    if found is None or any(found.get(key) != value for key, value in made_of.items()):
+        return False
+    try:
+        return bool(found["output"].get("sha256") == fingerprint_of(output))
+    except OSError:
+        return False
+
+
+def is_unfinished(output: Path) -> bool:
+    """Whether a folder was begun here by a run that did not come to its end."""
+    found = read(output)
+    return found is not None and found["output"].get("sha256") is None
+
+
+def check(output: Path, overwrite: bool) -> None:
+    """Raise OutputFileError, before any work is done, where an output and its record cannot become new files."""
+    if os.path.isdir(output):
+        if not (overwrite or is_unfinished(output)):
+            raise OutputFileError(f"{output} exists already: name another folder, or allow replacing it (--force)")
+    else:
+        check_output(output, overwrite)
+    check_output(beside(output), overwrite or read(output) is not None)
+
+
+def write_with(output: Path, write: Callable[[IO[bytes]], Any], content: Record, overwrite: bool) -> None:
+    """Write a file and its record, both or neither. Raises OutputFileError."""
+    stale = read(output) is not None and not os.path.lexists(output)
+    with draft(output, overwrite) as new:
+        write(new.file)
+        new.finish()
+        with draft(beside(output), overwrite or stale) as new_record:
+            new_record.file.write(_serialised(content, new.sha256()))
+            new_record.finish()
+            new_record.publish()
+        try:
+            new.publish()
+        except BaseException:
+            if not overwrite:
+                beside(output).unlink(missing_ok=True)
+            raise
+
+
+def write_around(folder: Path, save: Callable[[bool], Any], content: Record, overwrite: bool) -> None:
+    """Let `save(overwrite)` write a folder, with a record that is without the hash until the folder is there."""
+    again = overwrite or is_unfinished(folder)
+
+    def write(file: IO[bytes], hashed: str | None = None) -> None:
+        file.write(_serialised(content, hashed))
+
+    write_atomically(beside(folder), write, again or read(folder) is not None)
+    try:
+        save(again)
+    except BaseException:
+        if not folder.exists():
+            beside(folder).unlink(missing_ok=True)
+        raise
+    write_atomically(beside(folder), lambda file: write(file, fingerprint_of(folder)), overwrite=True)
+
+
+def time_stamp(deterministic: bool) -> str | None:
+    """The time in UTC, or what SOURCE_DATE_EPOCH says in its place; None of a run that is to give the same bytes again."""
+    told = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if told.isdecimal():
+        moment = datetime.datetime.fromtimestamp(int(told), datetime.UTC)
+    elif deterministic:
+        return None
+    else:
+        moment = datetime.datetime.now(datetime.UTC)
+    return moment.isoformat(timespec="seconds")
+
+
+def _serialised(content: Record, hashed: str | None) -> bytes:
+    whole = {"format": FORMAT, "version": VERSION, **content}
+    whole["output"] = {**content["output"], "sha256": hashed}
+    return json.dumps(whole, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

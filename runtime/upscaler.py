@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Float = NDArray[np.float32]
 Result = TypeVar("Result")
 ScaleOrPair = grid.ScaleLike | tuple[grid.ScaleLike, grid.ScaleLike]
+ScaleOrAxes = ScaleOrPair | tuple[grid.ScaleLike, grid.ScaleLike, grid.ScaleLike]
 Window = tuple[int, int, int, int]  # row, column, height, width in output pixels
 
 SHIPPED = "brain.bundle"
@@ -143,21 +144,26 @@ class Upscaler:
     def volume(
         self,
         image: Any,
-        scale: ScaleOrPair | None = None,
+        scale: ScaleOrAxes | None = None,
         *,
-        shape: tuple[int, int] | None = None,
+        shape: tuple[int, ...] | None = None,
+        spacing: ScaleOrAxes | None = None,
+        isotropic: bool = False,
         axis: int | None = None,
         dtype: DTypeLike | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
-        """Upscale a nibabel NIfTI image slice by slice, in the two axes other than `axis` (the thickest by default).
+        """Upscale a nibabel NIfTI image, in slices that lie across `axis` (the thickest by default).
 
+        `scale`, `shape` (pixels) or `spacing` (mm) are of the axes within a slice where one number or two are given, and of
+        the array axes 0, 1 and 2 where there are three; `isotropic` makes every axis as fine as the finest.
         Returns an image of the same class whose affine keeps every point in its place, with the same dtype (or `dtype`)
-        and the rest of the header. `progress(done, total)` is called after each slice.
+        and the rest of the header. `progress(done, total)` is called after each slice. Raises ScaleError and ImageError.
         """
         from . import volume  # nibabel is imported by those who need it
 
-        return volume.reopened(volume.upscale(self, image, scale, shape=shape, axis=axis, dtype=dtype, progress=progress))
+        size: dict[str, Any] = {"scale": scale, "shape": shape, "spacing": spacing, "isotropic": isotropic}
+        return volume.reopened(volume.upscale(self, image, **size, axis=axis, dtype=dtype, progress=progress))
 
     def upscale_slice(self, image: NDArray[Any], intensity: Intensity, scales: grid.Scales, dtype: DTypeLike) -> NDArray[Any]:
         """One checked slice (H, W) of a volume with this intensity range, in `dtype`; its tiles are dropped one by one."""
@@ -252,7 +258,8 @@ def resolve_scales(shape_in: tuple[int, ...], scale: ScaleOrPair | None, shape: 
     if (scale is None) == (shape is None):
         raise ScaleError(f"got scale={scale!r} and shape={shape!r}: give exactly one of them")
     if shape is not None:
-        return grid.scales_for_shape((shape_in[0], shape_in[1]), shape)
+        rows, cols = grid.scales_for_shape(shape_in, shape)
+        return rows, cols
     assert scale is not None
     return grid.parse_scales(scale)
 
@@ -268,7 +275,7 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"] 
     Raises ScaleError, rather than bring the machine down, where it fits neither.
     """
     needed = math.prod(shape) * np.dtype(dtype).itemsize
-    if needed <= _memory() // 2:
+    if needed <= machine_memory() // 2:
         return np.empty(shape, dtype, order)
     try:
         return scratch_array(shape, dtype, order)
@@ -280,7 +287,7 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"] 
         ) from None
 
 
-def _memory() -> int:
+def machine_memory() -> int:
     """Bytes of this machine's memory."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -16,22 +17,26 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 
-from . import grid
-from .errors import ImageError, InputFileError, OutputFileError, reason
+from . import grid, sizes, through_plane
+from .errors import ImageError, InputFileError, OutputFileError, ScaleError, reason
 from .files import write_atomically
+from .inputs import believe, unreadable
 from .intensity import Intensity, real_array, to_dtype
-from .upscaler import allocate, check_slice_shape, resolve_scales
+from .sizes import AxisScales, Size, exact_spacing
+from .upscaler import allocate, check_slice_shape
 
 if TYPE_CHECKING:
-    from .upscaler import ScaleOrPair, Upscaler
+    from .upscaler import ScaleOrAxes, Upscaler
 
-_SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (".nii.gz", ".nii")
+_KIND = "NIfTI file"
+_MILLIMETRES = {"mm": 1.0, "micron": 0.001, "meter": 1000.0, "unknown": 1.0}
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, ValueError, EOFError, zlib.error, OverflowError, MemoryError)
 
 
 def nifti_suffix(path: Path) -> str:
     """The .nii or .nii.gz that a name ends with, as it is spelled, or nothing."""
-    length = next((len(suffix) for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), 0)
+    length = next((len(suffix) for suffix in SUFFIXES if path.name.lower().endswith(suffix)), 0)
     return path.name[len(path.name) - length :]
 
 
@@ -44,33 +49,36 @@ def load(path: Path) -> Any:
     """A NIfTI image whose pixels stay on disk. Raises InputFileError for a file that is missing, truncated or not NIfTI."""
     try:
         image = nib.load(path)
-        size = _gzip_size(path) if path.suffix.lower() == ".gz" else path.stat().st_size
+        size = path.stat().st_size
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: check the name") from None
     except _UNREADABLE as error:
-        raise _unreadable(path, reason(error)) from None
+        raise unreadable(path, _KIND, reason(error)) from None
     if not isinstance(image, nib.Nifti1Image):
         raise InputFileError(f"{path} is a {type(image).__name__}, not NIfTI: convert it to .nii.gz")
-    # Believe the header only after the file's own size, so that no memory is set aside for what is not there.
     promised = image.header.get_data_offset() + math.prod(image.shape) * image.get_data_dtype().itemsize
-    if size < promised:
-        raise _unreadable(path, f"its header promises {promised:,} bytes, it has {size:,}")
+    believe(path, _KIND, promised, size, partial(_gunzipped, path) if path.suffix.lower() == ".gz" else None)
     return image
 
 
-def save(path: Path, image: Any, overwrite: bool = False) -> None:
-    """Write a NIfTI image whole or not at all; .gz in the name compresses it."""
+def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:
+    """What writes a NIfTI image to an open file; .gz in the name compresses it, with no time stamp."""
     if not is_nifti(path):
-        raise OutputFileError(f"{path} does not end like a NIfTI file: use {' or '.join(_SUFFIXES)}")
+        raise OutputFileError(f"{path} does not end like a NIfTI file: use {' or '.join(SUFFIXES)}")
 
-    def write(file: Any) -> None:
+    def write(file: IO[bytes]) -> None:
         if path.suffix.lower() == ".gz":
             with gzip.GzipFile("", "wb", 1, file, mtime=0) as stream:
                 image.to_stream(stream)
         else:
             image.to_stream(file)
 
-    write_atomically(path, write, overwrite)
+    return write
+
+
+def save(path: Path, image: Any, overwrite: bool = False) -> None:
+    """Write a NIfTI image whole or not at all."""
+    write_atomically(path, writer(path, image), overwrite)
 
 
 def stored(image: Any) -> tuple[NDArray[Any], float, float]:
@@ -84,7 +92,7 @@ def stored(image: Any) -> tuple[NDArray[Any], float, float]:
     try:
         pixels = proxy.get_unscaled()
     except _UNREADABLE as error:
-        raise _unreadable(image.get_filename(), reason(error)) from None
+        raise unreadable(image.get_filename(), _KIND, reason(error)) from None
     return real_array(pixels), float(proxy.slope), float(proxy.inter)
 
 
@@ -97,54 +105,94 @@ def slice_axis(image: Any) -> int:
     return max(single or (k for k in range(len(zooms)) if zooms[k] * 1.01 >= zooms.max()))
 
 
+def millimetres(image: Any) -> float:
+    """How many millimetres the unit of an image's header is; one that it does not name is taken for millimetres."""
+    try:
+        return _MILLIMETRES[image.header.get_xyzt_units()[0]]
+    except KeyError:  # a code that is not in the standard
+        return 1.0
+
+
+def scales_of(image: Any, size: Size, axis: int) -> AxisScales:
+    """The exact scales that a size asked for means for an image whose slices lie across `axis`."""
+    zooms = [float(z) for z in image.header.get_zooms()[:3]]
+    in_mm = size.isotropic or size.spacing is not None
+    spacing = exact_spacing([*zooms, 1.0][:3], millimetres(image)) if in_mm else (Fraction(1),) * 3
+    return size.in_volume(image.shape[:3], spacing, axis)
+
+
 def upscale(
     upscaler: Upscaler,
     image: Any,
-    scale: ScaleOrPair | None = None,
+    scale: ScaleOrAxes | None = None,
     *,
-    shape: tuple[int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
+    spacing: ScaleOrAxes | None = None,
+    isotropic: bool = False,
     axis: int | None = None,
     dtype: DTypeLike | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
     """`Upscaler.volume`, with pixels as they are to be stored and the header's slope set for `save`.
 
-    Slices are computed one by one. An integer volume with a slope keeps both, as an affine map of intensities commutes with
-    the network's own (a negative slope makes large numbers dark); with another `dtype` asked for, real values are stored
-    without a slope.
+    Slices are computed one by one, after the planes that contain the axis across which they lie, where that is upscaled.
+    An integer volume with a slope keeps both, as an affine map of intensities commutes with the network's own (a negative
+    slope makes large numbers dark); with another `dtype` asked for, real values are stored without a slope.
     """
     if not isinstance(image, nib.Nifti1Image):
         raise ImageError(f"a {type(image).__name__} is not a NIfTI image: give a nibabel Nifti1Image or Nifti2Image")
+    size = Size(scale, shape, spacing, isotropic)
     data, slope, inter = stored(image)
     target = data.dtype if dtype is None else _checked_dtype(dtype, image)
-    axis = _checked_axis(axis, image, data)
+    axis = slices_across(image, axis)
+    by_axis = scales_of(image, size, axis)
     in_plane = [k for k in range(min(3, data.ndim)) if k != axis]
     shape_in = tuple(data.shape[k] for k in in_plane)
     try:
         check_slice_shape(shape_in)
     except ImageError as error:
         raise ImageError(f"{error} (slices of a volume {data.shape} across axis {axis}; choose another axis)") from None
-    by_axis = dict(zip(in_plane, resolve_scales(shape_in, scale, shape)))
-    shape_out = tuple(grid.output_size(n, by_axis.get(k, Fraction(1))) for k, n in enumerate(data.shape))
+    if by_axis[axis] != 1 and (data.ndim < 3 or data.shape[axis] < 2):
+        raise ScaleError(
+            f"scale {sizes.written(by_axis)} makes more slices of one: give a volume of two or more, or scale ×1 there"
+        )
+    shape_out = tuple(grid.output_size(n, r) for n, r in zip(data.shape, (*by_axis, *[Fraction(1)] * data.ndim)))
     header = _header(image, shape_out, target, by_axis)
 
     out = allocate(shape_out, target, order="F")  # NIfTI's own order
     intensity = Intensity.of(data, inverted=slope < 0)
-    slices, targets = (np.moveaxis(array, in_plane, (-2, -1)) for array in (data, out))
-    scales = (by_axis[in_plane[0]], by_axis[in_plane[1]])
     keep_slope = dtype is None or (slope, inter) == (1, 0)
-    total = math.prod(slices.shape[:-2])
-    for done, index in enumerate(np.ndindex(slices.shape[:-2]), 1):
+    scales = (by_axis[in_plane[0]], by_axis[in_plane[1]])
+    through, within = by_axis[axis] != 1, set(scales) != {1} or by_axis[axis] == 1
+
+    def finished(image: NDArray[Any], scales: grid.Scales) -> NDArray[Any]:
         if keep_slope:
-            targets[index] = upscaler.upscale_slice(slices[index], intensity, scales, target)
-        else:
-            real = upscaler.upscale_slice(slices[index], intensity, scales, np.float64) * slope + inter
-            targets[index] = to_dtype(real, target)
+            return upscaler.upscale_slice(image, intensity, scales, target) if within else to_dtype(image, target)
+        stored = upscaler.upscale_slice(image, intensity, scales, np.float64) if within else image
+        return to_dtype(stored * slope + inter, target)
+
+    volumes = list(np.ndindex(data.shape[3:]))
+    planes = through_plane.planes(data.shape[:3], axis) if through else 0
+    total = len(volumes) * (planes + (shape_out[axis] if data.ndim > 2 else 1))
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
         if progress:
             progress(done, total)
-    result = type(image)(out, header.get_best_affine(), header)
-    result.header.set_slope_inter(*((slope, inter) if keep_slope else (1, 0)))
-    return result
+
+    for index in volumes:
+        one, result = data[(..., *index)] if index else data, out[(..., *index)] if index else out
+        if through:
+            one = through_plane.upscale(upscaler, one, axis, by_axis[axis], intensity, step)
+        slices, targets = (np.moveaxis(array, in_plane, (-2, -1)) for array in (one, result))
+        for k in np.ndindex(slices.shape[:-2]):
+            targets[k] = finished(slices[k], scales)
+            step()
+    upscaled = type(image)(out, header.get_best_affine(), header)
+    upscaled.header.set_slope_inter(*((slope, inter) if keep_slope else (1, 0)))
+    return upscaled
 
 
 def reopened(image: Any) -> Any:
@@ -155,15 +203,16 @@ def reopened(image: Any) -> Any:
     return type(image).from_bytes(image.to_bytes())
 
 
-def _checked_axis(axis: int | None, image: Any, data: NDArray[Any]) -> int:
-    if data.ndim < 2:
-        raise ImageError(f"the volume has shape {data.shape}: give two axes or more")
-    if data.ndim == 2 and axis is None:
+def slices_across(image: Any, axis: int | None = None) -> int:
+    """The checked array axis across which an image's slices lie: `axis`, or by default the thickest; 2 of two axes."""
+    if len(image.shape) < 2:
+        raise ImageError(f"the volume has shape {image.shape}: give two axes or more")
+    if len(image.shape) == 2 and axis is None:
         return 2
     if axis is None:
         return slice_axis(image)
-    if axis not in range(3) or data.ndim == 2:
-        raise ImageError(f"axis is {axis!r}, the volume {data.shape}: give the array axis across which slices lie, 0, 1 or 2")
+    if axis not in range(3) or len(image.shape) == 2:
+        raise ImageError(f"axis is {axis!r}, the volume {image.shape}: give the array axis across which slices lie, 0, 1 or 2")
     return axis
 
 
@@ -178,14 +227,13 @@ def _checked_dtype(dtype: DTypeLike, image: Any) -> np.dtype[Any]:
     return checked
 
 
-def _header(image: Any, shape: tuple[int, ...], dtype: np.dtype[Any], by_axis: dict[int, Fraction]) -> Any:
+def _header(image: Any, shape: tuple[int, ...], dtype: np.dtype[Any], scales: AxisScales) -> Any:
     """The image's header for its upscaled pixels: size, type, voxel size and position; everything else as it was.
 
     Each of sform and qform moves by itself and keeps its code; where only one is coded, both hold it. Without either, the
     place that nibabel assumes is written down, because it would assume another one for the new size. Slice timing goes
     where the slices that it counts were upscaled. Raises ImageError for a geometry that cannot be moved.
     """
-    scales = tuple(by_axis.get(k, Fraction(1)) for k in range(3))
     header = image.header.copy()
     codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
     try:
@@ -205,16 +253,13 @@ def _header(image: Any, shape: tuple[int, ...], dtype: np.dtype[Any], by_axis: d
             f"the header cannot describe the upscaled volume {shape} ({reason(error)}): "
             "repair its sform, qform or pixdim, or give a smaller scale"
         ) from None
-    if header.get_dim_info()[2] in by_axis:
+    timed = header.get_dim_info()[2]
+    if timed is not None and scales[timed] != 1:
         header["slice_start"] = header["slice_end"] = header["slice_duration"] = header["slice_code"] = 0
     return header
 
 
-def _gzip_size(path: Path) -> int:
-    """Bytes in a gzip file, read to its checksum, which nibabel stops short of: damaged pixels must not pass for true ones."""
+def _gunzipped(path: Path) -> Iterator[bytes]:
+    """A gzip file to its checksum, which nibabel stops short of."""
     with gzip.open(path) as stream:
-        return sum(len(piece) for piece in iter(lambda: stream.read(1 << 20), b""))
-
-
-def _unreadable(name: object, why: str) -> InputFileError:
-    return InputFileError(f"{name} is not a readable NIfTI file, or is truncated ({why}): copy it again")
+        yield from iter(lambda: stream.read(1 << 20), b"")

@@ -50,9 +50,8 @@ class CpuEngine:
     def load(cls, bundle: Bundle, tables: Tables, threads: int | None = None) -> CpuEngine:
         """Sessions for a bundle's graphs; by default one thread for each processor this process may use."""
         ort = load_onnxruntime()
-        threads = threads or available_processors()
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or available_processors()
         options.inter_op_num_threads = 1
         # A plan for the memory of each shape would be kept for ever, and takes half as much again: 62 MB of 180 at 240×240.
         options.enable_mem_pattern = False
@@ -66,8 +65,7 @@ class CpuEngine:
         except Exception as error:  # ONNX Runtime has no base class for its own
             raise BundleError(f"onnxruntime {ort.__version__} cannot run this bundle ({reason(error)}): update it") from error
         precision = "8-bit integers" if bundle.integers else "float32"
-        runs_on = f"onnxruntime {ort.__version__}, {precision}, {threads} thread{'s' * (threads > 1)}"
-        return cls(bundle.model, tables, runs_on, *sessions)
+        return cls(bundle.model, tables, f"onnxruntime {ort.__version__}, {precision}", *sessions)
 
     def encode(self, image: Float) -> Float:
         """A standardised image (H, W) → responses (H, W, B'). The trunk runs only where they are not the background's."""

@@ -1,0 +1,190 @@
+"""NRRD and MetaImage through SimpleITK, the `[formats]` extra, as NIfTI images: ITK's LPS millimetres ↔ NIfTI's RAS.
+
+What the two formats hold beyond pixels and their place (names, comments, a scanner's fields) is not carried over.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import nibabel as nib
+import numpy as np
+
+from .errors import ImageError, InputFileError, OutputFileError, reason
+from .files import called
+from .inputs import believe, inflated, library, unreadable
+from .volume import millimetres, stored
+
+_LIBRARIES = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+SUFFIXES = tuple(_LIBRARIES)
+WRITTEN = (".nrrd", ".mha")  # the other two are two files, of which a crash may leave one
+_KIND = "NRRD or MetaImage file"
+_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LONGEST_HEADER = 1 << 20  # bytes
+_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+
+
+def is_itk(path: Path) -> bool:
+    """Whether the name ends like an NRRD or MetaImage file."""
+    return path.suffix.lower() in _LIBRARIES
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file, and the one beside it that a detached header names. Raises InputFileError for a name that leads elsewhere."""
+    return list(dict.fromkeys((path, _Pixels.of(path).path)))
+
+
+def load(path: Path) -> Any:
+    """A NIfTI image, in memory, of an NRRD or MetaImage file of two to four axes, of which the fourth is time in seconds.
+
+    Raises InputFileError for a file that is missing, truncated, not what its name says, or whose pixels lie elsewhere than
+    beside it, and ImageError for pixels that are not real numbers.
+    """
+    sitk = _simple_itk()
+    pixels = _Pixels.of(path)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(_LIBRARIES[path.suffix.lower()])
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        size, kind = reader.GetSize(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        if reader.GetNumberOfComponents() != 1 or "complex" in kind or not 2 <= len(size) <= 4:
+            raise ImageError(f"{path} has {len(size)} axes of {kind}: give two to four of one real number a voxel")
+        bits = int(kind.partition("-")[0])  # "16-bit signed integer"
+        believe(path, _KIND, math.prod(size) * bits // 8, pixels.size, pixels.inflate)
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise unreadable(path, _KIND, _last_line(error)) from None
+    spatial = min(3, len(size))
+    directions = np.reshape(image.GetDirection(), (len(size),) * 2)[:spatial, :spatial]
+    affine = np.eye(4)
+    affine[:spatial, :spatial] = directions * image.GetSpacing()[:spatial]
+    affine[:spatial, 3] = image.GetOrigin()[:spatial]
+    array = sitk.GetArrayFromImage(image).T
+    result = nib.Nifti1Image(array, _TO_RAS @ affine, dtype=array.dtype)
+    result.header.set_xyzt_units("mm", "sec" if len(size) == 4 else None)
+    result.header.set_zooms((*result.header.get_zooms()[:3], *image.GetSpacing()[3:]))
+    return result
+
+
+def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:
+    """What writes a NIfTI image to an open file in the format of the name, compressed.
+
+    A slope, which neither format has, is applied: real values are written, in a float type that holds them.
+    Raises OutputFileError where the format cannot hold the image.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in WRITTEN:
+        raise OutputFileError(f"{path} would be two files, of which one may be lost: write {' or '.join(WRITTEN)}")
+    if not 2 <= len(image.shape) <= 4:
+        raise OutputFileError(f"{path} cannot hold an image of shape {image.shape}: write .nii.gz")
+    sitk = _simple_itk()
+    itk_image = _to_itk(sitk, image)
+
+    def write(file: IO[bytes]) -> None:
+        with called(file, suffix) as name:
+            itk_writer = sitk.ImageFileWriter()
+            itk_writer.SetImageIO(_LIBRARIES[suffix])
+            itk_writer.SetFileName(str(name))
+            itk_writer.SetUseCompression(True)
+            try:
+                itk_writer.Execute(itk_image)
+            except RuntimeError as error:
+                raise OSError(_last_line(error)) from None
+
+    return write
+
+
+def _to_itk(sitk: Any, image: Any) -> Any:
+    data, slope, inter = stored(image)
+    if image.header.get_slope_inter()[0] is not None:  # of pixels that are in memory as they are to be stored
+        slope, inter = image.header.get_slope_inter()
+    if (slope, inter) != (1, 0):
+        data = (data * slope + inter).astype(np.float32 if data.dtype.itemsize <= 2 else np.float64)
+    if data.ndim == 2:
+        data = data[..., None]  # with two axes it would have no place in space
+    unit = millimetres(image)
+    affine = _TO_RAS @ np.diag([unit, unit, unit, 1.0]) @ image.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    directions = np.eye(data.ndim)
+    directions[:3, :3] = affine[:3, :3] / spacing
+    origin, spacings = list(affine[:3, 3]), list(spacing)
+    if data.ndim == 4:
+        seconds = float(image.header.get_zooms()[3]) * _SECONDS.get(image.header.get_xyzt_units()[1], 1.0)
+        origin, spacings = [*origin, 0.0], [*spacings, seconds if seconds > 0 else 1.0]  # ITK knows no other
+    try:
+        result = sitk.GetImageFromArray(data.T, isVector=False)
+    except (TypeError, KeyError, NotImplementedError):
+        raise OutputFileError(f"neither NRRD nor MetaImage holds {data.dtype}: choose another type by --dtype") from None
+    result.SetOrigin(origin)
+    result.SetSpacing(spacings)
+    result.SetDirection(directions.ravel().tolist())
+    return result
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Where the pixels of an image are: the file, how many bytes of it they may be, and how to inflate them."""
+
+    path: Path
+    size: int
+    inflate: Callable[[], Any] | None
+
+    @classmethod
+    def of(cls, path: Path) -> _Pixels:
+        """What the text of a header says; everything else in it is ITK's to read."""
+        try:
+            with open(path, "rb") as file:
+                fields, length = _fields(file.read(_LONGEST_HEADER), path.suffix.lower() in (".nrrd", ".nhdr"))
+            named = fields.get("datafile") or fields.get("elementdatafile", "")
+            local = not named or named.lower() == "local"
+            if not local and (not re.fullmatch(r"[^/\\%\0]+", named) or named in (".", "..") or named.startswith("LIST")):
+                raise InputFileError(
+                    f"{path} says that its pixels are in {named!r}: put one file beside it, and that file's bare name into it"
+                )
+            data = path if local else path.with_name(named)
+            size = data.stat().st_size - (length if local else 0)
+        except FileNotFoundError as error:
+            raise InputFileError(f"{error.filename} does not exist: check the name") from None
+        except InputFileError:
+            raise
+        except (OSError, ValueError) as error:
+            raise unreadable(path, _KIND, reason(error)) from None
+        encoding = fields.get("encoding", "raw").lower()
+        if encoding not in ("raw", "gzip", "gz"):
+            raise InputFileError(f"{path} is encoded as {encoding!r}: save it raw or as gzip")
+        compressed = encoding != "raw" or fields.get("compresseddata", "false").lower() in ("true", "1")
+        return cls(data, size, partial(inflated, data, length if local else 0) if compressed else None)
+
+
+def _fields(start: bytes, nrrd: bool) -> tuple[dict[str, str], int]:
+    """The fields of a header by their names, in lower case without spaces, and its length in bytes."""
+    fields: dict[str, str] = {}
+    position = 0
+    for line in start.splitlines(keepends=True):
+        position += len(line)
+        text = line.decode("utf-8", "surrogateescape").strip()
+        if nrrd and not text:
+            break  # the blank line after which pixels begin
+        parts = re.split(":" if nrrd else "[=:]", text, maxsplit=1)
+        if len(parts) == 2 and not text.startswith("#"):
+            name = "".join(parts[0].lower().split())
+            fields[name] = parts[1].strip()
+            if name == "elementdatafile":
+                break
+    return fields, position
+
+
+def _simple_itk() -> Any:
+    return library("SimpleITK", "formats", "NRRD or MetaImage")
+
+
+def _last_line(error: RuntimeError) -> str:
+    """Of what ITK says, which is its reason; the lines above tell where in its source."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -1,0 +1,71 @@
+"""Thick slices made thin: the planes that contain the axis across which slices lie are upscaled along it.
+
+They do so in two orientations, whose results are averaged. A thick slice is a mean over its thickness (a box profile), so what
+the mean of the thin ones in its place lacks of it is given back to each of them. docs/through-plane.md has measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import grid
+from .intensity import Intensity, exact_float
+from .upscaler import allocate
+
+if TYPE_CHECKING:
+    from .upscaler import Upscaler
+
+
+def planes(shape: tuple[int, ...], axis: int) -> int:
+    """How many planes `upscale` goes through."""
+    return sum(shape[k] for k in _orientations(shape, axis))
+
+
+def upscale(
+    upscaler: Upscaler,
+    volume: NDArray[Any],
+    axis: int,
+    scale: Fraction,
+    intensity: Intensity,
+    step: Callable[[], None] = lambda: None,
+) -> NDArray[Any]:
+    """A volume (three axes) with `scale` times as many slices along `axis`, in float32, or float64 of wide integers and floats.
+
+    `step` is called after each plane. Values stay within the intensity's range.
+    """
+    shape = tuple(grid.output_size(n, scale) if k == axis else n for k, n in enumerate(volume.shape))
+    dtype = exact_float(volume.dtype)
+    out = allocate(shape, dtype)
+    out[...] = 0
+    across = _orientations(volume.shape, axis)
+    for other in across:
+        scales = tuple(scale if k == axis else Fraction(1) for k in range(3) if k != other)
+        for plane, target in zip(np.moveaxis(volume, other, 0), np.moveaxis(out, other, 0)):
+            target += upscaler.upscale_slice(plane, intensity, (scales[0], scales[1]), dtype) / len(across)
+            step()
+    overlap = thickness(volume.shape[axis], scale).astype(dtype)
+    means, parts = overlap / overlap.sum(1, keepdims=True), (overlap / overlap.sum(0)).T
+    thick, thin = np.moveaxis(volume, axis, -1), np.moveaxis(out, axis, -1)
+    for here in np.ndindex(thick.shape[0]):
+        thin[here] += (thick[here] - thin[here] @ means.T) @ parts.T
+        np.clip(thin[here], intensity.low, intensity.high, out=thin[here])
+    return out
+
+
+def thickness(size: int, scale: Fraction) -> NDArray[np.float64]:
+    """(thick slices, thin slices): how much of each thin one, of thickness 1, lies in each thick one, of thickness `scale`."""
+    thick = np.arange(size)[:, None] * float(scale)
+    thin = np.arange(grid.output_size(size, scale))
+    shared: NDArray[np.float64] = np.minimum(thick + float(scale), thin + 1) - np.maximum(thick, thin)
+    return shared.clip(0, 1)
+
+
+def _orientations(shape: tuple[int, ...], axis: int) -> list[int]:
+    """The axes across which planes lie that contain `axis`; a plane of one pixel's width has nothing to be resolved in."""
+    others = [k for k in range(3) if k != axis]
+    return [k for k in others if shape[sum(others) - k] > 1]

@@ -1,0 +1,278 @@
+"""Round trips between all formats of volumes and of pictures, and files that lie."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import InputFileError, OutputFileError, formats, images, itk, volume
+from runtime.files import write_atomically
+from runtime.inputs import believe, inflated
+from runtime.sizes import Size
+
+OBLIQUE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3, -0.2, 0.5) @ np.diag([-0.9, 1.1, 3.0]), [-70.0, 12.5, 33.0])
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
+
+
+def scan(dtype: str = "int16", shape: tuple[int, ...] = (5, 4, 3)) -> nib.Nifti1Image:
+    """Voxels that all differ, up to the ends of their type, obliquely placed."""
+    data = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    if np.dtype(dtype).kind in "iu":
+        data.flat[0], data.flat[-1] = np.iinfo(dtype).min, np.iinfo(dtype).max
+    else:
+        data = data / np.asarray(7, dtype)
+    image = nib.Nifti1Image(data, OBLIQUE, dtype=data.dtype)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def save(path: Path, image: nib.Nifti1Image) -> Path:
+    write_atomically(path, formats.writer(path, image), overwrite=True)
+    return path
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("one", "other"), list(itertools.permutations(formats.VOLUMES, 2)))
+def test_volumes_keep_values_type_and_place_from_format_to_format(tmp_path: Path, one: str, other: str, dtype: str) -> None:
+    before = scan(dtype)
+    first = formats.load(save(tmp_path / f"a{one}", before))
+    after = formats.load(save(tmp_path / f"b{other}", first))
+    assert after.get_data_dtype() == before.get_data_dtype()
+    np.testing.assert_array_equal(np.asarray(after.dataobj), np.asarray(before.dataobj))
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)  # mm; NIfTI-1 keeps single precision
+
+
+@pytest.mark.parametrize("suffix", itk.WRITTEN)
+def test_left_and_right_are_not_swapped(tmp_path: Path, suffix: str) -> None:
+    """By ITK's own word: a voxel's point in ITK's millimetres (left, posterior, head) is NIfTI's with two signs turned."""
+    sitk = pytest.importorskip("SimpleITK")
+    image = scan()
+    there = sitk.ReadImage(str(save(tmp_path / f"a{suffix}", image)))
+    for voxel in ((0, 0, 0), (4, 0, 0), (1, 3, 2)):
+        right, front, head = (image.affine @ [*voxel, 1])[:3]
+        np.testing.assert_allclose(there.TransformIndexToPhysicalPoint(voxel), (-right, -front, head), atol=1e-6)
+        assert there[voxel] == image.dataobj[voxel]
+
+
+@pytest.mark.parametrize("suffix", itk.WRITTEN)
+def test_sheared_two_and_four_dimensional_volumes(tmp_path: Path, suffix: str) -> None:
+    sheared = OBLIQUE.copy()
+    sheared[0, 1] += 0.3
+    image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), sheared)
+    np.testing.assert_allclose(formats.load(save(tmp_path / f"s{suffix}", image)).affine, sheared, atol=1e-5)
+
+    moving = scan("float32", (5, 4, 3, 2))
+    moving.header.set_zooms((*moving.header.get_zooms()[:3], 2500.0))
+    moving.header.set_xyzt_units("mm", "msec")
+    again = formats.load(save(tmp_path / f"t{suffix}", moving))
+    np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(moving.dataobj))
+    np.testing.assert_allclose(again.affine, moving.affine, atol=1e-5)
+    assert (again.header.get_zooms()[3], again.header.get_xyzt_units()) == (2.5, ("mm", "sec"))
+
+    flat = formats.load(save(tmp_path / f"f{suffix}", scan("int16", (5, 4))))
+    assert flat.shape == (5, 4, 1)
+    np.testing.assert_allclose(flat.affine, OBLIQUE, atol=1e-5)
+
+
+def test_units_and_slopes_are_applied_where_a_format_has_none(tmp_path: Path) -> None:
+    image = scan()
+    image.header.set_xyzt_units("micron")
+    image.header.set_slope_inter(0.25, -40)
+    nib.save(image, tmp_path / "a.nii")
+    image = volume.load(tmp_path / "a.nii")
+    again = formats.load(save(tmp_path / "a.nrrd", image))
+    np.testing.assert_allclose(again.affine, np.diag([1e-3, 1e-3, 1e-3, 1]) @ OBLIQUE, atol=1e-6)
+    assert again.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(again.get_fdata(), image.get_fdata())
+
+
+def test_spacing_is_asked_for_in_millimetres_whatever_the_headers_unit(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.diag([900.0, 900.0, 3000.0, 1.0]))
+    image.header.set_xyzt_units("micron")
+    assert volume.scales_of(image, Size(spacing="0.45"), 2) == (2, 2, 1)
+
+
+@pytest.mark.parametrize(("attached", "detached"), [(".nrrd", ".nhdr"), (".mha", ".mhd")])
+def test_a_header_and_its_pixels_beside_it_are_read(tmp_path: Path, attached: str, detached: str) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    whole = sitk.ReadImage(str(save(tmp_path / f"a{attached}", scan())))
+    sitk.WriteImage(whole, str(tmp_path / f"b{detached}"))
+    image = formats.load(tmp_path / f"b{detached}")
+    np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(scan().dataobj))
+    np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-6)
+    header, data = formats.files_of(tmp_path / f"b{detached}")
+    assert (header.name, data.parent, data.stem) == (f"b{detached}", tmp_path, "b")
+    with pytest.raises(OutputFileError, match="two files"):
+        formats.check_becomes(tmp_path / "a.nii", "nifti", tmp_path / f"c{detached}")
+
+
+NRRD = "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: {sizes}\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nkinds: domain domain domain\nendian: little\nencoding: {encoding}\nspace origin: (0,0,0)\n"  # noqa: E501
+META = "ObjectType = Image\nNDims = 3\nBinaryData = True\nCompressedData = {compressed}\nDimSize = {sizes}\nElementSpacing = 1 1 1\nElementType = MET_SHORT\n"  # noqa: E501
+
+
+def nrrd(sizes: str = "2 2 2", encoding: str = "raw", last: str = "") -> bytes:
+    return (NRRD.format(sizes=sizes, encoding=encoding) + last + "\n").encode()
+
+
+def meta(sizes: str = "2 2 2", compressed: bool = False, data: str = "LOCAL") -> bytes:
+    return (META.format(sizes=sizes, compressed=compressed) + f"ElementDataFile = {data}\n").encode()
+
+
+@pytest.mark.parametrize(
+    "named", ["../secret.raw", "/etc/passwd", "a/b.raw", "..", "LIST", "part%03d.raw 1 3", "..\\secret.raw"]
+)
+def test_pixels_anywhere_but_beside_the_header_are_refused(tmp_path: Path, named: str) -> None:
+    (tmp_path / "secret.raw").write_bytes(bytes(16))
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "a.nhdr").write_bytes(nrrd(last=f"data file: {named}\n"))
+    (inner / "b.nrrd").write_bytes(nrrd(last=f"DataFile: {named}\n") + bytes(16))
+    (inner / "c.mhd").write_bytes(meta(data=named))
+    for path in sorted(inner.iterdir()):
+        with pytest.raises(InputFileError, match="put one file beside it"):
+            formats.load(path)
+
+
+LIES = {
+    "huge.nrrd": nrrd("10000 10000 10000") + bytes(500),
+    "huge.gz.nrrd": nrrd("10000 10000 10000", "gzip") + gzip.compress(bytes(500)),
+    "bomb.nrrd": nrrd("1000 1000 100", "gzip") + gzip.compress(bytes(1_000_000)),
+    "cut.nrrd": nrrd("2 2 2", "gzip") + gzip.compress(bytes(16))[:-4],
+    "flipped.nrrd": nrrd("2 2 2", "gzip") + gzip.compress(bytes(16))[:-8] + bytes(8),
+    "huge.mha": meta("10000 10000 10000") + bytes(500),
+    "huge.z.mha": meta("10000 10000 10000", True) + zlib.compress(bytes(500)),
+    "bomb.mha": meta("1000 1000 100", True) + zlib.compress(bytes(1_000_000)),
+    "cut.mha": meta("2 2 2", True) + zlib.compress(bytes(range(16)))[:-4],
+    "short.mha": meta("2 2 2") + bytes(15),
+    "text.mha": b"nothing of the kind",
+    "text.nrrd": b"nothing of the kind",
+    "empty.nrrd": b"",
+    "negative.mha": meta("-2 -2 2") + bytes(16),
+    "overflow.mha": meta("4294967296 4294967296 4294967296") + bytes(16),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_header_is_believed_only_as_far_as_the_file_goes(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(LIES[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputFileError, match=rf"{name} is not a readable NRRD or MetaImage file, or is truncated"):
+            formats.load(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 40e6  # bytes; the honest half of the bombs would be 200 MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_honest_but_larger_than_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match="more than this machine's memory"):
+        believe(tmp_path / "x.nii", "NIfTI file", 1 << 60, 1 << 60)
+
+
+def test_inflating_goes_on_to_the_checksum(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 300
+    for packed in (gzip.compress(content), zlib.compress(content)):
+        (tmp_path / "x").write_bytes(b"header" + packed)
+        assert b"".join(inflated(tmp_path / "x", 6)) == content
+        (tmp_path / "x").write_bytes(b"header" + packed[:-1])
+        with pytest.raises(EOFError):
+            list(inflated(tmp_path / "x", 6))
+
+
+def test_vectors_and_bzip2_are_refused(tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    from runtime import ImageError
+
+    sitk.WriteImage(sitk.Image([2, 2, 2], sitk.sitkVectorUInt8, 3), str(tmp_path / "v.nrrd"))
+    with pytest.raises(ImageError, match="one real number a voxel"):
+        formats.load(tmp_path / "v.nrrd")
+    (tmp_path / "b.nrrd").write_bytes(nrrd(encoding="bzip2") + bytes(16))
+    with pytest.raises(InputFileError, match="save it raw or as gzip"):
+        formats.load(tmp_path / "b.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "shape"),
+    [
+        (".png", "uint8", (5, 4)),
+        (".png", "uint16", (5, 4)),
+        (".bmp", "uint8", (5, 4)),
+        (".tif", "uint8", (5, 4)),
+        (".tif", "uint16", (5, 4)),
+        (".tif", "int32", (5, 4)),
+        (".tiff", "float32", (5, 4)),
+        (".tif", "uint16", (3, 5, 4)),
+        (".tif", "float32", (3, 5, 4)),
+        *((".npy", dtype, (3, 5, 4)) for dtype in DTYPES),
+    ],
+)
+def test_pictures_and_arrays_keep_values_and_type(tmp_path: Path, suffix: str, dtype: str, shape: tuple[int, ...]) -> None:
+    pixels = np.asarray(scan(dtype, shape).dataobj)
+    images.write(tmp_path / f"a{suffix}", pixels, colour=False)
+    again = images.read(tmp_path / f"a{suffix}")
+    assert again.dtype == dtype
+    np.testing.assert_array_equal(again, pixels)
+
+
+def test_pages_of_several_kinds_are_refused(tmp_path: Path) -> None:
+    grey, small, colour = (Image.new(mode, size) for mode, size in (("L", (5, 4)), ("L", (4, 4)), ("RGB", (5, 4))))
+    for name, pages, said in (("a", [grey, small], "several sizes"), ("b", [colour, colour], "pages in colour")):
+        pages[0].save(tmp_path / f"{name}.tif", save_all=True, append_images=pages[1:])
+        with pytest.raises(InputFileError, match=said):
+            images.read(tmp_path / f"{name}.tif")
+
+
+def test_an_array_that_promises_more_than_its_file_is_refused(tmp_path: Path) -> None:
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000, 10000, 10000), }".ljust(117) + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header + bytes(500))
+    with pytest.raises(InputFileError, match=r"a\.npy is not a readable image"):
+        images.read(tmp_path / "a.npy")
+
+
+def test_a_stack_that_promises_more_than_its_file_can_hold_is_refused(tmp_path: Path) -> None:
+    """Blank pages deflate to a thousandth; what is denser than any deflated picture lies."""
+    page = Image.new("L", (1200, 1200))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page] * 39, compression="tiff_adobe_deflate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_DENSEST", 100)  # a page takes 1.6 kB of 5.8 MB
+        patch.setattr(Image.Image, "seek", lambda *_: pytest.fail("pages were read"), raising=False)
+        with pytest.raises(InputFileError, match="its header promises 230,400,000 bytes"):
+            images.read(tmp_path / "a.tif")
+
+
+def test_kinds(tmp_path: Path) -> None:
+    for name, kind in (("a.nii.gz", "nifti"), ("b.NRRD", "itk"), ("c.mhd", "itk"), ("d.tif", "picture"), ("e.zip", "dicom")):
+        (tmp_path / name).touch()
+        assert formats.kind(tmp_path / name) == kind
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    assert formats.kind(tmp_path / "IM0001") == formats.kind(tmp_path) == "dicom"
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputFileError, match="no suffix of a known format"):
+        formats.kind(tmp_path / "notes.txt")
+    with pytest.raises(InputFileError, match="does not exist"):
+        formats.kind(tmp_path / "gone.nii")
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "said"),
+    [
+        ("nifti", "x.png", "no place in space"),
+        ("nifti", "x.npy", "no place in space"),
+        ("nifti", "x", "end its name in"),
+        ("nifti", "x.dcm", "end its name in"),
+        ("picture", "x.nii", "stay pictures or arrays"),
+        ("dicom", "x.jpg", "no place in space"),
+        ("itk", "x.mhd", "two files"),
+    ],
+)
+def test_what_cannot_become_what(source: formats.Kind, out: str, said: str) -> None:
+    with pytest.raises(OutputFileError, match=said):
+        formats.check_becomes(Path("in"), source, Path(out))

@@ -1,0 +1,281 @@
+"""One input → one output and its record."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import InputFileError, MetasrganError, OutputFileError, Upscaler, formats, job, record
+from runtime.job import Request, Task
+from runtime.sizes import Size
+
+TWICE = Request(Size(scale="2"))
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    data = np.random.default_rng(0).integers(0, 1000, (12, 10, 3)).astype(np.int16)
+    image = nib.Nifti1Image(data, np.diag([0.8, 0.8, 6.5, 1]))
+    image.header["descrip"], image.header["db_name"] = b"Jane Doe 1970", b"Doe^Jane"
+    image.header["aux_file"], image.header["intent_name"] = b"doe.txt", b"Jane"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    nib.save(image, tmp_path / "doe_jane.nii.gz")
+    return tmp_path / "doe_jane.nii.gz"
+
+
+def read(output: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(record.beside(output).read_text())
+    return content
+
+
+def test_a_record_says_what_was_made_of_what_by_what(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.nii.gz"
+    result = job.run(shipped, Task(scan, out), Request(Size(spacing=("0.5", "0.4", "3"))))
+    content = read(out)
+    assert content["software"].startswith("metasrgan-edge ")
+    assert content["bundle"] == {"sha256": shipped.bundle.sha256}
+    assert content["device"].startswith("cpu")
+    assert content["scale"] == ["8/5", "2", "13/6"]
+    assert content["grid"]["projection"] == shipped.bundle.model.projection
+    assert content["input"] == {"name": "doe_jane.nii.gz", "sha256": record.fingerprint([scan])}
+    assert content["from"] == {"shape": [12, 10, 3], "spacing_mm": [0.8, 0.8, 6.5]}
+    assert content["output"] == {
+        "shape": [19, 20, 6],
+        "spacing_mm": [0.5, 0.4, 3.0],
+        "dtype": "int16",
+        "sha256": record.fingerprint([out]),
+    }
+    assert content["time"].endswith("+00:00")
+    assert content["seconds"] > 0
+    assert "×8/5 ×2 ×13/6" in str(result)
+    assert "Jane" not in record.beside(out).read_text()
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_deterministic_gives_the_same_bytes_again(
+    shipped: Upscaler, scan: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(TWICE, deterministic=True)
+    made = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        out = tmp_path / folder / f"out{suffix}"
+        monkeypatch.setattr("time.time", partial(float, 1_000_000_000 + len(made)))  # what gzip and others would put down
+        job.run(shipped, Task(scan, out), request)
+        made.append((out.read_bytes(), record.beside(out).read_bytes()))
+    assert made[0] == made[1]
+    assert not {"time", "seconds"} & read(out).keys()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    job.run(shipped, Task(scan, tmp_path / f"told{suffix}"), request)
+    assert read(tmp_path / f"told{suffix}")["time"] == "1970-01-02T00:00:00+00:00"
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("a.png", "uint8"), ("a.tif", "uint16"), ("a.jpg", "uint8"), ("a.npy", "float32")])
+def test_pictures_have_records_too_and_the_same_bytes_again(shipped: Upscaler, tmp_path: Path, name: str, dtype: str) -> None:
+    source = tmp_path / "in.npy"
+    np.save(source, np.random.default_rng(0).integers(0, 255, (9, 8)).astype(dtype))
+    outs = [tmp_path / f"{k}{name}" for k in range(2)]
+    for out in outs:
+        job.run(shipped, Task(source, out), replace(TWICE, deterministic=True))
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert read(outs[0])["scale"] == ["2", "2"]
+    assert read(outs[0])["output"]["dtype"] == dtype
+
+
+def test_anonymous_tells_nothing_of_whom(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.nii"
+    job.run(shipped, Task(scan, out), replace(TWICE, anonymous=True))
+    whole = out.read_bytes() + record.beside(out).read_bytes()
+    for word in (b"Jane", b"Doe", b"doe"):
+        assert word not in whole
+    kept = tmp_path / "kept.nii"
+    job.run(shipped, Task(scan, kept), TWICE)
+    assert b"Jane Doe 1970" in kept.read_bytes()
+    np.testing.assert_array_equal(nib.load(out).get_fdata(), nib.load(kept).get_fdata())
+
+
+def test_resume_leaves_alone_what_is_done_just_so(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
+    task, again = Task(scan, tmp_path / "out.nii.gz"), replace(TWICE, resume=True)
+    assert job.run(shipped, task, again).status == "done"
+    before = task.output.stat().st_mtime_ns
+    assert job.run(shipped, task, again).status == "skipped"
+    assert job.run(shipped, task, replace(again, size=Size(scale="4/2"))).status == "skipped"
+    assert task.output.stat().st_mtime_ns == before
+
+
+def test_resume_does_not_take_another_thing_for_done(
+    shipped: Upscaler, random_upscaler: Upscaler, scan: Path, tmp_path: Path
+) -> None:
+    """Other scales, options, bundles, inputs, a changed output: each is refused, as it may be wanted, and redone by force."""
+    task, again = Task(scan, tmp_path / "out.nii.gz"), replace(TWICE, resume=True)
+    job.run(shipped, task, TWICE)
+
+    def is_refused_then_redone(up: Upscaler, request: Request) -> None:
+        with pytest.raises(OutputFileError, match="by its record it is not what this would make"):
+            job.run(up, task, request)
+        assert job.run(up, task, replace(request, overwrite=True)).status == "done"
+        assert job.run(up, task, replace(request, overwrite=True)).status == "skipped"
+
+    is_refused_then_redone(shipped, replace(again, size=Size(scale="3")))
+    is_refused_then_redone(shipped, replace(again, dtype="float32"))
+    is_refused_then_redone(shipped, replace(again, axis=0))
+    is_refused_then_redone(shipped, replace(again, anonymous=True))
+    is_refused_then_redone(random_upscaler, again)
+    nib.save(nib.Nifti1Image(np.ones((12, 10, 3), np.int16), np.eye(4)), scan)
+    is_refused_then_redone(random_upscaler, again)
+    task.output.write_bytes(task.output.read_bytes() + b"\0")
+    is_refused_then_redone(random_upscaler, again)
+    record.beside(task.output).unlink()
+    is_refused_then_redone(random_upscaler, again)
+
+
+def test_a_crash_between_record_and_output_is_redone(
+    shipped: Upscaler, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends after the record has its name, before the output has."""
+    task = Task(scan, tmp_path / "out.nii")
+    done = job.run(shipped, task, TWICE)
+    whole = task.output.read_bytes()
+    task.output.unlink()
+    assert not record.is_done(task.output, {})
+    again = job.run(shipped, task, replace(TWICE, resume=True))
+    assert (done.status, again.status) == ("done", "done")
+    assert task.output.read_bytes() == whole
+    assert record.is_done(task.output, {})
+
+
+def test_both_or_neither(shipped: Upscaler, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output's name is taken by somebody else while its record has got its own: the record goes again."""
+    out = tmp_path / "out.nii"
+    publish = record.draft
+
+    def late(path: Path, overwrite: bool) -> Any:
+        if path != out:
+            out.write_bytes(b"somebody else's")
+        return publish(path, overwrite)
+
+    monkeypatch.setattr(record, "draft", late)
+    with pytest.raises(OutputFileError, match="exists already"):
+        job.run(shipped, Task(scan, out), TWICE)
+    assert out.read_bytes() == b"somebody else's"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["doe_jane.nii.gz", "out.nii"]
+
+
+def test_somebody_elses_json_is_not_replaced(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
+    sidecar = tmp_path / "out.nii.json"
+    sidecar.write_text('{"RepetitionTime": 2}')
+    with pytest.raises(OutputFileError, match=r"out.nii.json exists already"):
+        job.run(shipped, Task(scan, tmp_path / "out.nii"), TWICE)
+    assert sidecar.read_text() == '{"RepetitionTime": 2}'
+    assert not (tmp_path / "out.nii").exists()
+
+
+def test_vanished_input_is_one_line(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
+    task = Task(scan, tmp_path / "out.nii")
+    scan.unlink()
+    with pytest.raises(InputFileError, match="does not exist"):
+        job.run(shipped, task, TWICE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclass
+class FakeSeries:
+    shape: tuple[int, int, int]
+    problem: str = ""
+    notes: tuple[str, ...] = ("a note",)
+
+    def volume(self) -> Any:
+        columns, rows, slices = self.shape[1], self.shape[0], self.shape[2]
+        data = np.arange(columns * rows * slices).reshape(columns, rows, slices).astype(np.int16)
+        return nib.Nifti1Image(data, np.diag([0.8, 0.8, 3.0, 1.0]))
+
+
+@pytest.fixture
+def dicom(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """What stands in for `runtime.dicom`: two series and a localizer, and a `save` that keeps what it is told."""
+    found = [FakeSeries((8, 9, 3)), FakeSeries((6, 6, 1), "is a localizer"), FakeSeries((10, 9, 4))]
+    saved: list[dict[str, Any]] = []
+
+    def save(folder: Path, series: FakeSeries, image: Any, **options: Any) -> None:
+        saved.append({"series": series, "image": image, **options})
+        folder.mkdir(exist_ok=options["overwrite"])
+        (folder / "0001.dcm").write_bytes(np.asarray(image.dataobj).tobytes())
+
+    module = types.SimpleNamespace(find_series=lambda path: found, save=save, found=found, saved=saved)
+    monkeypatch.setitem(sys.modules, f"{formats.__package__}.dicom", module)  # type: ignore[arg-type]
+    return module
+
+
+def test_a_dicom_series_becomes_a_series_and_a_record_in_its_fields(
+    shipped: Upscaler, dicom: types.SimpleNamespace, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "IM1").write_bytes(b"pixels")
+    task = Task(source, tmp_path / "out", 2)
+    result = job.run(shipped, task, replace(TWICE, anonymous=True))
+    told = dicom.saved[0]
+    assert (result.shape_in, result.shape_out) == ((9, 10, 4), (18, 20, 4))
+    assert result.notes == ("a note",)
+    assert told["series"] is dicom.found[2]
+    assert told["image"].shape == (18, 20, 4)
+    assert (told["anonymous"], told["overwrite"], told["description"]) == (True, False, "SR x2 x2 x1")
+    assert told["record"]["bundle"] == shipped.bundle.sha256
+    assert told["record"]["scale"] == "2 2 1"
+    assert all(isinstance(value, str) for value in told["record"].values())
+    assert read(tmp_path / "out")["output"]["sha256"] == record.fingerprint_of(tmp_path / "out")
+    assert job.run(shipped, task, replace(TWICE, anonymous=True, resume=True)).status == "skipped"
+
+    (tmp_path / "out" / "0001.dcm").write_bytes(b"half")  # as after a crash: the folder is there, the record without its hash
+    record.beside(tmp_path / "out").write_text(json.dumps({**read(tmp_path / "out"), "output": {"sha256": None}}))
+    assert job.run(shipped, task, replace(TWICE, anonymous=True, resume=True)).status == "done"
+    assert dicom.saved[-1]["overwrite"] is True
+
+
+def test_series_are_chosen(shipped: Upscaler, dicom: types.SimpleNamespace, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "IM1").write_bytes(b"pixels")
+    for series, said in (
+        (None, r"several series \(1 of 8×9×3, 3 of 10×9×4\)"),
+        (1, "it is a localizer"),
+        (3, "holds 3 series, none"),
+    ):
+        with pytest.raises(InputFileError, match=said):
+            job.run(shipped, Task(source, tmp_path / "out.nii.gz", series), TWICE)
+    del dicom.found[2]
+    job.run(shipped, Task(source, tmp_path / "out.nii.gz"), TWICE)  # the only one that can be
+    assert nib.load(tmp_path / "out.nii.gz").shape == (18, 16, 3)
+
+
+def test_an_output_within_its_input_is_refused(shipped: Upscaler, dicom: types.SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(OutputFileError, match="within its own input"):
+        job.run(shipped, Task(tmp_path, tmp_path / "out"), TWICE)
+
+
+def test_what_is_not_installed_is_named_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, f"{formats.__package__}.dicom", None)
+    with pytest.raises(MetasrganError, match=r"pip install 'metasrgan-edge\[dicom\]'"):
+        formats.dicom()
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    (tmp_path / "a.nrrd").touch()
+    with pytest.raises(MetasrganError, match=r"SimpleITK: pip install 'metasrgan-edge\[formats\]'"):
+        formats.load(tmp_path / "a.nrrd")
+
+
+def test_colours_and_stacks(shipped: Upscaler, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 8), (10, 20, 30)).save(tmp_path / "c.tif")
+    page = Image.new("L", (9, 8))
+    page.save(tmp_path / "s.tif", save_all=True, append_images=[page, page])
+    assert job.run(shipped, Task(tmp_path / "c.tif", tmp_path / "c.png"), TWICE).shape_out == (16, 18, 3)
+    assert job.run(shipped, Task(tmp_path / "s.tif", tmp_path / "s.npy"), TWICE).shape_out == (3, 16, 18)
