@@ -21,7 +21,7 @@ import sys, runtime, runtime.volume, runtime.__main__
 with runtime.Upscaler.load() as up:
     import numpy
     up(numpy.eye(8), 2)
-print(sorted(sys.modules.keys() & {'torch', 'onnx', 'train', 'export', 'skimage'}))
+print(sorted(sys.modules.keys() & {'torch', 'onnx', 'train', 'export', 'skimage', 'SimpleITK', 'distributed'}))
 """
     assert run_python(code).strip() == "[]"
 
