@@ -126,9 +126,9 @@ def test_resume_does_not_take_another_thing_for_done(
         assert job.run(up, task, replace(request, overwrite=True)).status == "done"
         assert job.run(up, task, replace(request, overwrite=True)).status == "skipped"
 
+    is_refused_then_redone(shipped, replace(again, axis=0))
     is_refused_then_redone(shipped, replace(again, size=Size(scale="3")))
     is_refused_then_redone(shipped, replace(again, dtype="float32"))
-    is_refused_then_redone(shipped, replace(again, axis=0))
     is_refused_then_redone(shipped, replace(again, anonymous=True))
     is_refused_then_redone(random_upscaler, again)
     nib.save(nib.Nifti1Image(np.ones((12, 10, 3), np.int16), np.eye(4)), scan)
