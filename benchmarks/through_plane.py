@@ -24,7 +24,6 @@ from runtime.upscaler import SHIPPED
 from train import resample
 
 Pixels = NDArray[np.float32]
-SCALES = (2, 3, 4, 5, 6)
 ONE = Fraction(1)
 
 
@@ -93,12 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("volume", type=Path)
     parser.add_argument("--axis", type=int, default=2)
+    parser.add_argument("--scales", type=int, nargs="+", default=[2, 3, 4, 5, 6])
     parser.add_argument("--bundle", type=Path, default=Path(__file__).parents[1] / "runtime" / SHIPPED)
     args = parser.parse_args()
     pixels = np.asarray(volume.load(args.volume).dataobj).astype(np.float32)
     bundle = Bundle.read(args.bundle)
     with Upscaler.of(bundle) as upscaler, Upscaler.of(told_one_scale(bundle)) as told_one:
-        for k, scale in enumerate(SCALES):
+        for k, scale in enumerate(args.scales):
             whole, low = thick(pixels, args.axis, scale)
             scores = {name: psnr(whole, image) for name, image in ways(upscaler, told_one, low, scale)}
             if not k:

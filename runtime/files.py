@@ -86,19 +86,25 @@ class Draft:
 
     def publish(self) -> None:
         """Give it its name. Raises FileExistsError where somebody has it meanwhile and it may not be replaced."""
-        if not self._unnamed:
-            if self._overwrite:
-                os.replace(self._temporary, self._target)
-            else:
-                _move_new(self._temporary, self._target)
+        if self._unnamed and not self._overwrite and self._link(self._target):
             return
-        folder = os.open(self._target.parent, os.O_RDONLY)
-        try:  # with a folder's descriptor, as otherwise the system's link would not follow /proc's
-            if self._overwrite:
-                os.link(self.path, self._temporary.name, dst_dir_fd=folder)
-                os.replace(self._temporary, self._target)
-            else:
-                os.link(self.path, self._target.name, dst_dir_fd=folder)
+        if self._unnamed and not self._link(self._temporary):
+            shutil.copyfile(self.path, self._temporary)
+        if self._overwrite:
+            os.replace(self._temporary, self._target)
+        else:
+            _move_new(self._temporary, self._target)
+
+    def _link(self, path: Path) -> bool:
+        """Name the file that has no name; false where the system does not do that."""
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.link(self.path, path.name, dst_dir_fd=folder)  # without a descriptor it would be a link to /proc's own
+            return True
+        except FileExistsError:
+            raise
+        except OSError:
+            return False
         finally:
             os.close(folder)
 

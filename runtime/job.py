@@ -35,14 +35,9 @@ class Request:
 
     def options(self, task: Task) -> dict[str, Any]:
         """All of it that the output's values depend on, as a record holds it."""
-        asked = {
-            **self.size.asked(),
-            "axis": self.axis,
-            "dtype": self.dtype,
-            "series": task.series,
-            "anonymous": self.anonymous,
-        }
-        return {name: value for name, value in asked.items() if value not in (None, False)}
+        series = None if task.series is None else task.series + 1
+        asked = {"axis": self.axis, "dtype": self.dtype, "series": series, "anonymous": self.anonymous or None}
+        return self.size.asked() | {name: value for name, value in asked.items() if value is not None}
 
 
 @dataclass(frozen=True)

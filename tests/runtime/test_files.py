@@ -20,10 +20,12 @@ def run_python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.fixture(params=["without a name", "with a name"])
+@pytest.fixture(params=["without a name", "with a name", "never to be named"])
 def kind_of_draft(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "with a name":  # as on a file system that has no others
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    if request.param == "never to be named":  # as in some containers
+        monkeypatch.setattr(files.Draft, "_link", lambda *_: False)
     return str(request.param)
 
 

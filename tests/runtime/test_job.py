@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,9 @@ def test_resume_does_not_take_another_thing_for_done(
         assert job.run(up, task, replace(request, overwrite=True)).status == "done"
         assert job.run(up, task, replace(request, overwrite=True)).status == "skipped"
 
+    is_refused_then_redone(shipped, replace(again, axis=0))
     is_refused_then_redone(shipped, replace(again, size=Size(scale="3")))
     is_refused_then_redone(shipped, replace(again, dtype="float32"))
-    is_refused_then_redone(shipped, replace(again, axis=0))
     is_refused_then_redone(shipped, replace(again, anonymous=True))
     is_refused_then_redone(random_upscaler, again)
     nib.save(nib.Nifti1Image(np.ones((12, 10, 3), np.int16), np.eye(4)), scan)
@@ -186,34 +186,6 @@ def test_vanished_input_is_one_line(shipped: Upscaler, scan: Path, tmp_path: Pat
     with pytest.raises(InputFileError, match="does not exist"):
         job.run(shipped, task, TWICE)
     assert list(tmp_path.iterdir()) == []
-
-
-@dataclass
-class FakeSeries:
-    shape: tuple[int, int, int]
-    problem: str = ""
-    notes: tuple[str, ...] = ("a note",)
-
-    def volume(self) -> Any:
-        columns, rows, slices = self.shape[1], self.shape[0], self.shape[2]
-        data = np.arange(columns * rows * slices).reshape(columns, rows, slices).astype(np.int16)
-        return nib.Nifti1Image(data, np.diag([0.8, 0.8, 3.0, 1.0]))
-
-
-@pytest.fixture
-def dicom(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """What stands in for `runtime.dicom`: two series and a localizer, and a `save` that keeps what it is told."""
-    found = [FakeSeries((8, 9, 3)), FakeSeries((6, 6, 1), "is a localizer"), FakeSeries((10, 9, 4))]
-    saved: list[dict[str, Any]] = []
-
-    def save(folder: Path, series: FakeSeries, image: Any, **options: Any) -> None:
-        saved.append({"series": series, "image": image, **options})
-        folder.mkdir(exist_ok=options["overwrite"])
-        (folder / "0001.dcm").write_bytes(np.asarray(image.dataobj).tobytes())
-
-    module = types.SimpleNamespace(find_series=lambda path: found, save=save, found=found, saved=saved)
-    monkeypatch.setitem(sys.modules, f"{formats.__package__}.dicom", module)  # type: ignore[arg-type]
-    return module
 
 
 def test_a_dicom_series_becomes_a_series_and_a_record_in_its_fields(

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from runtime import formats
+
+
+@dataclass
+class FakeSeries:
+    shape: tuple[int, int, int]
+    problem: str = ""
+    notes: tuple[str, ...] = ("a note",)
+
+    def volume(self) -> Any:
+        columns, rows, slices = self.shape[1], self.shape[0], self.shape[2]
+        data = np.arange(columns * rows * slices).reshape(columns, rows, slices).astype(np.int16)
+        return nib.Nifti1Image(data, np.diag([0.8, 0.8, 3.0, 1.0]))
+
+
+@pytest.fixture
+def dicom(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """What stands in for `runtime.dicom`: two series and a localizer, and a `save` that keeps what it is told."""
+    found = [FakeSeries((8, 9, 3)), FakeSeries((6, 6, 1), "is a localizer"), FakeSeries((10, 9, 4))]
+    saved: list[dict[str, Any]] = []
+
+    def save(folder: Path, series: FakeSeries, image: Any, **options: Any) -> None:
+        saved.append({"series": series, "image": image, **options})
+        folder.mkdir(exist_ok=options["overwrite"])
+        (folder / "0001.dcm").write_bytes(np.asarray(image.dataobj).tobytes())
+
+    module = types.SimpleNamespace(find_series=lambda path: found, save=save, found=found, saved=saved)
+    monkeypatch.setitem(sys.modules, f"{formats.__package__}.dicom", module)  # type: ignore[arg-type]
+    return module
