@@ -21,7 +21,7 @@ import sys, runtime, runtime.volume, runtime.__main__
 with runtime.Upscaler.load() as up:
     import numpy
     up(numpy.eye(8), 2)
-print(sorted(sys.modules.keys() & {'torch', 'onnx', 'train', 'export', 'skimage', 'SimpleITK', 'distributed', 'pydicom'}))
+print(sorted(sys.modules.keys() & {'torch', 'onnx', 'train', 'export', 'skimage', 'SimpleITK', 'distributed'}))
 print([name for name in sys.modules if name.startswith(('pycuda', 'cuda.', 'tensorrt', 'runtime.engines.'))])
 """
     without_a_driver = "['runtime.engines.ort', 'runtime.engines.cpu']"  # nothing of CUDA, of ours or of others
