@@ -7,6 +7,7 @@ neither a GPU nor a driver.
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ class KernelError(MetasrganError):
 
 def compile_ptx(source: bytes) -> bytes:
     """CUDA C++ → PTX. Raises KernelError with the compiler's words."""
+    with ThreadPoolExecutor(1) as pool:  # NVRTC 12.0 leaves its thread in the C locale, where Python takes text for ASCII
+        return pool.submit(_compile, source).result()
+
+
+def _compile(source: bytes) -> bytes:
     from cuda.bindings import nvrtc
 
     def call(result: tuple[Any, ...]) -> Any:

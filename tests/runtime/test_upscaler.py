@@ -141,7 +141,7 @@ def test_output_larger_than_half_the_memory_lies_in_a_file(
 ) -> None:
     stack = np.stack([head] * 3)
     expected = shipped(stack, 2)
-    monkeypatch.setattr("runtime.upscaler._memory", lambda: 2 * expected.nbytes - 2)
+    monkeypatch.setattr("runtime.upscaler.machine_memory", lambda: 2 * expected.nbytes - 2)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     streamed = shipped(stack, 2)
     assert type(streamed) is np.ndarray
