@@ -251,10 +251,8 @@ def _series(task: Task) -> Any:
 
 def _flat(content: record.Record) -> Mapping[str, str]:
     """A record as DICOM's own fields hold it; they must have a date, which is 1970 where nothing may tell the time."""
-    software, version = content["software"].split()
     return {
-        "software": software,
-        "version": version,
+        "software": content["software"],
         "bundle": content["bundle"]["sha256"],
         "device": content["device"],
         "scale": " ".join(content["scale"]),

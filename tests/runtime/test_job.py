@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import InputFileError, MetasrganError, OutputFileError, Upscaler, formats, job, record
+from runtime import InputFileError, MetasrganError, OutputFileError, Upscaler, __version__, formats, job, record
 from runtime.job import Request, Task
 from runtime.sizes import Size
 
@@ -197,6 +197,7 @@ def test_a_dicom_series_becomes_a_series_and_a_record_in_its_fields(
     task = Task(source, tmp_path / "out", 2)
     result = job.run(shipped, task, replace(TWICE, anonymous=True))
     told = dicom.saved[0]
+    assert told["record"]["software"] == f"metasrgan-edge {__version__}"  # what SoftwareVersions will say
     assert (result.shape_in, result.shape_out) == ((9, 10, 4), (18, 20, 4))
     assert result.notes == ("a note",)
     assert told["series"] is dicom.found[2]
