@@ -101,18 +101,16 @@ class CpuEngine:
 
     def _render_by_table(self, responses: Float, rows: Span, cols: Span, scales: grid.Scales) -> Float:
         slots = self._slot_table(scales)
-        out = np.empty((len(rows), len(cols)), np.float32)
         (qy, ny), (qx, nx) = ((s.axis.scale.denominator, s.axis.slots) for s in (rows, cols))
-        first_block, blocks_x = _blocks(cols, cols.start, cols.stop)
-        source_cols = _sources(cols, first_block, blocks_x)[None, :, None, :]
-        class_x, block_x, rank_x = _slots(cols, cols.start, cols.stop, first_block)
+        first_col, blocks_x = _blocks(cols, cols.start, cols.stop)
+        source_cols = _sources(cols, first_col, blocks_x)[None, :, None, :]
+        class_x, block_x, rank_x = _slots(cols, cols.start, cols.stop, first_col)
         pixels = responses.reshape(-1, responses.shape[-1])
 
-        strip = max(1, _STRIP_SLOTS // (blocks_x * qx * ny * nx) // qy) * qy  # input rows
-        for start, stop in _strips(rows, strip):
-            first_block, blocks_y = _blocks(rows, start, stop)
-            source_rows = _sources(rows, first_block, blocks_y)[:, None, :, None]
-            class_y, block_y, rank_y = _slots(rows, start, stop, first_block)
+        def rendered(start: int, stop: int) -> Float:
+            first_row, blocks_y = _blocks(rows, start, stop)
+            source_rows = _sources(rows, first_row, blocks_y)[:, None, :, None]
+            class_y, block_y, rank_y = _slots(rows, start, stop, first_row)
             # The product is laid out (class_y, class_x, block_y, block_x, rank_y, rank_x).
             per_class = blocks_y * blocks_x * ny * nx
             out_rows = class_y * qx * per_class + block_y * blocks_x * ny * nx + rank_y * nx
@@ -125,7 +123,16 @@ class CpuEngine:
                 "out_rows": out_rows[:, None].astype(np.int32),
                 "out_cols": out_cols[None].astype(np.int32),
             }
-            out[start - rows.start : stop - rows.start] = self._stage.run(None, feeds)[0]
+            strip: Float = self._stage.run(None, feeds)[0]
+            return strip
+
+        height = max(1, _STRIP_SLOTS // (blocks_x * qx * ny * nx) // qy) * qy  # input rows
+        strips = list(_strips(rows, height))
+        if len(strips) == 1:  # as most often: there is nothing to put together
+            return rendered(*strips[0])
+        out = np.empty((len(rows), len(cols)), np.float32)
+        for start, stop in strips:
+            out[start - rows.start : stop - rows.start] = rendered(start, stop)
         return out
 
     def _render_table_free(self, responses: Float, rows: Span, cols: Span, scales: grid.Scales) -> Float:
@@ -181,7 +188,7 @@ def _sources(span: Span, first_block: int, blocks: int) -> NDArray[np.int32]:
     """
     q = span.axis.scale.denominator
     pixel = np.arange(q)[:, None] + q * (first_block + np.arange(blocks)) - span.first
-    sources: NDArray[np.int32] = np.clip(pixel, 0, span.size - 1).astype(np.int32)
+    sources: NDArray[np.int32] = np.minimum(np.maximum(pixel, 0), span.size - 1).astype(np.int32)  # np.clip takes 0.1 ms
     return sources
 
 
