@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +52,11 @@ def processor() -> str:
 def machine() -> dict[str, Any]:
     """What times depend on, beside the code."""
     from runtime.engines.cpu import available_processors
+    from runtime.engines.ort import version_of
 
     names = ("numpy", "onnxruntime", "onnxruntime-gpu", "cuda-bindings", "pycuda", "tensorrt-rtx", "torch", "nibabel", "pillow")
-    versions = {name: metadata.version(name) for name in names if _has(name)}
+    versions = {name: version for name in names if (version := version_of(name))}
     return {"processor": processor(), "processors": available_processors(), "python": platform.python_version()} | versions
-
-
-def _has(name: str) -> bool:
-    try:
-        return bool(metadata.version(name))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 @dataclass

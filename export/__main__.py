@@ -61,13 +61,17 @@ def _export(argv: list[str]) -> None:
     generator, content = checkpoint.load_generator(args.ckpt)
     model, files, kept = build(generator, scales, args.fp16)
     origin = about(generator, content, args.ckpt, args.fp16, args.int8 is not None)
+
+    def draft() -> Bundle:
+        """What the bundle is so far."""
+        return Bundle.parse(bundle.serialise(model, files, origin), "the new bundle")
+
     if args.engine:
         from runtime.engines import tensorrt  # which has its own library, too
 
-        draft = Bundle.parse(bundle.serialise(model, files, origin), "the new bundle")
-        origin["engines"], built = tensorrt.portable_engines(draft)
+        origin["engines"], built = tensorrt.portable_engines(draft())
         files |= built
-    with Upscaler.of(Bundle.parse(bundle.serialise(model, files, origin), "the new bundle")) as exact:
+    with Upscaler.of(draft()) as exact:
         origin["largest_error_of_range"] = verify(exact, generator, args.fp16, kept)
         said = f"within {max(origin['largest_error_of_range'].values()):.1e} of the checkpoint's range"
 
@@ -77,7 +81,7 @@ def _export(argv: list[str]) -> None:
 
             slices = int8.load_slices(args.int8)
             files["trunk.onnx"] = int8.quantise(graphs.trunk(generator, half=False), model, slices)
-            with Upscaler.of(Bundle.parse(bundle.serialise(model, files, origin), "the new bundle")) as upscaler:
+            with Upscaler.of(draft()) as upscaler:
                 origin["psnr_lost_db"] = int8.measure_loss(upscaler, exact, slices)
             said += f"; 8-bit integers lose up to {max(origin['psnr_lost_db'].values()):.3f} dB"
 

@@ -91,7 +91,7 @@ def run(planned: Sequence[Task | Result], request: Request, folder: Path, work: 
     """
     summary = folder / SUMMARY
     with sole_writer(folder):
-        check_output(summary, overwrite=not summary.exists() or _is_ours(summary))
+        check_output(summary, overwrite=not summary.exists() or record.read_json(summary, FORMAT) is not None)
         results: dict[Task, Result] = {}
         total = len(planned)
 
@@ -142,8 +142,7 @@ def table(results: Sequence[Result]) -> str:
 
 def counted(results: Sequence[Result]) -> str:
     """How many are done, skipped and failed."""
-    counts = [(sum(result.status == status for result in results), status) for status in ("done", "skipped", "failed")]
-    return ", ".join(f"{count} {status}" for count, status in counts)
+    return ", ".join(f"{count} {status}" for status, count in _counts(results).items())
 
 
 def one_by_one(computer: Computer, request: Request, quiet: bool = False) -> Work:
@@ -321,6 +320,10 @@ def _task(entry: Task | Result) -> Task:
     return entry.task if isinstance(entry, Result) else entry
 
 
+def _counts(results: Sequence[Result]) -> dict[str, int]:
+    return {status: sum(result.status == status for result in results) for status in ("done", "skipped", "failed")}
+
+
 def _summary(results: Iterable[Result], total: int, request: Request) -> dict[str, Any]:
     listed = list(results)
     entries = []
@@ -337,20 +340,11 @@ def _summary(results: Iterable[Result], total: int, request: Request) -> dict[st
         if result.problem:
             entry["problem"] = result.problem
         entries.append(entry)
-    counts = {status: sum(r.status == status for r in listed) for status in ("done", "skipped", "failed")}
     moment = record.time_stamp(request.deterministic)
     return {
         "format": FORMAT,
-        **counts,
+        **_counts(listed),
         "unfinished": total - len(listed),
         **({"time": moment} if moment else {}),
         "inputs": entries,
     }
-
-
-def _is_ours(summary: Path) -> bool:
-    try:
-        content = json.loads(summary.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT

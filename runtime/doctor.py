@@ -7,7 +7,6 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from . import Upscaler, __version__, engines
 from .engines.cache import EngineCache, default_directory
+from .engines.ort import version_of
 from .errors import DeviceError, MetasrganError
 
 PACKAGES = (
@@ -82,7 +82,7 @@ def examine(bundle: Path | None = None, cache_dir: Path | None = None) -> dict[s
         "metasrgan-edge": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := version_of(name))},
         "gpu": _gpu(),
         "devices": devices,
         "cache": {
@@ -152,10 +152,3 @@ def _gpu() -> dict[str, Any]:
         "cuda": f"{found.driver // 1000}.{found.driver % 1000 // 10}",
         "library": device.library,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -160,6 +160,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def seal(content: bytes) -> bytes:
+    """Content behind its SHA-256, for a file that may be damaged."""
+    return hashlib.sha256(content).digest() + content
+
+
+def unseal(sealed: bytes) -> bytes | None:
+    """The content of `seal`, or None where it is damaged."""
+    digest, content = sealed[:32], sealed[32:]
+    return content if digest == hashlib.sha256(content).digest() else None
+
+
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold a folder for one run at a time, until the block or the process ends, and clear away what killed ones left there.
@@ -189,33 +200,29 @@ def write_folder(
     """
     check_folder(folder, overwrite, ours)
     target = folder.resolve()
-    temporary, old = (target.with_name(f".{secrets.token_hex(8)}.{kind}") for kind in ("part", "old"))
-    try:
-        os.mkdir(temporary)
-        for name, write in files:
-            with open(temporary / name, "xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        if overwrite and os.path.isdir(target):
-            check_folder(folder, overwrite, ours)  # somebody may have put something there meanwhile
-            os.rename(target, old)
-        os.rename(temporary, target)  # which replaces an empty folder, and no other
-    except OutputFileError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise OutputFileError(f"{folder} {_TAKEN}") from None
-        raise OutputFileError(
-            f"{folder} could not be written ({error.strerror or error}): nothing was left behind; "
-            "free space or choose another place"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            if os.path.isdir(old) and not os.path.lexists(target):
-                os.rename(old, target)
-        for rest in (temporary, old):
-            shutil.rmtree(rest, ignore_errors=True)
+    temporary, old = (target.with_name(f".{secrets.token_hex(8)}{ending}") for ending in (PART, ".old"))
+    with _explained(folder):
+        try:
+            os.mkdir(temporary)
+            for name, write in files:
+                with open(temporary / name, "xb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            if overwrite and os.path.isdir(target):
+                check_folder(folder, overwrite, ours)  # somebody may have put something there meanwhile
+                os.rename(target, old)
+            os.rename(temporary, target)  # which replaces an empty folder, and no other
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):  # what is in a folder's way says so in other words
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                if os.path.isdir(old) and not os.path.lexists(target):
+                    os.rename(old, target)
+            for rest in (temporary, old):
+                shutil.rmtree(rest, ignore_errors=True)
 
 
 def check_folder(folder: Path, overwrite: bool, ours: str = r"(?!)") -> None:
@@ -294,6 +301,7 @@ def _clear(left: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
+    """What goes wrong while `path` is written, as an OutputFileError."""
     try:
         yield
     except OutputFileError:

@@ -77,8 +77,8 @@ def check_becomes(path: Path, source: Kind, out: Path) -> None:
         raise OutputFileError(f"{path} cannot become {out}, which has no place in space: write {', '.join(VOLUMES)}")
     elif becomes == "dicom" or (becomes is None and source != "dicom"):
         raise OutputFileError(f"{path} cannot become {out}: end its name in {', '.join(VOLUMES)}")
-    elif itk.is_itk(out) and out.suffix.lower() not in itk.WRITTEN:
-        raise OutputFileError(f"{out} would be two files, of which one may be lost: write {' or '.join(itk.WRITTEN)}")
+    elif itk.is_itk(out):
+        itk.check_writable_as(out)
 
 
 def _by_name(path: Path) -> Kind | None:

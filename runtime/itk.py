@@ -35,6 +35,12 @@ def is_itk(path: Path) -> bool:
     return path.suffix.lower() in _LIBRARIES
 
 
+def check_writable_as(path: Path) -> None:
+    """Raise OutputFileError for a name that would be two files."""
+    if path.suffix.lower() not in WRITTEN:
+        raise OutputFileError(f"{path} would be two files, of which one may be lost: write {' or '.join(WRITTEN)}")
+
+
 def files_of(path: Path) -> list[Path]:
     """The file, and the one beside it that a detached header names. Raises InputFileError for a name that leads elsewhere."""
     return list(dict.fromkeys((path, _Pixels.of(path).path)))
@@ -79,9 +85,8 @@ def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:
     A slope, which neither format has, is applied: real values are written, in a float type that holds them.
     Raises OutputFileError where the format cannot hold the image.
     """
+    check_writable_as(path)
     suffix = path.suffix.lower()
-    if suffix not in WRITTEN:
-        raise OutputFileError(f"{path} would be two files, of which one may be lost: write {' or '.join(WRITTEN)}")
     if not 2 <= len(image.shape) <= 4:
         raise OutputFileError(f"{path} cannot hold an image of shape {image.shape}: write .nii.gz")
     sitk = _simple_itk()

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from . import formats, images, record, sizes, volume
+from . import __version__, formats, images, record, sizes, volume
 from .errors import ImageError, InputFileError, OutputFileError, reason
 from .intensity import to_dtype
 from .sizes import Size
@@ -69,9 +69,7 @@ class Result:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if self.status == "failed":
-            return f"{self.task.name}: {self.problem}"
-        if self.status == "skipped":
+        if self.status != "done":
             return f"{self.task.name}: {self.problem}"
         before, after = ("×".join(map(str, shape)) for shape in (self.shape_in, self.shape_out))
         said = f"{self.task.name} {before} {sizes.written(self.scales)} → {self.task.output} {after}"
@@ -111,7 +109,7 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     make = _picture if kind == "picture" else _volume
     made = make(upscaler, task, kind, request, progress)
     content: record.Record = {
-        "software": f"metasrgan-edge {_version()}",
+        "software": f"metasrgan-edge {__version__}",
         **made_of,
         "device": runs_on(upscaler),
         "scale": [str(r) for r in made.scales],
@@ -272,9 +270,3 @@ def _make_anonymous(image: Any) -> None:
 
 def _millimetres(image: Any) -> tuple[float, ...]:
     return tuple(round(float(z) * volume.millimetres(image), 6) for z in image.header.get_zooms()[:3])
-
-
-def _version() -> str:
-    from . import __version__
-
-    return __version__

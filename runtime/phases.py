@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from . import grid
 from .errors import OutputFileError
-from .files import write_atomically
+from .files import seal, unseal, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -112,19 +112,19 @@ class Tables:
         path = self._directory / f"{self._digest[:32]}_{py}-{qy}_{px}-{qx}.table"
         shape = (py, px, len(self.predictor.b2))
         try:
-            content = path.read_bytes()
-            if content[:32] == hashlib.sha256(content[32:]).digest() and len(content) - 32 == 4 * int(np.prod(shape)):
-                return np.frombuffer(content, np.float32, offset=32).reshape(shape)
+            content = unseal(path.read_bytes())
+            if content is not None and len(content) == 4 * int(np.prod(shape)):
+                return np.frombuffer(content, np.float32).reshape(shape)
             log.warning("the cached table %s is damaged: predicting it again", path)
         except FileNotFoundError:
             pass
         except OSError as error:
             log.warning("the cached table %s cannot be read (%s): predicting it again", path, error)
         table = self.predictor.table(scales)
-        data = np.ascontiguousarray(table).tobytes()
+        sealed = seal(np.ascontiguousarray(table).tobytes())
         try:
             os.makedirs(self._directory, exist_ok=True)
-            write_atomically(path, lambda file: file.write(hashlib.sha256(data).digest() + data), overwrite=True)
+            write_atomically(path, lambda file: file.write(sealed), overwrite=True)
         except (OutputFileError, OSError) as error:
             log.warning("the table cache is not kept: %s", error)
         return table

@@ -40,12 +40,18 @@ def fingerprint_of(output: Path) -> str:
 
 def read(output: Path) -> Record | None:
     """The record of an output, or None where there is none that this program wrote."""
+    content = read_json(beside(output), FORMAT)
+    ours = content is not None and content.get("version") == VERSION and isinstance(content.get("output"), dict)
+    return content if ours else None
+
+
+def read_json(path: Path, format: str) -> Record | None:
+    """What a JSON file of this program's holds, by the `format` that it names; None where it is not there, or another's."""
     try:
-        content = json.loads(beside(output).read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    ours = isinstance(content, dict) and content.get("format") == FORMAT and content.get("version") == VERSION
-    return content if ours and isinstance(content.get("output"), dict) else None
+    return content if isinstance(content, dict) and content.get("format") == format else None
 
 
 def is_done(output: Path, made_of: Mapping[str, Any]) -> bool:

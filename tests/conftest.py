@@ -55,6 +55,19 @@ def random_upscaler(generator: Generator) -> Iterator[Upscaler]:
 
 
 @pytest.fixture(scope="session")
+def linear() -> Iterator[Upscaler]:
+    """A model that adds nothing to linear interpolation: what is left is geometry."""
+    import torch
+
+    generator = random_generator("edge")
+    with torch.no_grad():
+        for parameter in generator.upscale.predictor[2].parameters():
+            parameter.zero_()
+    with Upscaler.of(bundle_of(generator)) as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
 def shipped() -> Iterator[Upscaler]:
     with Upscaler.load() as up:
         yield up

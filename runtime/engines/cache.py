@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OutputFileError
-from ..files import write_atomically
+from ..files import seal, unseal, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,10 @@ class EngineCache:
         path = self._path(key)
         try:
             head, _, rest = path.read_bytes().partition(b"\n")
-            if json.loads(head) == dict(key) and rest[:32] == hashlib.sha256(rest[32:]).digest():
+            engine = unseal(rest)
+            if json.loads(head) == dict(key) and engine is not None:
                 os.utime(path)
-                return rest[32:]
+                return engine
             log.warning("the cached engine %s is damaged: it is built again", path)
         except FileNotFoundError:
             pass
@@ -73,7 +74,7 @@ class EngineCache:
         head = json.dumps(dict(key), sort_keys=True).encode() + b"\n"
         try:
             os.makedirs(self.directory, exist_ok=True)
-            content = head + hashlib.sha256(engine).digest() + engine
+            content = head + seal(engine)
             write_atomically(self._path(key), lambda file: file.write(content), overwrite=True)
             newest_first = sorted(self.entries(), key=lambda entry: -entry.used)
             total = 0

@@ -45,15 +45,17 @@ def _mix(here: list[str]) -> str:
 
 def installed() -> list[str]:
     """Those of ONNX Runtime's packages that pip knows of."""
+    return [name for name in PACKAGES if version_of(name)]
+
+
+def version_of(package: str) -> str:
+    """The version that pip knows of a package, or nothing."""
     from importlib import metadata
 
-    def has(package: str) -> bool:
-        try:
-            return bool(metadata.version(package))
-        except metadata.PackageNotFoundError:
-            return False
-
-    return [name for name in PACKAGES if has(name)]
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def check_provider(name: str) -> str:

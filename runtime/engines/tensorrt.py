@@ -114,7 +114,7 @@ def build(library: Any, graph: bytes, largest: int, portable: bool, progress: Pr
         config.progress_monitor = _monitor(library, progress)
     content = builder.build_serialized_network(network, config)
     if content is None:
-        raise DeviceError(f"{describe(library)} could not build an engine: {logger.last or 'it does not say why'}")
+        raise DeviceError(f"{describe(library)} could not build an engine: {logger.last}")
     return bytes(content)
 
 
@@ -131,7 +131,7 @@ class TensorRtTrunk:
             self._context = self._engine and self._engine.create_execution_context()
         if self._context is None:
             kind = DeviceMemoryError if "memory" in logger.last.lower() else DeviceError
-            raise kind(f"{describe(library)} cannot run its engine on this GPU: {logger.last or 'it does not say why'}")
+            raise kind(f"{describe(library)} cannot run its engine on this GPU: {logger.last}")
         self._logger = logger  # TensorRT does not keep it alive
 
     def run(self, image: cuda.Array, responses: cuda.Array) -> None:
@@ -141,8 +141,7 @@ class TensorRtTrunk:
             fits = fits and context.set_tensor_address("image", image.pointer)
             fits = fits and context.set_tensor_address("responses", responses.pointer)
             if not fits or not context.execute_async_v3(stream):
-                said = self._logger.last or "it does not say why"
-                raise DeviceError(f"{self.runs_on}: an image of {image.shape} failed: {said}")
+                raise DeviceError(f"{self.runs_on}: an image of {image.shape} failed: {self._logger.last}")
 
     def close(self) -> None:
         with self._device.borrowed():
@@ -155,7 +154,7 @@ def _logger(library: Any) -> Any:
     class Logger(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.last = ""
+            self.last = "it does not say why"
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR):

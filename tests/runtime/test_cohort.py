@@ -272,16 +272,20 @@ print("status", status, again)
     assert len(outputs(out)) == len(slow)
 
 
-def test_every_series_of_a_dicom_input_is_a_task(
-    dicom: types.SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = tmp_path / "exam"
-    source.mkdir()
-    (source / "IM1").write_bytes(b"pixels")
-    arguments = [str(source), "--scale", "2", "-o", f"{tmp_path}/out/"]
+@pytest.fixture
+def exam(dicom: types.SimpleNamespace, tmp_path: Path) -> Path:
+    """A folder that stands for DICOM's three series."""
+    folder = tmp_path / "exam"
+    folder.mkdir()
+    (folder / "IM1").write_bytes(b"pixels")
+    return folder
+
+
+def test_every_series_of_a_dicom_input_is_a_task(exam: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(exam), "--scale", "2", "-o", f"{tmp_path}/out/"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert f"{source} (series 2): it is a localizer" in said
+    assert f"{exam} (series 2): it is a localizer" in said
     assert "2 done, 1 skipped, 0 failed" in said
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["exam_1_sr", "exam_3_sr"]
     assert main([*arguments, "--resume"]) == 0
@@ -290,18 +294,13 @@ def test_every_series_of_a_dicom_input_is_a_task(
     assert nib.load(tmp_path / "out" / "exam_3_sr.nii").shape == (18, 20, 4)
 
 
-def test_one_series_becomes_the_folder_that_is_named(
-    dicom: types.SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = tmp_path / "exam"
-    source.mkdir()
-    (source / "IM1").write_bytes(b"pixels")
-    arguments = [str(source), "--series", "1", "--scale", "2", "-o", f"{tmp_path}/sr"]
+def test_one_series_becomes_the_folder_that_is_named(exam: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(exam), "--series", "1", "--scale", "2", "-o", f"{tmp_path}/sr"]
     assert main(arguments) == 0
     assert [p.name for p in (tmp_path / "sr").iterdir()] == ["0001.dcm"]
     assert main(arguments) == 1
     assert "exists already" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
     assert "is there and whole" in capsys.readouterr().out
-    assert main([str(source), "--series", "1", "--scale", "2"]) == 0
+    assert main([str(exam), "--series", "1", "--scale", "2"]) == 0
     assert [p.name for p in (tmp_path / "exam_sr").iterdir()] == ["0001.dcm"]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from fractions import Fraction
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from runtime import ImageError, ScaleError, Upscaler, through_plane
 from runtime.intensity import Intensity
-from tests.conftest import SCAN, bundle_of, random_generator
+from tests.conftest import SCAN
 
 
 def blobs(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
@@ -26,17 +24,6 @@ def blobs(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 def psnr(truth: np.ndarray, image: np.ndarray) -> float:
     return float(20 * np.log10(np.ptp(truth) / np.sqrt(np.mean((truth - image) ** 2))))
-
-
-@pytest.fixture(scope="module")
-def linear() -> Iterator[Upscaler]:
-    """A model that adds nothing to linear interpolation: what is left is geometry."""
-    generator = random_generator("edge")
-    with torch.no_grad():
-        for parameter in generator.upscale.predictor[2].parameters():
-            parameter.zero_()
-    with Upscaler.of(bundle_of(generator)) as up:
-        yield up
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

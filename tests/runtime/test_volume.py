@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import gzip
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from runtime import ImageError, InputFileError, OutputFileError, Upscaler, volume
-from tests.conftest import SCAN, bundle_of, random_generator
+from tests.conftest import SCAN
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.3, -0.2, 0.5) @ np.diag([-0.9, 1.1, 3.0]),  # flipped, too
@@ -26,17 +24,6 @@ def scan_of(data: np.ndarray, affine: np.ndarray = OBLIQUE) -> nib.Nifti1Image:
 def head_volume(dtype: type = np.int16, shape: tuple[int, ...] = (18, 15, 4)) -> np.ndarray:
     rng = np.random.default_rng(0)
     return np.rint(rng.random(shape) * 1000).astype(dtype)
-
-
-@pytest.fixture(scope="module")
-def linear() -> Iterator[Upscaler]:
-    """A model that adds nothing to linear interpolation: what is left is geometry."""
-    generator = random_generator("edge")
-    with torch.no_grad():
-        for parameter in generator.upscale.predictor[2].parameters():
-            parameter.zero_()
-    with Upscaler.of(bundle_of(generator)) as up:
-        yield up
 
 
 def moved_by(up: Upscaler, order: tuple[int, ...], flips: tuple[int, ...], scale: str, threshold: float) -> float:
