@@ -55,7 +55,8 @@ class Stage:
     schedule: Literal["cosine", "steps"] = "cosine"  # half a cosine down to 0, or × `step_factor` every `step_updates`
     step_updates: int = 60_000
     step_factor: float = 0.8
-    precision: Literal["bfloat16", "float32"] = "bfloat16"  # of convolutions and products, under autocast; weights are float32
+    # Of convolutions and products, under autocast; weights are float32. auto: bfloat16 where the device computes in it.
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
     clip_norm: float = 1.0  # of the gradient; 0: not clipped
     ema: float = 0.999  # the weights that are validated and kept are a moving average; 0: the last ones
 

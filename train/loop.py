@@ -145,6 +145,8 @@ class _Stage:
             log.info("%d crops train, %d validate", len(self.batches.crops), len(self.held_out))
         self.out.mkdir(parents=True, exist_ok=True)
         self.learner = Learner(generator, self.stage, device)
+        if self.first:
+            log.info("on %s in %s", device, self.learner.precision)
         self.update, self.best, self.running = 0, (False, -math.inf), math.nan
 
     def _digest(self) -> str:
@@ -300,8 +302,8 @@ def dry_run(config: Config, progress: bool = True, updates: int = 10) -> Iterato
                 raise TrainingError(f"stage {name}: {error} after {update - start} updates: lower its learning_rate") from None
             times.append(time.perf_counter() - began)
         seconds = float(np.mean(times[3:]))  # scales differ in cost: the mean, not the median
-        hours = stage.updates * seconds / 3600
-        yield f"  {1 / seconds:.2f} updates a second on {device}, {stage.updates:,} updates: {hours:.1f} hours"
+        speed = f"{1 / seconds:.2f} updates a second on {device} in {learner.precision}"
+        yield f"  {speed}, {stage.updates:,} updates: {stage.updates * seconds / 3600:.1f} hours"
 
 
 def initial(config: Config) -> nn.Module:

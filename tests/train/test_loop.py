@@ -277,6 +277,27 @@ def test_discriminator_and_features_serve_every_scale_of_the_paper(folder: Path,
         assert all(np.isfinite(value) for value in parts.values())
 
 
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "expected"),
+    [
+        ("auto", {"avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ("auto", {"neon": True, "bf16": True}, "bfloat16"),
+        ("auto", {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ("bfloat16", {"avx512_bf16": False}, "bfloat16"),
+        ("float32", {"avx512_bf16": True}, "float32"),
+    ],
+)
+def test_precision_is_what_the_processor_has_instructions_for(
+    precision: str, capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    chosen = parse({"generator": SMALL, "stage": {"brain": STAGE | {"precision": precision}}})
+    learner = Learner(networks.build(chosen.generator), chosen.stages["brain"], torch.device("cpu"))
+    assert learner.precision == expected
+    with learner._autocast():
+        assert torch.zeros(1, 1).mm(torch.zeros(1, 1)).dtype == getattr(torch, expected)
+
+
 @pytest.mark.parametrize("kind", ["l1", "gan"])
 def test_two_processes_give_the_gradients_of_a_doubled_batch(folder: Path, vgg: Path, tmp_path: Path, kind: str) -> None:
     """One process of batch 4 and two of batch 2, with batch norm: as equal as sums in another order are."""
@@ -375,7 +396,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
     out = capsys.readouterr().out
     assert f"{sum(p.numel() for p in networks.build(networks.configure(SMALL)).parameters()):,} parameters" in out
     assert "6 crops train, 2 validate" in out
-    said = re.search(r"([\d.]+) updates a second on \w+, 7,200 updates: ([\d.]+) hours", out)
+    said = re.search(r"([\d.]+) updates a second on \w+ in \w+, 7,200 updates: ([\d.]+) hours", out)
     assert said
     assert float(said[2]) == pytest.approx(2 / float(said[1]), abs=0.06)  # 7,200 updates at one a second are two hours
     assert [p.name for p in tmp_path.iterdir()] == ["c.toml"]
