@@ -102,7 +102,7 @@ class Source:
                 dataset = _read(file)
                 _check_codestreams(dataset)
                 frames = [_stored(frame, header) for frame in iter_pixels(dataset, indices=indices, raw=True)]
-            except InputFileError:
+            except (InputFileError, MemoryError):
                 raise
             except Exception as error:  # decoders raise whatever they stumble over
                 compressed = header.file_meta.TransferSyntaxUID.is_encapsulated

@@ -621,6 +621,16 @@ def test_sizes_are_believed_only_after_the_files_own(packed: bool) -> None:
     tracemalloc.stop()
 
 
+def test_too_little_memory_is_no_fault_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    (series,) = series_of(map(to_bytes, make_series()))
+    monkeypatch.setattr("runtime.dicom.source.iter_pixels", full)
+    with pytest.raises(MemoryError):
+        series.volume()
+
+
 def test_damaged_files_fail_in_one_line(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     """Cut anywhere, or with any byte flipped, a file is a series or one line; neither a log nor a warning quotes it."""
     caplog.set_level(logging.DEBUG)
