@@ -57,6 +57,29 @@ class WeightPredictor:
         col_part = np.outer(col_offsets, self.w1[:, 1]) + self.w1[:, 2:] @ inverse + self.b1
         return row_part.astype(np.float32), col_part.astype(np.float32)
 
+    def bending(
+        self, row_offsets: NDArray[np.float64], col_offsets: NDArray[np.float64], scales: grid.Scales
+    ) -> tuple[Float, Float, Float, Float]:
+        """The same MLP for these offsets alone, of fewer hidden units: `hidden_parts`, w2 (hidden, B) and b2 (B,).
+
+        Between offsets that lie close together few units bend. Those that stay below zero are nothing there, and those that
+        stay above it are one linear function: two units carry the offsets from the smallest ones, and b2 what it is at those.
+        """
+        rows, cols = self.hidden_parts(row_offsets, col_offsets, scales)
+        low, high = rows.min(0) + cols.min(0), rows.max(0) + cols.max(0)
+        bent, linear = (low < 0) & (high > 0), low >= 0
+        y, x = row_offsets - row_offsets.min(), col_offsets - col_offsets.min()
+        at_smallest = rows[y.argmin(), linear] + cols[x.argmin(), linear]
+        w2 = self.w2.T
+        parts = (
+            np.column_stack([rows[:, bent], y, np.zeros_like(y)]),
+            np.column_stack([cols[:, bent], np.zeros_like(x), x]),
+            np.vstack([w2[bent], self.w1[linear, :2].T @ w2[linear]]),
+            self.b2 + at_smallest @ w2[linear],
+        )
+        hidden_rows, hidden_cols, weights, bias = (part.astype(np.float32) for part in parts)
+        return hidden_rows, hidden_cols, weights, bias
+
     def digest(self) -> str:
         """SHA-256 of the weights and the projection: what a table depends on, beside its scale."""
         content = hashlib.sha256(self.projection.encode())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from .ort import load_onnxruntime
 Float = NDArray[np.float32]
 
 _STRIP_SLOTS = 1 << 20  # of the product, 4 MB: a slice of 240×240 pixels up to ×4 goes through at once
-_STRIP_PIXELS = 1 << 14  # of the table-free path, 17 MB of hidden units: the fastest of 1 << 10 … 1 << 15
+_STRIP_PIXELS = 1 << 15  # of the table-free path, some 15 MB of hidden units
+_ALIKE = 3  # groups of pixels with similar offsets, an axis: the fastest of 2 … 5, with strips of 1 << 14 … 1 << 16
 _CACHED = 8 << 20  # bytes of slot tables: the paper's thirty scales take 2.4 MB
 _WORTH_SKIPPING = 0.9  # of an image's pixels: to fill in the background's responses takes a twentieth of the trunk's time
 
@@ -136,28 +138,33 @@ class CpuEngine:
         return out
 
     def _render_table_free(self, responses: Float, rows: Span, cols: Span, scales: grid.Scales) -> Float:
-        """The same for any scale, whose every pixel has coefficients of its own."""
+        """The same for any scale, whose every pixel has coefficients of its own.
+
+        Pixels of similar offsets go together: of the predictor's hidden units they need those that bend between them.
+        """
         predictor, skip = self._tables.predictor, self._model.skip
-        out = np.empty((len(rows), len(cols)), np.float32)
-        hidden_rows, hidden_cols = predictor.hidden_parts(rows.offset, cols.offset, scales)
+        pixels = responses.reshape(-1, responses.shape[-1])
+        source_rows, source_cols = rows.sources * np.int32(responses.shape[1]), cols.sources
         taps_rows, taps_cols = (
             grid.skip_taps(r, predictor.projection, span.offset).astype(np.float32) for r, span in zip(scales, (rows, cols))
         )
-        feeds = {
-            "responses": responses.reshape(-1, responses.shape[-1]),
-            "source_cols": cols.sources[None],
-            "hidden_cols": hidden_cols[None],
-            "w2": np.ascontiguousarray(predictor.w2.T),
-            "b2": predictor.b2,
-        }
-        step = max(1, _STRIP_PIXELS // len(cols))
-        for start in range(0, len(rows), step):
-            here = slice(start, start + step)
-            feeds["source_rows"] = rows.sources[here, None] * np.int32(responses.shape[1])
-            feeds["hidden_rows"] = hidden_rows[here, None]
-            if skip:
-                feeds |= {"taps_rows": taps_rows[here, None, :, None], "taps_cols": taps_cols[None, :, None, :]}
-            out[here] = self._table_free.run(None, feeds)[0]
+        out = np.empty((len(rows), len(cols)), np.float32)
+        for y, x in product(_alike(rows.offset), _alike(cols.offset)):
+            hidden_rows, hidden_cols, w2, b2 = predictor.bending(rows.offset[y], cols.offset[x], scales)
+            feeds = {
+                "responses": pixels,
+                "source_cols": source_cols[None, x],
+                "hidden_cols": hidden_cols[None],
+                "w2": w2,
+                "b2": b2,
+            }
+            step = max(1, _STRIP_PIXELS // len(x))
+            for start in range(0, len(y), step):
+                strip = slice(start, start + step)
+                feeds |= {"source_rows": source_rows[y[strip], None], "hidden_rows": hidden_rows[strip, None]}
+                if skip:
+                    feeds |= {"taps_rows": taps_rows[y[strip], None, :, None], "taps_cols": taps_cols[None, x, None, :]}
+                out[np.ix_(y[strip], x)] = self._table_free.run(None, feeds)[0]
         return out
 
 
@@ -196,6 +203,11 @@ def _slots(span: Span, start: int, stop: int, first_block: int) -> tuple[NDArray
     """(class modulo q, block, rank) of each of the outputs [start, stop)."""
     source, q = span.axis.source[start:stop], span.axis.scale.denominator
     return source % q, source // q - first_block, span.axis.rank[start:stop]
+
+
+def _alike(offset: NDArray[np.float64]) -> list[NDArray[np.int64]]:
+    """Which outputs have similar offsets, in groups as large as each other."""
+    return np.array_split(np.argsort(offset), min(_ALIKE, len(offset)))
 
 
 def _strips(rows: Span, height: int) -> Iterator[tuple[int, int]]:
