@@ -15,7 +15,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks.measure import BASELINE
+from benchmarks.measure import BASELINE, worse
 
 LEAST, MOST, TIMES, BYTES = 0.3, 1.0, 3, 0.02
 
@@ -26,7 +26,7 @@ def baseline(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     for name in dict.fromkeys(name for run in runs for name in run):
         values = [run[name] for run in runs if name in run]
         usual = statistics.median(values)
-        worst = max(values) / usual if name.startswith("less:") else usual / min(values)
+        worst = max(worse(name, value, usual) for value in values)
         margin = BYTES if name.startswith("less: bytes") else min(MOST, max(LEAST, TIMES * (worst - 1)))
         held[name] = {"median": round(usual, 4), "margin": round(margin, 3), "runs": len(values)}
     return held

@@ -61,6 +61,11 @@ def machine() -> dict[str, Any]:
     return {"processor": processor(), "processors": available_processors(), "python": platform.python_version()} | versions
 
 
+def worse(name: str, value: float, usual: float) -> float:
+    """How many times as bad as usual. A name that begins with `less:` is better the smaller it is; all others the larger."""
+    return value / usual if name.startswith("less:") else usual / value
+
+
 @dataclass
 class Record:
     """All that a run measured: facts in the order in which they came, and the ratios that are held."""
@@ -91,17 +96,14 @@ class Record:
         return min(bounds, key=lambda bound: bound[0] / (1 + bound[1]))
 
     def hold(self, name: str, value: float) -> None:
-        """Hold a ratio to the committed baseline: AssertionError where it is worse by more than its margin.
-
-        A name that begins with `less:` is better the smaller it is; all others the larger.
-        """
+        """Hold a ratio to the committed baseline: AssertionError where it is worse by more than its margin."""
         self.ratios[name] = value
         if self.renewing:
             return
         usual, margin = self.usual(name)
-        worse = value / usual if name.startswith("less:") else usual / value
-        assert worse <= 1 + margin, (
-            f"{name}: {value:.4g}, where {usual:.4g} is usual: worse by {worse - 1:.0%}, more than {margin:.0%}"
+        times = worse(name, value, usual)
+        assert times <= 1 + margin, (
+            f"{name}: {value:.4g}, where {usual:.4g} is usual: worse by {times - 1:.0%}, more than {margin:.0%}"
         )
 
     def write(self, path: Path, command: str) -> None:

@@ -43,7 +43,7 @@ def test_stage_is_a_small_part_of_the_trunk(
         trunk_s.append(time.perf_counter() - began)
         return (responses, span, span, scales), {}
 
-    pixels = benchmark.pedantic(engine.render, setup=trunk, rounds=15 if full else 7, warmup_rounds=2)
+    pixels = benchmark.pedantic(engine.render, setup=trunk, rounds=15, warmup_rounds=2)
 
     # Fast is no good if wrong: the path that has no table, which the tests hold to a loop over pixels.
     with pytest.MonkeyPatch.context() as patch:

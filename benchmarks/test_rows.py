@@ -196,7 +196,7 @@ def test_trunk_beside_bare_convolutions_and_matrix_product(record: measure.Recor
             "convolutions": lambda: bare.run(None, {"image": image[None, None]}),
             "matrix product": lambda: product.run(None, {"image": square}),
         },
-        7,
+        15,
     )
     times = measure.median(taken)
     # Multiply-adds. A pixel of the trunk: a head of 81·64, 11 convolutions of 9·64·64, the basis of 9·64·32. Of the stack: a

@@ -58,14 +58,15 @@ class WeightPredictor:
         return row_part.astype(np.float32), col_part.astype(np.float32)
 
     def bending(
-        self, row_offsets: NDArray[np.float64], col_offsets: NDArray[np.float64], scales: grid.Scales
+        self, rows: Float, cols: Float, row_offsets: NDArray[np.float64], col_offsets: NDArray[np.float64]
     ) -> tuple[Float, Float, Float, Float]:
-        """The same MLP for these offsets alone, of fewer hidden units: `hidden_parts`, w2 (hidden, B) and b2 (B,).
+        """The same MLP for some offsets alone, of fewer hidden units.
+
+        From their `hidden_parts`, (rows, hidden) and (cols, hidden), to such parts, and w2 (hidden, B) and b2 (B,) for them.
 
         Between offsets that lie close together few units bend. Those that stay below zero are nothing there, and those that
         stay above it are one linear function: two units carry the offsets from the smallest ones, and b2 what it is at those.
         """
-        rows, cols = self.hidden_parts(row_offsets, col_offsets, scales)
         low, high = rows.min(0) + cols.min(0), rows.max(0) + cols.max(0)
         bent, linear = (low < 0) & (high > 0), low >= 0
         y, x = row_offsets - row_offsets.min(), col_offsets - col_offsets.min()

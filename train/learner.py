@@ -21,9 +21,8 @@ class Learner:
     def __init__(self, generator: nn.Module, stage: Stage, device: torch.device) -> None:
         torch.manual_seed(stage.seed)
         self.stage, self.device = stage, device
-        self.precision = (
-            ("bfloat16" if computes_in_bfloat16(device) else "float32") if stage.precision == "auto" else stage.precision
-        )
+        fastest = "bfloat16" if computes_in_bfloat16(device) else "float32"
+        self.precision = fastest if stage.precision == "auto" else stage.precision
         self.generator = generator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = optimisers.build(stage.optimiser, self.generator, stage.learning_rate)
         self.average: AveragedModel | None = None

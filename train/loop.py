@@ -141,12 +141,11 @@ class _Stage:
             log.info("stage %s: %s", name, split.how)
         self.batches, self.held_out = load_stage(self.stage, split, self.progress)
         self.digest = self._digest()
-        if self.first:
-            log.info("%d crops train, %d validate", len(self.batches.crops), len(self.held_out))
         self.out.mkdir(parents=True, exist_ok=True)
         self.learner = Learner(generator, self.stage, device)
         if self.first:
-            log.info("on %s in %s", device, self.learner.precision)
+            counts = len(self.batches.crops), len(self.held_out)
+            log.info("%d crops train, %d validate, on %s in %s", *counts, device, self.learner.precision)
         self.update, self.best, self.running = 0, (False, -math.inf), math.nan
 
     def _digest(self) -> str:

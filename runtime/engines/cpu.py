@@ -28,7 +28,7 @@ from .ort import load_onnxruntime
 Float = NDArray[np.float32]
 
 _STRIP_SLOTS = 1 << 20  # of the product, 4 MB: a slice of 240×240 pixels up to ×4 goes through at once
-_STRIP_PIXELS = 1 << 15  # of the table-free path, some 15 MB of hidden units
+_STRIP_PIXELS = 1 << 15  # of the table-free path, some 8 MB of the hidden units that bend
 _ALIKE = 3  # groups of pixels with similar offsets, an axis: the fastest of 2 … 5, with strips of 1 << 14 … 1 << 16
 _CACHED = 8 << 20  # bytes of slot tables: the paper's thirty scales take 2.4 MB
 _WORTH_SKIPPING = 0.9  # of an image's pixels: to fill in the background's responses takes a twentieth of the trunk's time
@@ -145,12 +145,13 @@ class CpuEngine:
         predictor, skip = self._tables.predictor, self._model.skip
         pixels = responses.reshape(-1, responses.shape[-1])
         source_rows, source_cols = rows.sources * np.int32(responses.shape[1]), cols.sources
+        all_rows, all_cols = predictor.hidden_parts(rows.offset, cols.offset, scales)
         taps_rows, taps_cols = (
             grid.skip_taps(r, predictor.projection, span.offset).astype(np.float32) for r, span in zip(scales, (rows, cols))
         )
         out = np.empty((len(rows), len(cols)), np.float32)
         for y, x in product(_alike(rows.offset), _alike(cols.offset)):
-            hidden_rows, hidden_cols, w2, b2 = predictor.bending(rows.offset[y], cols.offset[x], scales)
+            hidden_rows, hidden_cols, w2, b2 = predictor.bending(all_rows[y], all_cols[x], rows.offset[y], cols.offset[x])
             feeds = {
                 "responses": pixels,
                 "source_cols": source_cols[None, x],
