@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -98,6 +99,11 @@ class _Network(Graph):
     def network(self, output: str, channels: int = 1) -> bytes:
         image = {"image": (TensorProto.FLOAT, ["N", 1, "H", "W"])}
         return self.finish(image, output, "pixels", ["N", channels, "h", "w"])
+
+
+def multiply_adds(model: bytes) -> int:
+    """Of a graph whose convolutions are all of its input's size: those of one pixel."""
+    return sum(int(np.prod(weight.dims)) for weight in onnx.load_from_string(model).graph.initializer if len(weight.dims) == 4)
 
 
 def session(model: str | bytes, threads: int = 2) -> Any:

@@ -189,7 +189,8 @@ def test_trunk_beside_bare_convolutions_and_matrix_product(record: measure.Recor
     """The roofline: multiply-adds a second of the trunk, of convolutions with nothing in their way, of a matrix product."""
     image = slice_of(240)
     square = np.random.default_rng(0).random((2048, 2048), np.float32)
-    bare, product = rivals.session(rivals.convolutions(11)), rivals.session(rivals.matrix_product(2048))
+    graphs = {"trunk": upscaler.bundle.trunk(half=False), "convolutions": rivals.convolutions(11)}
+    bare, product = rivals.session(graphs["convolutions"]), rivals.session(rivals.matrix_product(2048))
     taken = measure.side_by_side(
         {
             "trunk": lambda: upscaler._running.encode(image),
@@ -199,9 +200,7 @@ def test_trunk_beside_bare_convolutions_and_matrix_product(record: measure.Recor
         15,
     )
     times = measure.median(taken)
-    # Multiply-adds. A pixel of the trunk: a head of 81·64, 11 convolutions of 9·64·64, the basis of 9·64·32. Of the stack: a
-    # head of 9·64, and 10 convolutions.
-    work = {"trunk": 429_120 * 240**2, "convolutions": 369_216 * 240**2, "matrix product": 2048**3}
+    work = {name: rivals.multiply_adds(graph) * image.size for name, graph in graphs.items()} | {"matrix product": 2048**3}
     speed = {name: 2e-9 * work[name] / times[name] for name in work}
     for name in work:
         record.add("roofline", of=name, gflops=speed[name], seconds=times[name])

@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import public, rivals
+from export import graphs
 from tests.conftest import random_generator
 from train.baselines import Edsr, EdsrConfig, Srgan, SrganConfig
+from train.generator import Generator, GeneratorConfig
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -87,3 +89,10 @@ def test_the_public_formulation_is_the_same_function(name: str, scales: tuple[st
         expected = generator(image[None, None], both)[0, 0].numpy()
     actual = public.formulation(generator)(image.numpy(), both)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_multiply_adds_of_a_stack_and_of_a_trunk() -> None:
+    assert rivals.multiply_adds(rivals.convolutions(11)) == 9 * 64 + 10 * 9 * 64**2
+    trunk = graphs.trunk(Generator(GeneratorConfig(channels=8, blocks=2, head_kernel=5, skip=True, basis=4)), half=False)
+    # The head, two convolutions a block and the tail, the basis, and nine that copy a pixel's neighbours.
+    assert rivals.multiply_adds(trunk) == 25 * 8 + 5 * 9 * 8**2 + 9 * 8 * 4 + 81
