@@ -64,6 +64,7 @@ def measured(device: str) -> dict[str, Any]:
         wait: Callable[[], None] = engine._gpu.synchronise if isinstance(engine, GpuEngine) else lambda: None
         if isinstance(engine, GpuEngine):
             found["gpu"] = engine._gpu.properties.name
+        multiply_adds = rivals.multiply_adds(up.bundle.trunk(half=False))
         for size in SIZES:
             image = np.random.default_rng(0).random((size, size), np.float32)
             began = time.perf_counter()
@@ -85,7 +86,7 @@ def measured(device: str) -> dict[str, Any]:
                     20,
                 )
             )
-            work = 2 * rivals.multiply_adds(up.bundle.trunk(half=False)) * size**2
+            work = 2 * multiply_adds * size**2
             # The floor: the image up, responses of 41 numbers written and read, the pixels written and down.
             moved = size**2 * (2 * 41 * (2 if up.bundle.has_half else 4) + 4 * 4)
             found[f"{size}×{size} ×2"] = times | {"first_s": first, "trunk_flop": work, "stage_bytes": moved}

@@ -102,7 +102,7 @@ class _Network(Graph):
 
 
 def multiply_adds(model: bytes) -> int:
-    """Of a graph whose convolutions are all of its input's size: those of one pixel."""
+    """Multiply-adds of one pixel, in a graph whose convolutions all work at its input's size."""
     return sum(int(np.prod(weight.dims)) for weight in onnx.load_from_string(model).graph.initializer if len(weight.dims) == 4)
 
 
