@@ -45,8 +45,8 @@ def upscaler() -> Iterator[Upscaler]:
 
 
 @pytest.fixture(scope="session")
-def int8() -> Iterator[Upscaler]:
-    with Upscaler.load(rows.BUNDLES["ours, int8"], threads=2) as up:
+def fast() -> Iterator[Upscaler]:
+    with Upscaler.load(rows.BUNDLES["fast, int8"], threads=2) as up:
         yield up
 
 

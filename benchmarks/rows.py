@@ -17,13 +17,14 @@ Upscale = Callable[[NDArray[np.float32], Fraction], NDArray[np.float32]]
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(__file__).parent / ".cache"  # what is too large to commit, and soon made again
-CHECKPOINT = ROOT / "models" / "fidelity.pt"
-BUNDLES = {"ours, fp16": ROOT / "runtime" / "brain.bundle", "ours, int8": ROOT / "models" / "fidelity-int8.bundle"}
+FAST = ROOT / "models" / "fast.pt"  # 5 blocks of 64 channels, as the public code has
+BUNDLES = {"ours, fp16": ROOT / "runtime" / "brain.bundle", "fast, int8": ROOT / "models" / "fast.bundle"}
 EDSR = {f"EDSR ×{s}": s for s in (2, 3, 4)}
 SRGAN = "SRGAN ×2"
 PUBLIC = "Meta-SR, public formulation"
-ROWS = ("bicubic", "ours, fp32", *BUNDLES, PUBLIC, SRGAN, *EDSR)
-NEED_TORCH = ("ours, fp32", PUBLIC)  # the first to be exported, the second at all
+FAST_FLOAT = "fast, fp32"
+ROWS = ("bicubic", *BUNDLES, FAST_FLOAT, PUBLIC, SRGAN, *EDSR)
+NEED_TORCH = (FAST_FLOAT, PUBLIC)  # the first to be exported, the second at all
 
 
 def can_load(row: str) -> bool:
@@ -44,7 +45,7 @@ def load(row: str, threads: int) -> Upscale:
         from train import checkpoint
 
         torch.set_num_threads(threads)
-        upscale = public.formulation(checkpoint.load_generator(CHECKPOINT)[0])
+        upscale = public.formulation(checkpoint.load_generator(FAST)[0])
         return lambda image, scale: upscale(image, (scale, scale))
     if file(row).suffix == ".bundle":
         from runtime import Upscaler
@@ -61,14 +62,14 @@ def file(row: str) -> Path:
     if row in BUNDLES:
         return BUNDLES[row]
     if row == PUBLIC:
-        return CHECKPOINT
-    sha256 = hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest() if row == "ours, fp32" else "1"
-    path = CACHE / f"{row.replace(', ', '-').replace(' ×', '-x')}-{sha256[:8]}{'.bundle' if row == 'ours, fp32' else '.onnx'}"
+        return FAST
+    sha256 = hashlib.sha256(FAST.read_bytes()).hexdigest() if row == FAST_FLOAT else "1"
+    path = CACHE / f"{row.replace(', ', '-').replace(' ×', '-x')}-{sha256[:8]}{'.bundle' if row == FAST_FLOAT else '.onnx'}"
     if not path.exists():
         CACHE.mkdir(exist_ok=True)
         made = path.with_suffix(".new")
-        if row == "ours, fp32":
-            command = [sys.executable, "-m", "export", "--ckpt", str(CHECKPOINT), "--out", str(made), "--force"]
+        if row == FAST_FLOAT:
+            command = [sys.executable, "-m", "export", "--ckpt", str(FAST), "--out", str(made), "--force"]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         else:
             from benchmarks import rivals
@@ -88,5 +89,5 @@ def parameters(row: str) -> int:
         return sum(int(np.prod(c.dims)) for c in onnx.load(str(file(row))).graph.initializer if np.prod(c.dims) > 1)
     from runtime.bundle import Bundle
 
-    count: int = Bundle.read(BUNDLES["ours, fp16"]).manifest["parameters"]
+    count: int = Bundle.read(BUNDLES.get(row, BUNDLES["fast, int8"])).manifest["parameters"]
     return count

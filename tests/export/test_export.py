@@ -22,7 +22,7 @@ from train import checkpoint
 from train.generator import Generator
 
 
-@pytest.fixture(scope="module", params=["paper", "edge"])
+@pytest.fixture(scope="module", params=["paper", "fast"])
 def ckpt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = random_generator(request.param)
     path = tmp_path_factory.mktemp("ckpt") / "best.pt"
@@ -136,7 +136,7 @@ def test_the_finished_file_is_what_is_verified(
 
 @pytest.mark.parametrize("wrong", [9.0, np.nan])
 def test_a_wrong_stored_table_is_noticed(wrong: float) -> None:
-    generator, scale = random_generator("edge"), Fraction(7, 5)  # not among the cases
+    generator, scale = random_generator("fast"), Fraction(7, 5)  # not among the cases
     model, files, _ = build(generator, (scale,), half=False)
     files[bundle.table_file(scale)] = bundle.array_bytes(np.full((7, 7, model.basis), wrong, np.float32))
     damaged = Bundle.parse(bundle.serialise(model, files, {}), "x")
@@ -153,7 +153,7 @@ def test_the_checkpoint_is_not_overwritten_by_its_bundle(ckpt: Path, capsys: pyt
 
 def test_a_wrong_graph_is_noticed(generator: Generator) -> None:
     """The verification can fail: a bundle of other weights is over the tolerance."""
-    other = random_generator("edge" if generator.config.skip else "paper")
+    other = random_generator("fast" if generator.config.skip else "paper")
     with torch.no_grad():
         other.tail.bias[3] += 0.5
     with Upscaler.of(bundle_of(other)) as up, pytest.raises(VerificationError, match="differs from its checkpoint"):

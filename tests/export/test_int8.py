@@ -13,7 +13,7 @@ from export.__main__ import main
 from runtime.bundle import Bundle
 from tests.conftest import ROOT, SCAN
 
-CKPT = ["--ckpt", str(ROOT / "models" / "fidelity.pt")]
+CKPT = ["--ckpt", str(ROOT / "models" / "fast.pt")]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.conftest import bundle_of, random_generator
 
 @pytest.fixture(scope="module")
 def content() -> bytes:
-    parsed = bundle_of(random_generator("edge"), half=True)
+    parsed = bundle_of(random_generator("fast"), half=True)
     return bundle.serialise(parsed.model, parsed.files, {"parameters": 1})
 
 
@@ -95,6 +95,6 @@ def test_missing_bundle_is_named(tmp_path: Path) -> None:
 
 
 def test_half_precision_halves_the_size() -> None:
-    generator = random_generator("edge")
+    generator = random_generator("fast")
     sizes = [sum(map(len, bundle_of(generator, half).files.values())) for half in (False, True)]
     assert sizes[1] < 0.52 * sizes[0]  # all but the graphs' structure

@@ -264,7 +264,7 @@ def test_stored_tables_equal_predicted_ones() -> None:
     from export.build import build
     from runtime import bundle
 
-    generator = random_generator("edge")
+    generator = random_generator("fast")
     scales = (Fraction(2), Fraction(5, 2), Fraction(39, 10))
     model, files, kept = build(generator, scales[:2], half=False)
     assert kept == [*scales[:2]]

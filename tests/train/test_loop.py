@@ -84,14 +84,14 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_training_learns_and_leaves_checkpoints(folder: Path, tmp_path: Path) -> None:
-    chosen = config(folder, {"name": "edge"}, updates=80, validate_every=40, ema=0.9)
+    chosen = config(folder, {"name": "fast"}, updates=80, validate_every=40, ema=0.9)
     best = train(chosen, tmp_path, progress=False)
     content = checkpoint.load(best)
     assert content["update"] in (40, 80)
     _, held_out = loop.load_stage(chosen.stages["brain"], loop.prepare(chosen)["brain"], progress=False)
     generator, _ = checkpoint.load_generator(best)
     torch.manual_seed(0)
-    untrained = Generator(CONFIGS["edge"]).eval()
+    untrained = Generator(CONFIGS["fast"]).eval()
     scores = [loop.validate(g, held_out, chosen.stages["brain"])[0] for g in (untrained, generator)]
     # From linear interpolation on: what 80 updates gain here is near 1 dB at ×2; half of it is asked for.
     assert scores[1]["bilinear ×2"].psnr > scores[0]["bilinear ×2"].psnr + 0.5
@@ -219,7 +219,7 @@ def test_weights_start_from_another_checkpoint(folder: Path, tmp_path: Path) -> 
     for name, tensor in weights(tmp_path / "second" / "last.pt").items():
         if tensor.is_floating_point() and "running" not in name:  # batch statistics move whatever the rate
             torch.testing.assert_close(tensor, weights(init)[name], rtol=0, atol=1e-9)
-    for other in ({"name": "edge"}, {**SMALL, "mean": 0.0}):  # of other shapes, and of the same with another meaning
+    for other in ({"name": "fast"}, {**SMALL, "mean": 0.0}):  # of other shapes, and of the same with another meaning
         with pytest.raises(InputFileError, match="another network"):
             train(replace(config(folder, other), init=str(init)), tmp_path / "third", progress=False)
 
@@ -492,9 +492,9 @@ def test_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
 
     from train.generator import CONFIGS, Generator
 
-    small = Generator(replace(CONFIGS["edge"], channels=8))
+    small = Generator(replace(CONFIGS["fast"], channels=8))
     path = tmp_path / "mixed.pt"
-    checkpoint.save(path, {"generator": asdict(CONFIGS["edge"]), "weights": small.state_dict()})
+    checkpoint.save(path, {"generator": asdict(CONFIGS["fast"]), "weights": small.state_dict()})
     with pytest.raises(MetasrganError, match="do not fit"):
         checkpoint.load_generator(path)
     checkpoint.save(path, {"generator": {"colour": 1}, "weights": {}})

@@ -111,13 +111,14 @@ def test_what_is_not_finite_in_float32_either_is_an_error(exact: Upscaler, drive
 def test_out_of_memory_halves_the_tiles_and_says_so(
     exact: Upscaler, driver: host.HostDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    image = np.random.default_rng(0).random((300, 280), np.float32)
-    with upscaler(exact.bundle, driver, half=False, tile=300) as up:
+    image = np.random.default_rng(0).random((400, 380), np.float32)
+    with upscaler(exact.bundle, driver, half=False, tile=400) as up:
         expected, needed = up(image, 2), driver.most
+    # A tile half as large has, with its halo of 46 pixels on one side, 0.38 of the pixels.
     small = host.HostDriver(driver._kernels, limit=needed // 2)
-    with upscaler(exact.bundle, small, half=False, tile=300) as up, caplog.at_level(logging.WARNING):
+    with upscaler(exact.bundle, small, half=False, tile=400) as up, caplog.at_level(logging.WARNING):
         np.testing.assert_allclose(up(image, 2), expected, rtol=0, atol=1e-5)
-        assert "going on with tiles of 150 pixels in place of 300" in caplog.text
+        assert "going on with tiles of 200 pixels in place of 400" in caplog.text
         view = up.encode(image[:60, :60])
         np.testing.assert_allclose(view.render(2), up(image[:60, :60], 2), rtol=0, atol=1e-5)
     tiny = host.HostDriver(driver._kernels, limit=1 << 17)
@@ -205,6 +206,6 @@ def test_a_device_that_fails_to_load_is_let_go(
 
 
 def test_integers_are_refused_on_a_gpu(driver: host.HostDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = Bundle.read(Path(__file__).parents[3] / "models" / "fidelity-int8.bundle")
+    bundle = Bundle.read(Path(__file__).parents[3] / "models" / "fast.bundle")
     with pytest.raises(DeviceError, match="8-bit integers, which is for CPUs: give the one exported without --int8"):
         gpu.load(bundle, Tables(bundle.predictor()), "cuda", 512, None)
