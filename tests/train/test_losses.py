@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from runtime import ImageError, InputFileError
+from train import metrics
 from train.losses import Perceptual, adversarial_discriminator, adversarial_generator
 
 VGG16 = {f"block{b}_conv{c}": b for b, n in enumerate((2, 2, 3, 3, 3), 1) for c in range(1, n + 1)}  # name → block
@@ -145,6 +146,18 @@ def test_distance_is_the_mean_squared_difference_of_features(perceptual: Percept
     torch.testing.assert_close(perceptual(sr, hr), difference.square().mean())
     assert perceptual(sr, hr) > 0
     assert perceptual(hr, hr) == 0
+
+
+def test_distance_of_images_is_the_losss_whatever_came_before(perceptual: Perceptual) -> None:
+    """The evaluation keeps a truth's features; another truth, of the same shape, must not meet them."""
+    truths = torch.rand(2, 24, 20).numpy()
+    images = torch.rand(3, 24, 20).numpy()
+    distance = metrics.perceptual_with(perceptual)
+    for truth in (*truths, truths[0]):
+        for image in images:
+            sr, hr = (torch.from_numpy(side)[None, None] for side in (image, truth))
+            assert distance(truth, image) == pytest.approx(float(perceptual(sr, hr)), rel=1e-6)
+        truth += 0.01  # in place: what was kept is a copy
 
 
 def test_scale_of_the_distance(kind: str, tmp_path: Path) -> None:
