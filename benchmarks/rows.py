@@ -17,7 +17,10 @@ Upscale = Callable[[NDArray[np.float32], Fraction], NDArray[np.float32]]
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(__file__).parent / ".cache"  # what is too large to commit, and soon made again
-FAST = ROOT / "models" / "fast.pt"  # 5 blocks of 64 channels, as the public code has
+SHIPPED, FAST = (
+    ROOT / "models" / "fidelity.pt",
+    ROOT / "models" / "fast.pt",
+)  # the latter has 5 blocks of 64 channels, as the public code has
 BUNDLES = {"ours, fp16": ROOT / "runtime" / "brain.bundle", "fast, int8": ROOT / "models" / "fast.bundle"}
 EDSR = {f"EDSR ×{s}": s for s in (2, 3, 4)}
 SRGAN = "SRGAN ×2"
@@ -39,14 +42,7 @@ def load(row: str, threads: int) -> Upscale:
 
         return lambda image, scale: resample.upsample(image, (scale, scale))
     if row == PUBLIC:
-        import torch
-
-        from benchmarks import public
-        from train import checkpoint
-
-        torch.set_num_threads(threads)
-        upscale = public.formulation(checkpoint.load_generator(FAST)[0])
-        return lambda image, scale: upscale(image, (scale, scale))
+        return the_public_way(FAST, threads)
     if file(row).suffix == ".bundle":
         from runtime import Upscaler
 
@@ -55,6 +51,18 @@ def load(row: str, threads: int) -> Upscale:
 
     session = rivals.session(str(file(row)), threads)
     return lambda image, scale: session.run(None, {"image": image[None, None]})[0][0, 0]  # type: ignore[no-any-return]
+
+
+def the_public_way(path: Path, threads: int) -> Upscale:
+    """A checkpoint's picture, computed as the public code does."""
+    import torch
+
+    from benchmarks import public
+    from train import checkpoint
+
+    torch.set_num_threads(threads)
+    upscale = public.formulation(checkpoint.load_generator(path)[0])
+    return lambda image, scale: upscale(image, (scale, scale))
 
 
 def file(row: str) -> Path:
@@ -89,5 +97,6 @@ def parameters(row: str) -> int:
         return sum(int(np.prod(c.dims)) for c in onnx.load(str(file(row))).graph.initializer if np.prod(c.dims) > 1)
     from runtime.bundle import Bundle
 
+    # What is not shipped is the fast network, too.
     count: int = Bundle.read(BUNDLES.get(row, BUNDLES["fast, int8"])).manifest["parameters"]
     return count

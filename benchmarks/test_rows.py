@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks import fresh, measure, rivals, rows
 from benchmarks.conftest import slice_of
@@ -38,12 +39,16 @@ def test_x2_beside_all_rows(record: measure.Record, full: bool, size: int) -> No
     upscales = {name: rows.load(name, 2) for name in names if rows.can_load(name)}
     outputs = {name: upscale(image, Fraction(2)) for name, upscale in upscales.items()}
     assert {out.shape for out in outputs.values()} == {(2 * size, 2 * size)}
-    # Fast is no good if wrong. The fast network and the public way are one; 8-bit integers lie some 40 dB off, and so does the
-    # shipped network, which is another; the clip to the input's range is ours alone.
-    exact = np.clip(outputs.get(rows.PUBLIC, outputs["fast, int8"]), image.min(), image.max())
-    np.testing.assert_allclose(outputs.get(rows.FAST_FLOAT, exact), exact, rtol=0, atol=1e-4 * np.ptp(image))
-    for name in rows.BUNDLES:
-        assert np.sqrt(np.mean((outputs[name] - exact) ** 2)) < 0.01 * np.ptp(image)
+    # Fast is no good if wrong. Either network's picture is the public way's: half-precision storage changes 2e-3 of the range
+    # at most, 8-bit integers some 40 dB; the clip to the input's range is ours alone. Without torch the shipped network, which
+    # is another, stands in for the fast one's picture.
+    if rows.can_load(rows.PUBLIC):
+        shipped = rows.the_public_way(rows.SHIPPED, 2)(image, Fraction(2))
+        fast = outputs[rows.PUBLIC]
+        for name, exact, most in (("ours, fp16", shipped, 2e-3), (rows.FAST_FLOAT, fast, 1e-4)):
+            clipped = np.clip(exact, image.min(), image.max())
+            np.testing.assert_allclose(outputs[name], clipped, rtol=0, atol=most * np.ptp(image))
+    assert_near(outputs["fast, int8"], outputs.get(rows.PUBLIC, outputs["ours, fp16"]), image)
 
     ways = {name: partial(upscale, image, Fraction(2)) for name, upscale in upscales.items()}
     taken = measure.side_by_side(ways, {120: 3, 240: 3, 512: 1}[size])
@@ -74,26 +79,42 @@ def test_edsr_at_other_scales(record: measure.Record, full: bool, scale: int) ->
     record.hold(f"EDSR ×{scale} / ours, 240", times[f"EDSR ×{scale}"] / times["ours, fp16"])
 
 
+def assert_near(in_integers: NDArray[np.float32], exact: NDArray[np.float32], image: NDArray[np.float32]) -> None:
+    difference = in_integers - np.clip(exact, image.min(), image.max())
+    assert np.sqrt(np.mean(difference**2)) < 0.01 * np.ptp(image)
+
+
 @pytest.fixture(scope="module")
 def public() -> rows.Upscale:
+    """As the public code has it: five blocks of 64 channels. It is what is timed."""
     pytest.importorskip("torch")
     return rows.load(rows.PUBLIC, 2)
 
 
+@pytest.fixture(scope="module")
+def shipped_the_public_way() -> rows.Upscale:
+    """The shipped network's picture."""
+    pytest.importorskip("torch")
+    return rows.the_public_way(rows.SHIPPED, 2)
+
+
 @pytest.mark.parametrize("scale", grid.PAPER_SCALES, ids=str)
 def test_public_formulation_at_every_scale(
-    record: measure.Record, full: bool, upscaler: Upscaler, fast: Upscaler, public: rows.Upscale, scale: Fraction
+    record: measure.Record,
+    full: bool,
+    upscaler: Upscaler,
+    fast: Upscaler,
+    public: rows.Upscale,
+    shipped_the_public_way: rows.Upscale,
+    scale: Fraction,
 ) -> None:
     if not full and scale not in (Fraction(11, 10), Fraction(4)):
         pytest.skip("only with --full")
     size = 240 if full else 120  # at ×4 of 240×240 the public way takes 9 GB
     image = slice_of(size)
-    np.testing.assert_allclose(
-        rows.load(rows.FAST_FLOAT, 2)(image, scale),
-        np.clip(public(image, scale), image.min(), image.max()),
-        rtol=0,
-        atol=1e-4 * np.ptp(image),
-    )
+    expected = np.clip(shipped_the_public_way(image, scale), image.min(), image.max())
+    np.testing.assert_allclose(upscaler(image, scale), expected, rtol=0, atol=2e-3 * np.ptp(image))
+    assert_near(fast(image, scale), public(image, scale), image)
     upscales = {"ours, fp16": upscaler, "fast, int8": fast, rows.PUBLIC: public}
     rounds = 7 if scale <= 2 else 1  # above, it takes seconds a slice and twice the promise
     taken = measure.side_by_side({name: partial(upscale, image, scale) for name, upscale in upscales.items()}, rounds)
@@ -214,5 +235,5 @@ def test_trunk_beside_bare_convolutions_and_matrix_product(record: measure.Recor
     for name in work:
         record.add("roofline", of=name, gflops=speed[name], seconds=times[name])
     record.hold("trunk / bare convolutions, GFLOP/s", speed["trunk"] / speed["convolutions"])
-    # The project promises 0.85. 0.87 was seen with AVX2 alone, and that runs differ by 0.05; with AVX-512 it is unmeasured.
-    assert speed["trunk"] >= 0.8 * speed["convolutions"]
+    # What the project promises. 0.87 seen with AVX2 alone; with AVX-512 unmeasured, where 5 blocks of 64 channels had 0.9.
+    assert speed["trunk"] >= 0.85 * speed["convolutions"]

@@ -105,6 +105,10 @@ class Perceptual(nn.Module):
         """
         with torch.no_grad():
             target = self.features(hr)
+        return self.distance(sr, target)
+
+    def distance(self, sr: Tensor, target: Tensor) -> Tensor:
+        """The same from images (N, 1, H, W) and the features that they should have, as `features` gives them."""
         return F.mse_loss(self.features(sr), target)
 
     def features(self, image: Tensor) -> Tensor:

@@ -61,10 +61,9 @@ def perceptual(path: Path) -> Measure:
 def perceptual_with(network: Perceptual, device: torch.device | str = "cpu") -> Distance:
     """The same of a network that is loaded already, on its device. The last truth's features are kept for its other images."""
     import torch
-    from torch.nn.functional import mse_loss
 
-    def features(image: Image) -> torch.Tensor:
-        return network.features(torch.from_numpy(np.clip(image, 0, 1))[None, None].to(device))
+    def tensor(image: Image) -> torch.Tensor:
+        return torch.from_numpy(np.clip(image, 0, 1))[None, None].to(device)
 
     last: tuple[Image, torch.Tensor] | None = None
 
@@ -72,8 +71,8 @@ def perceptual_with(network: Perceptual, device: torch.device | str = "cpu") -> 
     def distance(truth: Image, image: Image) -> float:
         nonlocal last
         if last is None or not np.array_equal(last[0], truth):
-            last = truth.copy(), features(truth)
-        return float(mse_loss(features(image), last[1]))
+            last = truth.copy(), network.features(tensor(truth))
+        return float(network.distance(tensor(image), last[1]))
 
     return distance
 

@@ -315,16 +315,20 @@ def test_perceptual_distance_is_one_more_column(
             super().__init__()
             assert path == Path("vgg.npz")
 
-        def features(self, image: torch.Tensor) -> torch.Tensor:
-            assert image.shape[:2] == (1, 1)
-            assert 0 <= image.min() <= image.max() <= 1
-            return image.new_zeros(3)
+        def features(self, hr: torch.Tensor) -> torch.Tensor:
+            return hr
+
+        def distance(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+            assert sr.shape == hr.shape
+            assert sr.shape[:2] == (1, 1)
+            assert 0 <= min(sr.min(), hr.min()) <= max(sr.max(), hr.max()) <= 1
+            return sr.new_tensor(0.25)
 
     monkeypatch.setitem(sys.modules, "train.losses", SimpleNamespace(Perceptual=Perceptual))
     assert evaluate.main(["--data", str(folder), "--scales", "2", "--kernels", "bilinear", "--features", "vgg.npz"]) == 0
     out = capsys.readouterr().out
     assert "VGG distance brain" in out
-    assert out.count("**0.0000 ± 0.0000**") == 2  # both models, equally good
+    assert out.count("**0.2500 ± 0.0000**") == 2  # both models, equally good
 
 
 def test_no_crop_at_all_is_an_error(folder: Path) -> None:
