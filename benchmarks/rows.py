@@ -17,10 +17,8 @@ Upscale = Callable[[NDArray[np.float32], Fraction], NDArray[np.float32]]
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(__file__).parent / ".cache"  # what is too large to commit, and soon made again
-SHIPPED, FAST = (
-    ROOT / "models" / "fidelity.pt",
-    ROOT / "models" / "fast.pt",
-)  # the latter has 5 blocks of 64 channels, as the public code has
+SHIPPED = ROOT / "models" / "fidelity.pt"
+FAST = ROOT / "models" / "fast.pt"  # 5 blocks of 64 channels, as the public code has
 BUNDLES = {"ours, fp16": ROOT / "runtime" / "brain.bundle", "fast, int8": ROOT / "models" / "fast.bundle"}
 EDSR = {f"EDSR ×{s}": s for s in (2, 3, 4)}
 SRGAN = "SRGAN ×2"
