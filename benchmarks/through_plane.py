@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from runtime import Upscaler, through_plane, volume
 from runtime.bundle import Bundle, array_bytes
 from runtime.intensity import Intensity
+from runtime.sizes import Size
 from runtime.upscaler import SHIPPED
 from train import resample
 
@@ -81,7 +82,7 @@ def orders(upscaler: Upscaler, pixels: Pixels, axis: int) -> Iterator[tuple[str,
 
     def then(image: Any, *scales: tuple[int, int, int]) -> Pixels:
         for three in scales:
-            image = volume.upscale(upscaler, image, three, axis=2)
+            image, _ = volume.upscale(upscaler, image, Size(three), axis=2)
         return np.asarray(image.dataobj)
 
     yield "through the plane first", psnr(whole, then(image, (1, 1, 3), (2, 2, 1)))

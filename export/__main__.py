@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from runtime import Upscaler, bundle, command, grid
 from runtime.bundle import Bundle
-from runtime.errors import DeviceError, OutputFileError
+from runtime.errors import DeviceError, InputFileError, OutputFileError
 from runtime.files import check_output
 
 
@@ -59,6 +60,11 @@ def _export(argv: list[str]) -> None:
     check_output(out, args.force)
     scales = None if args.scales is None else [grid.parse_scale(s) for s in args.scales]
     generator, content = checkpoint.load_generator(args.ckpt)
+    if args.int8 and generator.config.told:
+        raise InputFileError(
+            f"{args.ckpt} is told the noise, --int8 is for networks that are not: export without it, or train another "
+            "(python -m train --set generator.name=fast)"
+        )
     model, files, kept = build(generator, scales, args.fp16)
     origin = about(generator, content, args.ckpt, args.fp16, args.int8 is not None)
 
@@ -101,7 +107,7 @@ def _inspect(argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
     path = parser.parse_args(argv).bundle
     opened = Bundle.read(path)
-    manifest = opened.manifest
+    manifest = opened.manifest | {"model": asdict(opened.model)}
     print(f"{path}: {bundle.FORMAT}, version {manifest['version']}, {path.stat().st_size:,} bytes, sha256 {opened.sha256}")
     for section in ("made_by", "precision", "parameters"):
         print(f"  {section.replace('_', ' '):<12} {manifest.get(section)}")

@@ -43,6 +43,7 @@ def build(
         mean=config.mean,
         std=config.std,
         radius=receptive_radius(generator),
+        told=config.told,
     )
     predictor = WeightPredictor(**{n: a.astype(np.float32) for n, a in arrays.items()}, projection=config.projection)
     files = {

@@ -30,6 +30,10 @@ class Graph:
     def integers(self, *values: int) -> str:
         return self._constant(np.array(values, np.int64))
 
+    def exact(self, array: NDArray[Any]) -> str:
+        """A constant in float32, in a bundle in half precision too."""
+        return self._constant(array.astype(np.float32))
+
     def weights(self, array: NDArray[Any]) -> str:
         """A constant, stored in half precision where the bundle is: the runtime widens it once, at load."""
         return self.cast(self._constant(array.astype(np.float16 if self._half else np.float32)))

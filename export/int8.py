@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from runtime import Upscaler
 from runtime.bundle import Model
 from runtime.errors import InputFileError
-from train import data, metrics, models, resample, subjects
+from train import data, degradations, metrics, models, resample, subjects
 from train.evaluate import score_crop
 
 from .verify import VerificationError
@@ -86,9 +86,9 @@ def measure_loss(upscaler: Upscaler, exact: Upscaler, slices: Slices) -> dict[st
     Raises VerificationError where it is more than `MAX_LOSS`.
     """
     upscales = [models.upscale_by(up) for up in (exact, upscaler)]
-    lost = {}
+    kspace, lost = degradations.resampled("kspace"), {}
     for scale in SCALES:
-        scores = [score_crop(upscales, crop.pixels, (scale, scale), "kspace", [metrics.psnr]) for crop in slices.judge]
+        scores = [score_crop(upscales, crop.pixels, (scale, scale), kspace, [metrics.psnr]) for crop in slices.judge]
         before, after = np.mean(scores, axis=0)[:, 0]
         lost[f"×{scale}"] = float(before - after)
     worst = max(lost, key=lost.__getitem__)

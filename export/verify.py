@@ -1,14 +1,16 @@
-"""Is a bundle true to its checkpoint? `runtime` itself answers, over scales, shapes and both of its paths."""
+"""Is a bundle true to its checkpoint? `runtime` itself answers, over scales, shapes, noise and both of its paths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import torch
 
 from runtime import Upscaler, grid
+from runtime.acquired import Acquired, Band
 from runtime.errors import MetasrganError
 from runtime.intensity import Intensity
 from train.generator import Generator
@@ -32,6 +34,8 @@ CASES: tuple[tuple[tuple[int, int], tuple[str, str]], ...] = (
     ((50, 35), ("1.7320508075688772", "1.25")),  # √3
 )
 
+SIGMAS = (0.0, 0.01, 0.05)  # that a network is told, where it is
+
 
 class VerificationError(MetasrganError, RuntimeError):
     """A bundle that does not give its checkpoint's pixels."""
@@ -40,12 +44,13 @@ class VerificationError(MetasrganError, RuntimeError):
 def verify(upscaler: Upscaler, generator: Generator, half: bool, stored: Sequence[Fraction] = ()) -> dict[str, float]:
     """The largest error of each case, and of each scale with a stored table, as a part of the output's range.
 
-    Raises VerificationError over the tolerance.
+    A network that is told the noise has each case at each of `SIGMAS`. Raises VerificationError over the tolerance.
     """
     errors = {}
-    for shape, texts in CASES:
+    for (shape, texts), sigma in product(CASES, SIGMAS if generator.config.told else SIGMAS[:1]):
         scales = (Fraction(texts[0]), Fraction(texts[1]))
-        errors[f"{shape[0]}×{shape[1]} ×{texts[0]},{texts[1]}"] = _error(upscaler, generator, shape, scales)
+        case = f"{shape[0]}×{shape[1]} ×{texts[0]},{texts[1]}" + (f" σ {sigma}" if sigma else "")
+        errors[case] = _error(upscaler, generator, shape, scales, sigma)
     for scale in stored:
         errors[f"stored table ×{scale}"] = _error(upscaler, generator, (33, 46), (scale, scale))
     worst = max(errors, key=lambda case: np.inf if np.isnan(errors[case]) else errors[case])
@@ -57,11 +62,12 @@ def verify(upscaler: Upscaler, generator: Generator, half: bool, stored: Sequenc
     return errors
 
 
-def _error(upscaler: Upscaler, generator: Generator, shape: tuple[int, int], scales: grid.Scales) -> float:
+def _error(upscaler: Upscaler, generator: Generator, shape: tuple[int, int], scales: grid.Scales, sigma: float = 0.0) -> float:
     image = _phantom(shape)
     with torch.no_grad():
-        expected = generator(torch.from_numpy(image)[None, None], scales)[0, 0].numpy()
-    actual = upscaler.upscale_slice(image, Intensity(low=-np.inf, high=np.inf, black=0.0, white=1.0), scales, np.float32)
+        expected = generator(torch.from_numpy(image)[None, None], scales, torch.tensor([sigma]))[0, 0].numpy()
+    intensity = Intensity(low=-np.inf, high=np.inf, black=0.0, white=1.0)
+    actual = upscaler.upscale_slice(image, intensity, scales, np.float32, Acquired((Band(), Band()), sigma))
     return float(np.abs(actual - expected).max() / np.ptp(expected))
 
 

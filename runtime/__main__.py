@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import __version__, cohort, command, formats, job, record
 from .engines import DEVICES
@@ -14,6 +15,7 @@ from .errors import MetasrganError, OutputFileError
 from .files import make_folder
 from .grid import MAX_SCALE
 from .sizes import Size
+from .upscaler import GRAIN
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
@@ -26,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         return command.run(lambda: COMMANDS[argv[0]](argv[1:]))
     parser = _parser()
     args = parser.parse_args(argv)
-    for numbers in (args.scale, args.shape, args.spacing):
+    for numbers in (args.scale, args.shape, args.spacing, args.acquired):
         args.input += _inputs_among(numbers) if numbers and not args.input else []  # --scale 2.5 scan.nii.gz
     if not args.input:
         parser.error("no input file was given")
@@ -71,6 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--axis", type=int, choices=(0, 1, 2), help="array axis across which a volume's slices lie (default: the thickest)")
     add("--series", type=int, metavar="K", help="which series of a DICOM input, from 1 (default: all, into a folder)")
     add("--dtype", choices=DTYPES, help="type of the output's values (default: the input's)")
+    add(
+        "--acquired",
+        nargs="+",
+        metavar="N",
+        help="the matrix that the scanner measured, such as 192 256; or `stored`: the whole (default: the spectrum tells)",
+    )
+    add("--noise", metavar="S", help="the noise's standard deviation, as a part of white, such as 0.02 (default: estimated)")
+    add(
+        "--grain",
+        default=str(GRAIN),
+        metavar="G",
+        help=f"0 (denoised) to 1 (all that was measured is kept; default: {GRAIN:g})",
+    )
     add("--cache-dir", type=Path, help="folder that keeps phase tables between runs")
     add("--anonymous", action="store_true", help="no patient fields in the output; no input name in its record")
     add("--deterministic", action="store_true", help="the same bytes again: no times but SOURCE_DATE_EPOCH in any file")
@@ -88,6 +103,9 @@ def _upscale(args: argparse.Namespace) -> None:
         Size(_numbers(args.scale), _whole(args.shape), _numbers(args.spacing), args.isotropic),
         args.axis,
         args.dtype,
+        _matrix(args.acquired),
+        None if args.noise is None else _part(args.noise),
+        _part(args.grain),
         args.force,
         args.resume,
         args.deterministic,
@@ -161,6 +179,20 @@ def _numbers(texts: list[str] | None) -> str | tuple[str, ...] | None:
 
 def _whole(texts: list[str] | None) -> tuple[int | str, ...] | None:
     return tuple(int(text) if text.isdecimal() else text for text in texts) if texts else None
+
+
+def _matrix(texts: list[str] | None) -> Any:
+    """What is no number is told of by who needs one."""
+    if not texts:
+        return "auto"
+    return texts[0] if len(texts) == 1 and not texts[0].isdecimal() else _whole(texts)
+
+
+def _part(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _default_output(path: Path) -> Path:

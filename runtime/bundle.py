@@ -22,7 +22,7 @@ from .files import write_atomically
 from .phases import WeightPredictor
 
 FORMAT = "metasrgan-edge bundle"
-VERSION = 2
+VERSIONS = (2, 3)  # of a network that is not told the noise, and of one that is
 PREDICTOR = tuple(f"predictor/{part}.npy" for part in ("w1", "b1", "w2", "b2"))
 GRAPHS = ("trunk.onnx", "stage.onnx", "table_free.onnx")
 REQUIRED = (*GRAPHS, *PREDICTOR)
@@ -42,13 +42,14 @@ class Model:
     mean: float  # of images scaled to [0, 1]
     std: float
     radius: int  # receptive radius in input pixels, trunk and stage: a tile's halo
+    told: bool = False  # whether the trunk is told the noise, as `sigma`
 
     def __post_init__(self) -> None:
         numbers = (type(self.basis), type(self.radius)) == (int, int) and self.basis > 0 <= self.radius
         if not numbers or not 0 < float(self.std) < np.inf or not np.isfinite(float(self.mean)):
             raise ValueError(f"{self} is no model: a number in it is out of bounds")
-        if self.projection not in get_args(grid.Projection) or type(self.skip) is not bool:
-            raise ValueError(f"{self} is no model: its projection or skip is unknown")
+        if self.projection not in get_args(grid.Projection) or {type(self.skip), type(self.told)} != {bool}:
+            raise ValueError(f"{self} is no model: its projection, skip or told is unknown")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Bundle:
 
     @classmethod
     def read(cls, path: Path) -> Bundle:
-        """Read and check a bundle. Raises BundleError for anything but a whole bundle of this version."""
+        """Read and check a bundle. Raises BundleError for anything but a whole bundle of these versions."""
         try:
             content = path.read_bytes()
         except (OSError, ValueError) as error:
@@ -80,15 +81,18 @@ class Bundle:
             raise BundleError(f"{name} is no bundle, or is damaged: make it again with `python -m export`") from None
         if kind != FORMAT:
             raise BundleError(f"{name} is a {kind!r}, not a {FORMAT!r}: give a bundle of `python -m export`")
-        if version != VERSION or version is True:
+        if version not in VERSIONS:
             raise BundleError(
-                f"{name} has format version {version}, this release reads {VERSION}: "
+                f"{name} has format version {version}, this release reads {' and '.join(map(str, VERSIONS))}: "
                 "install a newer metasrgan-edge, or export the checkpoint with this one"
             )
         if archive.comment != _seal(content[: len(content) - len(archive.comment)]):
             raise _damaged(name)
         try:
-            model = Model(**{field.name: manifest["model"][field.name] for field in fields(Model)})
+            known = {field.name for field in fields(Model)}
+            model = Model(**{name: value for name, value in manifest["model"].items() if name in known})
+            if version != VERSIONS[model.told]:
+                raise ValueError(f"{model} is none of version {version}")
             files = {member: archive.read(member) for member in manifest["files"] if member in archive.namelist()}
             listed = {member: (entry["bytes"], entry["sha256"]) for member, entry in manifest["files"].items()}
         except _DAMAGE:
@@ -160,8 +164,8 @@ def serialise(model: Model, files: dict[str, bytes], about: dict[str, Any]) -> b
     """The bytes of a bundle. `about` joins the manifest: who made it, from what, how well it was verified."""
     manifest = {
         "format": FORMAT,
-        "version": VERSION,
-        "model": asdict(model),
+        "version": VERSIONS[model.told],
+        "model": {name: value for name, value in asdict(model).items() if name != "told" or value},
         "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()},
         **about,
     }

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
-from . import __version__, formats, images, record, sizes, volume
+from . import __version__, formats, headers, images, record, sizes, volume
 from .errors import ImageError, InputFileError, OutputFileError, reason
 from .intensity import to_dtype
 from .sizes import Size
-from .upscaler import Upscaler
+from .upscaler import GRAIN, Upscaler
 
 Progress = Callable[[int, int], None]
 
@@ -28,6 +28,9 @@ class Request:
     size: Size
     axis: int | None = None
     dtype: str | None = None
+    acquired: Literal["auto", "stored"] | Sequence[int] = "auto"
+    noise: float | None = None
+    grain: float = GRAIN
     overwrite: bool = False
     resume: bool = False  # leave alone what is done already
     deterministic: bool = False
@@ -36,7 +39,9 @@ class Request:
     def options(self, task: Task) -> dict[str, Any]:
         """All of it that the output's values depend on, as a record holds it."""
         series = None if task.series is None else task.series + 1
-        asked = {"axis": self.axis, "dtype": self.dtype, "series": series, "anonymous": self.anonymous or None}
+        acquired = self.acquired if isinstance(self.acquired, str) else list(self.acquired)
+        asked: dict[str, Any] = {"axis": self.axis, "dtype": self.dtype, "series": series, "acquired": acquired}
+        asked |= {"noise": self.noise, "grain": self.grain, "anonymous": self.anonymous or None}
         return self.size.asked() | {name: value for name, value in asked.items() if value is not None}
 
 
@@ -84,6 +89,7 @@ class _Made:
     shape_out: tuple[int, ...]
     scales: tuple[Fraction, ...]
     dtype: str
+    acquired: dict[str, Any]
     write: Callable[[IO[bytes]], Any] | None = None  # to an open file
     save: Callable[[record.Record, bool], Any] | None = None  # as a folder, with its record
     spacing_in: tuple[float, ...] = ()
@@ -113,6 +119,7 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
         **made_of,
         "device": runs_on(upscaler),
         "scale": [str(r) for r in made.scales],
+        "acquired": made.acquired,
         "grid": {"projection": upscaler.bundle.model.projection, "edges": "aligned", "size": "floor(n*p/q)"},
         "from": {"shape": list(made.shape_in), "spacing_mm": list(made.spacing_in)},
         "output": {"shape": list(made.shape_out), "spacing_mm": list(made.spacing_out), "dtype": made.dtype},
@@ -175,15 +182,26 @@ def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request
         image = formats.load(task.source)
     axis = volume.slices_across(image, request.axis)
     scales = volume.scales_of(image, request.size, axis)
-    size = vars(request.size)
-    result = volume.upscale(upscaler, image, **size, axis=axis, dtype=request.dtype, progress=progress)
+    result, acquired = volume.upscale(
+        upscaler,
+        image,
+        request.size,
+        axis=axis,
+        dtype=request.dtype,
+        acquired=request.acquired,
+        noise=request.noise,
+        grain=request.grain,
+        header=series.acquired if series else headers.beside(task.source, image.shape),
+        progress=progress,
+    )
+    line = acquired.said(image.shape[:3])
     if request.anonymous:
         _make_anonymous(result)
     write, save = None, None
     if formats.suffix(task.output):
         write = formats.writer(task.output, result)
     else:
-        said = "SR " + sizes.written(scales).replace("×", "x")
+        description = "SR " + sizes.written(scales).replace("×", "x")
         upscaled = volume.reopened(result)
 
         def save(content: record.Record, again: bool) -> Any:
@@ -191,7 +209,8 @@ def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request
                 task.output,
                 series,
                 upscaled,
-                description=said,
+                description=description,
+                acquired=line,
                 record=_flat(content),
                 anonymous=request.anonymous,
                 overwrite=again,
@@ -202,11 +221,12 @@ def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request
         result.shape,
         scales[: len(image.shape)],
         str(result.get_data_dtype()),
+        acquired.plain(image.shape[:3]),
         write,
         save,
         _millimetres(image),
         _millimetres(result),
-        tuple(series.notes) if series else (),
+        (line, *acquired.notes, *(series.notes if series else ())),
     )
 
 
@@ -221,10 +241,13 @@ def _picture(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Reques
     images.check_writable_as(task.output, dtype, pixels.ndim, colour)
     planes = np.moveaxis(pixels, -1, 0) if colour else pixels  # a picture's colours share one intensity range
     scales = request.size.in_slice(planes.shape[-2:])
-    result = to_dtype(upscaler(planes, scales), dtype)
+    acquired = upscaler.measure(planes, acquired=request.acquired, noise=request.noise)
+    result = to_dtype(upscaler(planes, scales, acquired=acquired, grain=request.grain), dtype)
     result = np.ascontiguousarray(np.moveaxis(result, 0, -1)) if colour else result
     write = images.writer(task.output, result, colour)
-    return _Made(pixels.shape, result.shape, scales, str(dtype), write)
+    shape = planes.shape[-2:]
+    notes = (acquired.said(shape), *acquired.notes)
+    return _Made(pixels.shape, result.shape, scales, str(dtype), acquired.plain(shape), write, notes=notes)
 
 
 def _series(task: Task) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import grid
+from .acquired import STORED, Acquired
 from .intensity import Intensity, exact_float
 from .upscaler import allocate
 
@@ -32,11 +33,12 @@ def upscale(
     axis: int,
     scale: Fraction,
     intensity: Intensity,
+    acquired: Acquired = STORED,
     step: Callable[[], None] = lambda: None,
 ) -> NDArray[Any]:
     """A volume (three axes) with `scale` times as many slices along `axis`, in float32, or float64 of wide integers and floats.
 
-    `step` is called after each plane. Values stay within the intensity's range.
+    `acquired` is of all three axes. `step` is called after each plane. Values stay within the intensity's range.
     """
     shape = tuple(grid.output_size(n, scale) if k == axis else n for k, n in enumerate(volume.shape))
     dtype = exact_float(volume.dtype)
@@ -44,9 +46,10 @@ def upscale(
     out[...] = 0
     across = _orientations(volume.shape, axis)
     for other in across:
-        scales = tuple(scale if k == axis else Fraction(1) for k in range(3) if k != other)
+        pair = [k for k in range(3) if k != other]
+        scales, measured = tuple(scale if k == axis else Fraction(1) for k in pair), acquired.along(*pair)
         for plane, target in zip(np.moveaxis(volume, other, 0), np.moveaxis(out, other, 0)):
-            target += upscaler.upscale_slice(plane, intensity, (scales[0], scales[1]), dtype) / len(across)
+            target += upscaler.upscale_slice(plane, intensity, (scales[0], scales[1]), dtype, measured) / len(across)
             step()
     overlap = thickness(volume.shape[axis], scale).astype(dtype)
     means, parts = overlap / overlap.sum(1, keepdims=True), (overlap / overlap.sum(0)).T

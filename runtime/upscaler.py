@@ -17,12 +17,16 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import engines, grid, tiles
+from . import engines, grid, measure, tiles
+from .acquired import STORED, Acquired, given_back, lacking
+from .bounded import BoundedCache
 from .bundle import Bundle
 from .engines import Engine, Progress
 from .errors import ClosedError, DeviceError, DeviceMemoryError, ImageError, OutputFileError, ScaleError
 from .files import scratch_array
 from .intensity import Intensity, real_array
+from .measure import Matrix
+from .sizes import Size
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,8 @@ ScaleOrAxes = ScaleOrPair | tuple[grid.ScaleLike, grid.ScaleLike, grid.ScaleLike
 Window = tuple[int, int, int, int]  # row, column, height, width in output pixels
 
 SHIPPED = "brain.bundle"
+GRAIN = 0.0  # by default: what is told to be noise is left out
+_LACKS = 8 << 20  # bytes that a view keeps of what its outputs lack of the input: some scales of a slice of 512×512
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Upscaler:
     def prepare(self, shape: tuple[int, int], scale: ScaleOrPair) -> None:
         """Do ahead of time what the first slice of `shape` pixels would wait for: load kernels, choose algorithms, predict
         the scale's table."""
-        self(np.indices(shape).sum(0) % 2, scale)
+        self(np.indices(shape).sum(0) % 2, scale, acquired="stored")
 
     def __call__(
         self,
@@ -121,25 +127,46 @@ class Upscaler:
         scale: ScaleOrPair | None = None,
         *,
         shape: tuple[int, int] | None = None,
+        acquired: Matrix = "auto",
+        noise: float | None = None,
+        grain: float = GRAIN,
     ) -> Float:
         """Upscale a slice (H, W), or the slices of one volume (N, H, W) with one intensity range, to float32 in its units.
 
         `scale` is one number for both axes or (rows, columns), and gives H·p // q rows for p/q; `shape` is the exact
-        output size instead. The output keeps within the input's own range. Raises ScaleError and ImageError.
+        output size instead. The output keeps within the input's own range.
+
+        `acquired` is the matrix that the scanner measured, (rows, columns), where the stored one is larger by zero filling;
+        "auto" estimates it from the spectrum, "stored" takes the whole matrix as measured. `noise` is σ as a part of white
+        (default: estimated). `grain` is how much of what was measured is added back where the network took it for noise:
+        0 none, 1 all, so that the output brought down again equals the input. Raises ScaleError and ImageError.
         """
         array = _checked(image, (2, 3))
         scales = resolve_scales(array.shape[-2:], scale, shape)
         out = allocate((*array.shape[:-2], *output_shape(array.shape[-2:], scales)), np.float32)
         intensity = Intensity.of(array)
+        measured = measure.of(array, (-2, -1), intensity, acquired, noise).along(-2, -1)
+        grain = measure.checked_grain(grain)
         for index in np.ndindex(array.shape[:-2]):
-            out[index] = self.upscale_slice(array[index], intensity, scales, np.float32)
+            out[index] = self.upscale_slice(array[index], intensity, scales, np.float32, measured, grain)
         return out
 
-    def encode(self, image: ArrayLike) -> View:
+    def measure(self, image: ArrayLike, *, acquired: Matrix = "auto", noise: float | None = None) -> Acquired:
+        """What the scanner measured of a slice (H, W), or of slices of one volume (N, H, W); arguments as of a call.
+
+        Where the slices of a volume come one by one, give what some of them tell as `acquired` to each.
+        """
+        array = _checked(image, (2, 3))
+        return measure.of(array, (-2, -1), Intensity.of(array), acquired, noise).along(-2, -1)
+
+    def encode(self, image: ArrayLike, *, acquired: Matrix = "auto", noise: float | None = None) -> View:
         """Run the trunk once on a slice (H, W); the view then renders any scale and window of it, each at little cost."""
         array = _checked(image, (2,))
         intensity = Intensity.of(array)
-        return View(self, array.shape, intensity, self._within_memory(lambda: tuple(self._encode(array, intensity))))
+        measured = measure.of(array, (-2, -1), intensity, acquired, noise).along(-2, -1)
+        canonical, ratios = measured.canonical(intensity.normalise(array))
+        encoded = self._within_memory(lambda: tuple(self._encode(canonical, measured.sigma)))
+        return View(self, array.shape, intensity, measured, canonical, ratios, encoded)
 
     def volume(
         self,
@@ -151,23 +178,41 @@ class Upscaler:
         isotropic: bool = False,
         axis: int | None = None,
         dtype: DTypeLike | None = None,
+        acquired: Matrix = "auto",
+        noise: float | None = None,
+        grain: float = GRAIN,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
         """Upscale a nibabel NIfTI image, in slices that lie across `axis` (the thickest by default).
 
         `scale`, `shape` (pixels) or `spacing` (mm) are of the axes within a slice where one number or two are given, and of
         the array axes 0, 1 and 2 where there are three; `isotropic` makes every axis as fine as the finest.
+        `acquired`, `noise` and `grain` are those of a slice; two numbers of `acquired` are of the axes within a slice too.
         Returns an image of the same class whose affine keeps every point in its place, with the same dtype (or `dtype`)
         and the rest of the header. `progress(done, total)` is called after each slice. Raises ScaleError and ImageError.
         """
         from . import volume  # nibabel is imported by those who need it
 
-        size: dict[str, Any] = {"scale": scale, "shape": shape, "spacing": spacing, "isotropic": isotropic}
-        return volume.reopened(volume.upscale(self, image, **size, axis=axis, dtype=dtype, progress=progress))
+        size = Size(scale, shape, spacing, isotropic)
+        options: dict[str, Any] = {"axis": axis, "dtype": dtype, "acquired": acquired, "noise": noise, "grain": grain}
+        return volume.reopened(volume.upscale(self, image, size, **options, progress=progress)[0])
 
-    def upscale_slice(self, image: NDArray[Any], intensity: Intensity, scales: grid.Scales, dtype: DTypeLike) -> NDArray[Any]:
+    def upscale_slice(
+        self,
+        image: NDArray[Any],
+        intensity: Intensity,
+        scales: grid.Scales,
+        dtype: DTypeLike,
+        acquired: Acquired = STORED,
+        grain: float = 0.0,
+    ) -> NDArray[Any]:
         """One checked slice (H, W) of a volume with this intensity range, in `dtype`; its tiles are dropped one by one."""
-        unit = self._within_memory(lambda: self._render(self._encode(image, intensity), image.shape, scales))
+        canonical, ratios = acquired.canonical(intensity.normalise(image))
+        scales = (scales[0] * ratios[0], scales[1] * ratios[1])
+        unit = self._within_memory(lambda: self._render(self._encode(canonical, acquired.sigma), canonical.shape, scales))
+        if grain:
+            everything = slice(None)
+            unit += np.float32(grain) * given_back(lacking(canonical, unit, scales), scales, everything, everything)
         return intensity.restore(unit, dtype)
 
     def close(self) -> None:
@@ -188,12 +233,12 @@ class Upscaler:
             raise ClosedError("this Upscaler is closed: load it again")
         return self._engine
 
-    def _encode(self, image: NDArray[Any], intensity: Intensity) -> Iterator[_Tile]:
+    def _encode(self, canonical: Float, sigma: float) -> Iterator[_Tile]:
         model = self.bundle.model
-        standard = (intensity.normalise(image) - np.float32(model.mean)) / np.float32(model.std)
-        for rows in tiles.extents(image.shape[0], model.radius, self._tile):
-            for cols in tiles.extents(image.shape[1], model.radius, self._tile):
-                yield _Tile(rows, cols, self._running.encode(standard[rows.first : rows.last, cols.first : cols.last]))
+        standard = (canonical - np.float32(model.mean)) / np.float32(model.std)
+        for rows in tiles.extents(canonical.shape[0], model.radius, self._tile):
+            for cols in tiles.extents(canonical.shape[1], model.radius, self._tile):
+                yield _Tile(rows, cols, self._running.encode(standard[rows.first : rows.last, cols.first : cols.last], sigma))
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
         """Do something with tiles; where a GPU has too little memory for them, again with tiles half as large."""
@@ -229,11 +274,25 @@ class Upscaler:
 
 
 class View:
-    """An encoded slice. It holds responses of 164 bytes an input pixel and the `Upscaler` that made it."""
+    """An encoded slice: responses of 164 bytes for each acquired pixel, and the `Upscaler` that made it.
 
-    def __init__(self, upscaler: Upscaler, shape: tuple[int, ...], intensity: Intensity, encoded: tuple[_Tile, ...]) -> None:
-        self.shape = shape
-        self._upscaler, self._intensity, self._encoded = upscaler, intensity, encoded
+    `acquired` says what was measured of it.
+    """
+
+    def __init__(
+        self,
+        upscaler: Upscaler,
+        shape: tuple[int, ...],
+        intensity: Intensity,
+        acquired: Acquired,
+        canonical: Float,
+        ratios: grid.Scales,
+        encoded: tuple[_Tile, ...],
+    ) -> None:
+        self.shape, self.acquired = shape, acquired
+        self._upscaler, self._intensity = upscaler, intensity
+        self._canonical, self._ratios, self._encoded = canonical, ratios, encoded
+        self._lacks: BoundedCache[Float] = BoundedCache(_LACKS)
 
     def render(
         self,
@@ -241,16 +300,28 @@ class View:
         *,
         shape: tuple[int, int] | None = None,
         window: Window | None = None,
+        grain: float = GRAIN,
     ) -> Float:
         """The slice at a scale or of an output shape, or only the `window` (row, column, height, width) of it, float32.
 
-        The window counts in output pixels and equals that part of the whole. Raises ScaleError where it leaves it.
+        The window counts in output pixels and equals that part of the whole. With `grain`, as in `Upscaler.__call__`, the first
+        window at a scale takes as long as the whole. Raises ScaleError where the window leaves the output.
         """
         scales = resolve_scales(self.shape, scale, shape)
-        if window is not None:
-            window = _checked_window(window, output_shape(self.shape, scales))
-        unit = self._upscaler._render(self._encoded, self.shape, scales, window)
+        whole = output_shape(self.shape, scales)
+        top, left, height, width = (0, 0, *whole) if window is None else _checked_window(window, whole)
+        grain = measure.checked_grain(grain)
+        scales = (scales[0] * self._ratios[0], scales[1] * self._ratios[1])
+        unit = self._upscaler._render(self._encoded, self._canonical.shape, scales, (top, left, height, width))
+        if grain:
+            lacks = self._lacks.get(scales, lambda: self._lacking(scales))
+            part = slice(top, top + height), slice(left, left + width)
+            unit += np.float32(grain) * given_back(lacks, scales, *part)
         return self._intensity.restore(unit, np.float32)
+
+    def _lacking(self, scales: grid.Scales) -> Float:
+        sr = self._upscaler._render(self._encoded, self._canonical.shape, scales)
+        return lacking(self._canonical, sr, scales)
 
 
 def resolve_scales(shape_in: tuple[int, ...], scale: ScaleOrPair | None, shape: tuple[int, int] | None) -> grid.Scales:

@@ -17,16 +17,18 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 
-from . import grid, sizes, through_plane
+from . import grid, measure, sizes, through_plane
+from .acquired import Acquired
 from .errors import ImageError, InputFileError, OutputFileError, ScaleError, reason
 from .files import write_atomically
 from .inputs import believe, unreadable
 from .intensity import Intensity, real_array, to_dtype
+from .measure import Fractions, Matrix
 from .sizes import AxisScales, Size, exact_spacing
 from .upscaler import allocate, check_slice_shape
 
 if TYPE_CHECKING:
-    from .upscaler import ScaleOrAxes, Upscaler
+    from .upscaler import Upscaler
 
 SUFFIXES = (".nii.gz", ".nii")
 _KIND = "NIfTI file"
@@ -124,24 +126,25 @@ def scales_of(image: Any, size: Size, axis: int) -> AxisScales:
 def upscale(
     upscaler: Upscaler,
     image: Any,
-    scale: ScaleOrAxes | None = None,
+    size: Size,
     *,
-    shape: tuple[int, ...] | None = None,
-    spacing: ScaleOrAxes | None = None,
-    isotropic: bool = False,
     axis: int | None = None,
     dtype: DTypeLike | None = None,
+    acquired: Matrix = "auto",
+    noise: float | None = None,
+    grain: float = 0.0,
+    header: Fractions = (None, None, None),
     progress: Callable[[int, int], None] | None = None,
-) -> Any:
-    """`Upscaler.volume`, with pixels as they are to be stored and the header's slope set for `save`.
+) -> tuple[Any, Acquired]:
+    """`Upscaler.volume`, with pixels as they are to be stored and the header's slope set for `save`; and what was measured.
 
     Slices are computed one by one, after the planes that contain the axis across which they lie, where that is upscaled.
     An integer volume with a slope keeps both, as an affine map of intensities commutes with the network's own (a negative
-    slope makes large numbers dark); with another `dtype` asked for, real values are stored without a slope.
+    slope makes large numbers dark); with another `dtype` asked for, real values are stored without a slope. `header` tells
+    what it knows of the acquired matrix, for each array axis.
     """
     if not isinstance(image, nib.Nifti1Image):
         raise ImageError(f"a {type(image).__name__} is not a NIfTI image: give a nibabel Nifti1Image or Nifti2Image")
-    size = Size(scale, shape, spacing, isotropic)
     data, slope, inter = stored(image)
     target = data.dtype if dtype is None else _checked_dtype(dtype, image)
     axis = slices_across(image, axis)
@@ -157,18 +160,25 @@ def upscale(
             f"scale {sizes.written(by_axis)} makes more slices of one: give a volume of two or more, or scale ×1 there"
         )
     shape_out = tuple(grid.output_size(n, r) for n, r in zip(data.shape, (*by_axis, *[Fraction(1)] * data.ndim)))
-    header = _header(image, shape_out, target, by_axis)
+    out_header = _header(image, shape_out, target, by_axis)
 
     out = allocate(shape_out, target, order="F")  # NIfTI's own order
     intensity = Intensity.of(data, inverted=slope < 0)
     keep_slope = dtype is None or (slope, inter) == (1, 0)
     scales = (by_axis[in_plane[0]], by_axis[in_plane[1]])
     through, within = by_axis[axis] != 1, set(scales) != {1} or by_axis[axis] == 1
+    looked_at = (*in_plane, axis) if through else tuple(in_plane)
+    measured = measure.of(data, looked_at, intensity, acquired, noise, header)
+    of_slice = measured.along(*in_plane)
+    grain = measure.checked_grain(grain)
 
-    def finished(image: NDArray[Any], scales: grid.Scales) -> NDArray[Any]:
+    def computed(image: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+        return upscaler.upscale_slice(image, intensity, scales, dtype, of_slice, grain)
+
+    def finished(image: NDArray[Any]) -> NDArray[Any]:
         if keep_slope:
-            return upscaler.upscale_slice(image, intensity, scales, target) if within else to_dtype(image, target)
-        stored = upscaler.upscale_slice(image, intensity, scales, np.float64) if within else image
+            return computed(image, target) if within else to_dtype(image, target)
+        stored = computed(image, np.float64) if within else image
         return to_dtype(stored * slope + inter, target)
 
     volumes = list(np.ndindex(data.shape[3:]))
@@ -185,14 +195,14 @@ def upscale(
     for index in volumes:
         one, result = data[(..., *index)] if index else data, out[(..., *index)] if index else out
         if through:
-            one = through_plane.upscale(upscaler, one, axis, by_axis[axis], intensity, step)
+            one = through_plane.upscale(upscaler, one, axis, by_axis[axis], intensity, measured, step)
         slices, targets = (np.moveaxis(array, in_plane, (-2, -1)) for array in (one, result))
         for k in np.ndindex(slices.shape[:-2]):
-            targets[k] = finished(slices[k], scales)
+            targets[k] = finished(slices[k])
             step()
-    upscaled = type(image)(out, header.get_best_affine(), header)
+    upscaled = type(image)(out, out_header.get_best_affine(), out_header)
     upscaled.header.set_slope_inter(*((slope, inter) if keep_slope else (1, 0)))
-    return upscaled
+    return upscaled, measured
 
 
 def reopened(image: Any) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,20 +19,27 @@ SCAN = ROOT / "examples" / "t1ce_thick.nii.gz"
 
 
 def random_generator(name: str) -> Generator:
-    """A generator whose every part matters: moved batch statistics, filters that do not start near zero."""
+    """A generator whose every part matters: moved batch statistics, filters and biases that do not start near zero.
+
+    "told" is "fast", told the noise.
+    """
     import torch
 
     from train.generator import CONFIGS, Generator
 
     torch.manual_seed(7)
-    generator = Generator(CONFIGS[name])
+    config = replace(CONFIGS["fast"], told=True) if name == "told" else CONFIGS[name]
+    generator = Generator(config)
     generator.train()
     with torch.no_grad():
         for _ in range(3):
             generator.encode(torch.randn(2, 1, 24, 24))
-        if CONFIGS[name].skip:
+        if config.skip:
             for parameter in generator.upscale.predictor[2].parameters():
                 parameter.mul_(50)
+        if config.told:
+            for parameter in generator.condition[2].parameters():
+                parameter.normal_(std=0.3)
     return generator.eval()
 
 
@@ -65,6 +73,20 @@ def linear() -> Iterator[Upscaler]:
             parameter.zero_()
     with Upscaler.of(bundle_of(generator)) as up:
         yield up
+
+
+@pytest.fixture(scope="session")
+def told() -> Bundle:
+    """A bundle that is told the noise, with a trunk in half precision too."""
+    from onnx import TensorProto
+
+    from export.build import build
+    from export.graphs import trunk
+
+    generator = random_generator("told")
+    model, files, _ = build(generator, (), half=True)
+    switches = bundle.half_switches(*(trunk(generator, True, real) for real in (TensorProto.FLOAT, TensorProto.FLOAT16)))
+    return Bundle.parse(bundle.serialise(model, files, {"half": switches}), "told bundle")
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from scipy.ndimage import gaussian_filter
 
 from runtime import grid
 
-from . import resample
 from .tables import require
 
 Image = NDArray[np.float32]
+NOISE = (0.003, 0.08)  # of white, from the best scans to the worst that anybody reads
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Augment:
     curve: float = 0.0  # grey values redrawn: other contrasts
     strip: float = 0.0  # black outside of a blob, and white as bright as what is left: a stripped brain
     spots: float = 0.0  # up to four bright dots of a low-resolution pixel or less: a network that never saw any shatters them
-    noise: float = 0.0  # Rician, up to 3 % of white, in the low-resolution image only: the truth is what was meant
+    noise: float = 0.0  # Rician, 0.3 to 8 % of white, in the low-resolution image only: the truth is what was meant
 
     def __post_init__(self) -> None:
         for name in ("zoom", "smooth", "curve", "strip", "spots", "noise"):
@@ -55,13 +55,15 @@ class Augment:
         return np.asarray(patch * np.float32(rng.uniform(*self.gain)), np.float32)
 
     def pair(self, lr: Image, hr: Image, scales: grid.Scales, rng: np.random.Generator) -> tuple[Image, Image]:
-        """A low-resolution patch and its truth, perhaps both with dots, and the first with the noise of a magnitude image."""
+        """A low-resolution patch and its truth, perhaps both with dots."""
         if rng.random() < self.spots:
             for _ in range(rng.integers(1, 5)):
                 lr, hr = _dotted(lr, hr, scales, rng)
-        if rng.random() < self.noise:
-            lr = resample.rician(lr, rng.uniform(0, 0.03), rng)
         return lr, hr
+
+    def sigma(self, rng: np.random.Generator) -> float:
+        """The noise of a low-resolution patch: its standard deviation as a part of white, or 0."""
+        return float(10 ** rng.uniform(*np.log10(NOISE))) if rng.random() < self.noise else 0.0
 
 
 def _curve(patch: Image, rng: np.random.Generator) -> Image:

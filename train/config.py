@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from runtime import grid
 from runtime.errors import reason
@@ -19,6 +19,7 @@ from . import networks, optimisers, resample
 from .augment import Augment
 from .tables import ConfigError, build, require, typed
 
+Inputs = Literal["bilinear", "bicubic", "kspace", "scanner"]  # `resample.Kernel`, or `scanner.canonical_patch`
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -39,7 +40,7 @@ class Stage:
     patches_per_crop: int = 16
     scales: tuple[Fraction, ...] = grid.PAPER_SCALES  # a batch draws one
     anisotropic: float = 0.0  # part of the batches that draw one for each axis
-    kernels: tuple[resample.Kernel, ...] = resample.KERNELS  # how inputs are made, drawn for each patch; twice: twice as often
+    kernels: tuple[Inputs, ...] = resample.KERNELS  # how inputs are made, drawn for each patch; twice: twice as often
     augment: Augment = field(default_factory=Augment)
 
     updates: int = 20_000
@@ -73,7 +74,7 @@ class Stage:
         require(0 <= self.anisotropic <= 1, "anisotropic", self.anisotropic, "a part from 0 to 1")
         if self.adversarial or self.perceptual:
             require(self.warmup < self.updates, "warmup", self.warmup, f"fewer than the {self.updates} updates")
-        require(len(self.kernels) > 0, "kernels", self.kernels, f"some of {', '.join(resample.KERNELS)}")
+        require(len(self.kernels) > 0, "kernels", self.kernels, f"some of {', '.join(get_args(Inputs))}")
         require(len(self.scales) > 0, "scales", self.scales, "one scale or more")
         require(self.input_patch == 0 or self.input_patch >= 8, "input_patch", self.input_patch, "0, or 8 or more")
         largest = self.patch // 8  # an input of 8 pixels, below which nothing is learned

@@ -19,7 +19,7 @@ from runtime import grid, images, volume
 from runtime.errors import ImageError, InputFileError
 from runtime.intensity import Intensity
 
-from . import resample
+from . import resample, scanner
 
 if TYPE_CHECKING:
     from .config import Stage
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 _CONTEXT = 16  # pixels around a patch that take part in its downsampling: a bicubic kernel reaches 2·r ≤ 8, k-space farther
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
+_TEXTURE = (-2.7, -1.8)  # log10 of what an estimate of noise finds where there is none: 0.2 to 1.6 % of white, by the texture
 _MIN_BRIGHT = 0.05  # a slice of a volume with less tissue than this is left out
 
 
@@ -41,7 +42,7 @@ class Crop(NamedTuple):
     source: str
 
 
-Batch = tuple[Image, Image, grid.Scales]
+Batch = tuple[Image, Image, Image, grid.Scales]
 
 
 def load_crops(files: Iterable[Path], min_size: int, progress: bool = True) -> list[Crop]:
@@ -125,16 +126,16 @@ class Batches:
     world: int = 1
 
     def __getitem__(self, update: int) -> Batch:
-        """(lr, hr, scales): lr (batch, 1, n_y, n_x) with n = patch // scale, or `input_patch` where that is less, and hr
-        (batch, 1, m_y, m_x) with m = n·p // q.
+        """(lr, hr, sigma, scales): lr (batch, 1, n_y, n_x) with n = patch // scale, or `input_patch` where that is less; hr
+        (batch, 1, m_y, m_x) with m = n·p // q; and the noise in each lr that is told, (batch,), as a part of white.
         """
         scales = self.scales_of(update)
-        pairs = [
-            self._pair(self.crops[crop].pixels, scales, np.random.default_rng([self.stage.seed, 2, update, k]))
+        patches = [
+            self._patch(self.crops[crop].pixels, scales, np.random.default_rng([self.stage.seed, 2, update, k]))
             for k, crop in self._crops_of(update)
         ]
-        lr, hr = (np.stack(side)[:, None] for side in zip(*pairs))
-        return lr, hr, scales
+        lr, hr, sigma = zip(*patches)
+        return np.stack(lr)[:, None], np.stack(hr)[:, None], np.array(sigma, np.float32), scales
 
     def sources_of(self, update: int) -> list[str]:
         """Where an update's patches are from."""
@@ -156,7 +157,7 @@ class Batches:
         drawn = [(k, update * stage.batch * self.world + k) for k in numbers]
         return [(k, int(_order(stage.seed, d // per_epoch, per_epoch)[d % per_epoch]) % len(self.crops)) for k, d in drawn]
 
-    def _pair(self, crop: Image, scales: grid.Scales, rng: np.random.Generator) -> tuple[Image, Image]:
+    def _patch(self, crop: Image, scales: grid.Scales, rng: np.random.Generator) -> tuple[Image, Image, float]:
         flip_y, flip_x, transpose = rng.integers(2, size=3)
         crop = crop[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
         crop = self.stage.augment.crop(crop.T if transpose else crop, self.stage.patch, rng)
@@ -170,11 +171,18 @@ class Batches:
         around = crop[top : y + height + _CONTEXT, left : x + width + _CONTEXT]
         around = self.stage.augment.patch(around, (top, left), crop.shape, rng)
 
-        kernel = self.stage.kernels[rng.integers(len(self.stage.kernels))]
-        taper = resample.TAPER if rng.random() < 0.75 else rng.uniform(0.25, 0.75)  # and scanners differ
-        lr = resample.downsample(around, scales, kernel, (y - top, x - left), (ny, nx), taper)
+        kernel, sigma = self.stage.kernels[rng.integers(len(self.stage.kernels))], self.stage.augment.sigma(rng)
+        start = (y - top, x - left)
+        if kernel == "scanner":
+            lr, around, sigma = scanner.canonical_patch(around, scales, start, (ny, nx), sigma, rng)
+        else:
+            taper = resample.TAPER if rng.random() < 0.75 else rng.uniform(0.25, 0.75)  # and scanners differ
+            lr = resample.downsample(around, scales, kernel, start, (ny, nx), taper)
+            lr = resample.rician(lr, sigma, rng) if sigma else lr
         my, mx = (grid.output_size(n, r) for n, r in zip((ny, nx), scales))
-        return self.stage.augment.pair(lr, around[y - top : y - top + my, x - left : x - left + mx], scales, rng)
+        hr = around[start[0] : start[0] + my, start[1] : start[1] + mx]
+        told = np.hypot(sigma, 10 ** rng.uniform(*_TEXTURE))
+        return *self.stage.augment.pair(lr, hr, scales, rng), float(told)
 
 
 @lru_cache(maxsize=2)  # a batch may end one epoch and begin the next

@@ -32,15 +32,18 @@ LINES = ("-", "-", "--", "-.", ":")  # one that lies on another shows both
 
 @rc_context(STYLE)
 def curves(results: Results) -> Figure:
-    """Every measure over scale, a panel a degradation, a line a model, with standard errors; equal scales of both axes only."""
+    """Every measure over scale, a line a model, with standard errors, a panel an input that is no scan; equal scales of both
+    axes only.
+    """
     square = sorted((y, s) for s, (y, x) in enumerate(results.scales) if y == x)
     index, ratio = np.array([s for _, s in square], int), [float(r) for r, _ in square]
-    rows, cols = len(results.measures), len(results.kernels)
+    shown = [d for d, degradation in enumerate(results.inputs) if degradation.kind != "scan"]
+    rows, cols = len(results.measures), len(shown)
     figure = Figure(figsize=(1.2 + 2.7 * cols, 0.7 + 2.3 * rows), dpi=200, layout="constrained")
     axes = figure.subplots(rows, cols, squeeze=False, sharex=True, sharey="row")
     for q, measure in enumerate(results.measures):
         axes[q, 0].set_ylabel(measure.label + (f" ({measure.unit})" if measure.unit else ""))
-        for k, kernel in enumerate(results.kernels):
+        for k, d in enumerate(shown):
             axis = axes[q, k]
             axis.grid(color="0.9", linewidth=0.6)
             axis.xaxis.set_major_formatter("×{x:g}")
@@ -48,11 +51,11 @@ def curves(results: Results) -> Figure:
                 axis.set_xticks(ratio)
             for m, model in enumerate(results.models):
                 colour, marker = COLOURS[m % len(COLOURS)], MARKERS[m % len(MARKERS)]
-                mean, error = (part[k, index, m, q] for part in (results.mean, results.standard_error))
+                mean, error = (part[d, index, m, q] for part in (results.mean, results.standard_error))
                 style = {"color": colour, "marker": marker, "linestyle": LINES[m % len(LINES)], "label": model.name}
                 axis.errorbar(ratio, mean, None if np.isnan(error).all() else error, capsize=2, elinewidth=0.8, **style)
             if q == 0:
-                axis.set_title(f"inputs made by {kernel}")
+                axis.set_title(f"inputs made by {results.inputs[d].name}")
             if q == rows - 1:
                 axis.set_xlabel("scale")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(results.models)))
@@ -86,6 +89,25 @@ def panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Pixels, str]
         below[0].set_ylabel("error", fontsize=8)
     bar = axes[1, -1].inset_axes((0.1, 0.1, 0.07, 0.8))  # below the first truth, which has no error
     figure.colorbar(mapped, cax=bar, label="absolute error\n(white = 1)", extend="max")
+    return figure
+
+
+@rc_context(STYLE)
+def crops(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Pixels, str]]]]) -> Figure:
+    """A row (what it shows, [(model, crop, its figures), …]) a place of a scan, enlarged so that single pixels can be seen.
+
+    A row is shown from the first hundredth of its first image's grey values, black, to the last.
+    """
+    figure = Figure(figsize=(3.2 * len(rows[0][1]) + 0.3, 3.5 * len(rows) + 0.3), dpi=100, layout="constrained")
+    figure.suptitle(title)
+    for line, (shown, images) in zip(figure.subplots(len(rows), len(rows[0][1]), squeeze=False), rows):
+        low, high = np.percentile(images[0][1], (1, 99))
+        for axis, (heading, image, score) in zip(line, images):
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            axis.set_title(f"{heading}\n{score}", fontsize=8)
+        line[0].set_ylabel(shown)
     return figure
 
 

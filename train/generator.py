@@ -21,6 +21,9 @@ from runtime import grid
 
 from .tables import require
 
+LEAST_SIGMA = 1e-3  # of white: less noise than this is none
+TOLD_HIDDEN = 16  # units of the network that turns σ into biases
+
 
 @dataclass(frozen=True)
 class GeneratorConfig:
@@ -35,6 +38,7 @@ class GeneratorConfig:
     predictor_hidden: int = 256
     basis: int = 0  # 3×3×C filters that all predicted ones are sums of; 0: the predictor's last layer alone
     per_axis: bool = False  # the predictor is told 1/r_y and 1/r_x, not 1/r alone
+    told: bool = False  # the trunk is told the input's noise: a bias for each channel after the head
     mean: float = 0.370
     std: float = 0.117
 
@@ -56,14 +60,14 @@ def check_sizes(config: Any, names: Sequence[str]) -> None:
 # better at equal cost; black is zero, so that zero padding at the border is background. 32 basis filters are as good as any
 # (docs/training.md), and convolved with the features once they serve every scale.
 EDGE = GeneratorConfig(
-    channels=32, blocks=20, batch_norm=False, projection="centred", skip=True, basis=32, per_axis=True, mean=0.0
+    channels=32, blocks=20, batch_norm=False, projection="centred", skip=True, basis=32, per_axis=True, told=True, mean=0.0
 )
 CONFIGS = {
     # The authors' generator: 561,926 parameters, 410,688 multiply-adds an lr pixel.
     "paper": GeneratorConfig(),
     "edge": EDGE,
     # Shallow enough for 8-bit integers, whose rounding adds up from block to block (docs/training.md).
-    "fast": replace(EDGE, channels=64, blocks=5),
+    "fast": replace(EDGE, channels=64, blocks=5, told=False),
 }
 
 
@@ -165,21 +169,34 @@ class Generator(nn.Module):
         k = config.head_kernel
         self.head = nn.Conv2d(1, config.channels, k, padding=k // 2)
         self.head_act = nn.PReLU()
+        if config.told:
+            last = nn.Linear(TOLD_HIDDEN, config.channels)
+            nn.init.zeros_(last.weight)  # a network that was not told goes on as it was
+            nn.init.zeros_(last.bias)
+            self.condition = nn.Sequential(nn.Linear(1, TOLD_HIDDEN), nn.ReLU(), last)
         self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.blocks)))
         self.tail, self.tail_norm = _conv(config), _norm(config)
         self.upscale = MetaUpscale(config)
 
-    def forward(self, image: Tensor, scales: grid.Scales) -> Tensor:
-        """(N, 1, H, W) → (N, 1, H·p_y // q_y, W·p_x // q_x), float32."""
+    def forward(self, image: Tensor, scales: grid.Scales, sigma: Tensor | None = None) -> Tensor:
+        """(N, 1, H, W) → (N, 1, H·p_y // q_y, W·p_x // q_x), float32.
+
+        `sigma` (N,) is the noise of each image as a part of white, which a network that is told takes off; None: no noise.
+        """
         x = (image - self.config.mean) / self.config.std
-        y = self.upscale(self.encode(x), scales).float()
+        y = self.upscale(self.encode(x, sigma), scales).float()
         if self.config.skip:
             y = y + interpolate(x, scales, self.config.projection)
         return y * self.config.std + self.config.mean
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         """The trunk: standardised images (N, 1, H, W) → features (N, C, H, W)."""
-        first = self.head_act(self.head(x))
+        first = self.head(x)
+        if self.config.told:
+            sigma = torch.zeros(len(x), device=x.device) if sigma is None else sigma
+            level = torch.log10(sigma.clamp(min=LEAST_SIGMA)) - math.log10(LEAST_SIGMA)  # 0 is no noise, 2 is 10 % of white
+            first = first + self.condition(level[:, None])[:, :, None, None]
+        first = self.head_act(first)
         return first + self.tail_norm(self.tail(self.blocks(first)))
 
 

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import FrameType
@@ -21,13 +22,15 @@ from tqdm import tqdm
 
 from runtime.errors import InputFileError, MetasrganError, OutputFileError
 
-from . import checkpoint, data, evaluate, losses, metrics, models, networks, processes, resample, subjects
+from . import checkpoint, data, degradations, evaluate, losses, metrics, models, networks, processes, subjects
 from .config import Config, Stage, parse
+from .generator import GeneratorConfig
 from .learner import Learner
 
 log = logging.getLogger(__name__)
 
 VALIDATION_SCALES = (Fraction(2), Fraction(5, 2), Fraction(4))
+SCANNER = degradations.scan((0.7, 1.0), "hard", 0.02)
 VALIDATION_CROPS = 24
 VALIDATION_SIZE = 512  # pixels an axis, of a photograph's middle: brains are smaller
 _MOVABLE = ("updates", "validate_every", "data", "validation", "features")  # what a resumed run may be given anew
@@ -259,7 +262,7 @@ class _Stage:
 def validate(
     model: nn.Module, crops: Sequence[data.Crop], stage: Stage, perceptual: losses.Perceptual | None = None
 ) -> tuple[dict[str, Score], dict[str, data.Image]]:
-    """Mean scores over held-out crops for each of the stage's kernels, at its scales among `VALIDATION_SCALES`, in float32;
+    """Mean scores over held-out crops for each of the stage's inputs, at its scales among `VALIDATION_SCALES`, in float32;
     and for each case a picture of the middle crop: input, output and truth side by side.
     """
     upscale = models.upscale_with(model.eval())
@@ -267,14 +270,15 @@ def validate(
     distance = metrics.perceptual_with(perceptual, device) if perceptual else lambda truth, image: math.nan
     measures = [metrics.psnr, metrics.ssim, distance]
     scores, panels = {}, {}
-    for kernel in dict.fromkeys(stage.kernels):
+    for name in dict.fromkeys(stage.kernels):
+        degradation = SCANNER if name == "scanner" else degradations.resampled(name)
         for scale in [r for r in VALIDATION_SCALES if r in stage.scales] or stage.scales[:1]:
-            case, both = f"{kernel} ×{float(scale):g}", (scale, scale)
-            each = [evaluate.score_crop([upscale], crop.pixels, both, kernel, measures)[0] for crop in crops]
+            case, both = f"{degradation.name} ×{float(scale):g}", (scale, scale)
+            each = [evaluate.score_crop([upscale], crop.pixels, both, degradation, measures)[0] for crop in crops]
             scores[case] = Score(*np.mean(each, axis=0).tolist())
             truth = crops[len(crops) // 2].pixels
-            lr = resample.downsample(truth, both, kernel)
-            sr = upscale(lr, both)
+            lr = degradation.of(truth, both)
+            sr = upscale(lr, both, degradation.acquired)
             panels[case] = np.hstack([evaluate.nearest(lr, both), sr, truth[: sr.shape[0], : sr.shape[1]]]).clip(0, 1)
     return scores, panels
 
@@ -306,14 +310,22 @@ def dry_run(config: Config, progress: bool = True, updates: int = 10) -> Iterato
 
 
 def initial(config: Config) -> nn.Module:
-    """The network that the first stage starts from. Raises InputFileError where `init` holds another."""
+    """The network that the first stage starts from. Raises InputFileError where `init` holds another.
+
+    A network that is told the noise may start from one that was not.
+    """
     torch.manual_seed(next(iter(config.stages.values())).seed)
     if not config.init:
         return networks.build(config.generator)
     start, _ = checkpoint.load_network(Path(config.init))
-    if start.config != config.generator:
+    if start.config == config.generator:
+        return start
+    wanted = config.generator
+    if not isinstance(wanted, GeneratorConfig) or replace(wanted, told=False) != start.config:
         raise InputFileError(f"{config.init} holds another network, {start.config}: configure the same, or give no init")
-    return start
+    network = networks.build(wanted)
+    network.load_state_dict(start.state_dict(), strict=False)
+    return network
 
 
 def _resumable(last: Path, config: Config) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from runtime import ScaleError, Upscaler, grid
+from runtime.acquired import STORED, Acquired
 from runtime.intensity import Intensity
 
 from . import resample
@@ -24,7 +25,11 @@ from .metrics import Image
 if TYPE_CHECKING:
     from torch import nn
 
-Upscale = Callable[[Image, grid.Scales], Image]  # lr (H, W) in [0, 1] → sr (H·p_y // q_y, W·p_x // q_x); or a ScaleError
+# lr (H, W) in [0, 1], scales, what was measured of it → sr (H·p_y // q_y, W·p_x // q_x); or a ScaleError
+Upscale = Callable[[Image, grid.Scales, Acquired], Image]
+
+# What a model is told of an input: the runtime's estimate, the truth, or nothing: that all of what is stored was measured
+Told = Literal["auto", "true", "stored"]
 
 UNIT = Intensity(low=0.0, high=np.inf, black=0.0, white=1.0)  # of crops, which are scaled by their volume already
 
@@ -41,24 +46,46 @@ class Model:
     bytes: int | None = None
     parameters: int | None = None
     multiply_adds: int | None = None  # in convolutions, for each lr pixel
+    told: Told = "stored"
+
+    def hears(self, estimate: Acquired | None, truth: Acquired | None = None, factor: float = 1.0) -> Acquired:
+        """What it is told of an input, σ times a factor."""
+        acquired = {"auto": estimate, "true": truth, "stored": STORED}[self.told]
+        assert acquired is not None, self.told
+        return replace(acquired, sigma=factor * acquired.sigma)
+
+    def output(self, lr: Image, scales: grid.Scales, acquired: Acquired) -> Image | None:
+        """What it makes of an input; None where it does not serve the scales."""
+        try:
+            return self.upscale(lr, scales, acquired)
+        except ScaleError:  # a network of one scale
+            return None
 
 
-BICUBIC = Model("bicubic", "interpolation on the shared grid (Keys, a = -1/2)", resample.upsample)
+BICUBIC = Model(
+    "bicubic", "interpolation on the shared grid (Keys, a = -1/2)", lambda lr, scales, acquired: resample.upsample(lr, scales)
+)
 
 
-def load_model(spec: str) -> Model:
-    """The bundle, served by `runtime`, or checkpoint, by PyTorch, that PATH or NAME=PATH names.
+def load_model(spec: str, told: Told = "auto") -> Model:
+    """The bundle, served by `runtime`, or checkpoint, by PyTorch, that PATH or NAME=PATH names; @auto, @true or @stored behind
+    the path says what it is told.
 
     Raises BundleError or InputFileError for a file that is missing, damaged or neither of the two.
     """
     name, is_named, named = spec.partition("=")
     if not is_named or Path(spec).exists():  # a path may hold an = of its own
         name, named = "", spec
+    also = ""
+    for word in get_args(Told):
+        if named.endswith(f"@{word}") and not Path(named).exists():  # or an @
+            named, told, also = named.removesuffix(f"@{word}"), word, f"@{word}"
     path = Path(named)
     model = _load_bundle(path) if _is_bundle(path) else _load_checkpoint(path)
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    return replace(model, name=name or path.stem, file=str(path), sha256=sha256, bytes=len(content))
+    name = name or path.stem + also
+    return replace(model, name=name, file=str(path), sha256=sha256, bytes=len(content), told=told)
 
 
 def _is_bundle(path: Path) -> bool:
@@ -98,19 +125,27 @@ def _load_checkpoint(path: Path) -> Model:
 
 def upscale_by(upscaler: Upscaler) -> Upscale:
     """The runtime as a function of an image with black 0 and white 1; its output is not darker than black."""
-    return lambda lr, scales: upscaler.upscale_slice(lr, UNIT, scales, np.float32)
+    return lambda lr, scales, acquired: upscaler.upscale_slice(lr, UNIT, scales, np.float32, acquired)
 
 
 def upscale_with(model: nn.Module) -> Upscale:
-    """A network in evaluation mode, `model((1, 1, H, W), scales)`, as a function of an image; float32, on its own device."""
+    """A network in evaluation mode as a function of an image, in float32 on its own device.
+
+    One with a Meta-Upscale stage gets the canonical form, as in the runtime; one for a single scale the image as it is.
+    """
     import torch
+
+    from .generator import Generator
 
     device = next(model.parameters()).device
 
     @torch.no_grad()
-    def upscale(lr: Image, scales: grid.Scales) -> Image:
+    def upscale(lr: Image, scales: grid.Scales, acquired: Acquired = STORED) -> Image:
+        if isinstance(model, Generator):
+            lr, ratios = acquired.canonical(lr)
+            scales = (scales[0] * ratios[0], scales[1] * ratios[1])
         batch = torch.tensor(lr)[None, None].to(device, memory_format=torch.channels_last)
-        sr: Image = model(batch, scales)[0, 0].cpu().numpy()
+        sr: Image = model(batch, scales, torch.tensor([acquired.sigma], dtype=torch.float32, device=device))[0, 0].cpu().numpy()
         return sr
 
     return upscale
@@ -125,7 +160,7 @@ def multiply_adds(model: nn.Module, side: int = 16) -> int | None:
     for r in (Fraction(2), Fraction(3), Fraction(4)):
         try:
             with FlopCounterMode(display=False) as counter:
-                upscale_with(model)(image, (r, r))
+                upscale_with(model)(image, (r, r), STORED)
         except ScaleError:
             continue
         flops = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]

@@ -64,6 +64,7 @@ def save(
     *,
     description: str,
     record: Mapping[str, Any],
+    acquired: str = "",
     anonymous: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -75,21 +76,22 @@ def save(
     inside = folder.resolve()
     if any(isinstance(f.source.content, Path) and inside in f.source.content.resolve().parents for f in series.frames):
         raise OutputFileError(f"{folder} holds the series that is upscaled: name another folder")
-    datasets = derive(series, image, description, record, anonymous)
+    datasets = derive(series, image, description, record, anonymous, acquired)
     files = ((f"{k:04d}.dcm", partial(_write, dataset)) for k, dataset in enumerate(datasets, 1))
     write_folder(folder, files, overwrite, WRITTEN)
 
 
 def derive(
-    series: Series, image: Any, description: str, record: Mapping[str, Any], anonymous: bool = False
+    series: Series, image: Any, description: str, record: Mapping[str, Any], anonymous: bool = False, acquired: str = ""
 ) -> Iterator[Dataset]:
     """The derived series slice by slice, each a dataset with its file meta information, ready to be written or sent.
 
     `image` is a NIfTI image made of `series.volume()`: more voxels along any axis, the same directions. `description` says what
-    was done in a few words. `record` is plain data; its `time` (ISO 8601) dates the series, its `software` names the version.
-    All UIDs are made of what goes in, so the same input gives the same bytes. Raises ImageError for an image of another series.
+    was done in a few words, `acquired` in a line what was measured. `record` is plain data; its `time` (ISO 8601) dates the
+    series, its `software` names the version. All UIDs are made of what goes in, so the same input gives the same bytes.
+    Raises ImageError for an image of another series.
     """
-    return _slices(_Derivation.of(series, image, description, record, anonymous))
+    return _slices(_Derivation.of(series, image, description, record, anonymous, acquired))
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class _Derivation:
     description: str
     record: Mapping[str, Any]
     anonymous: bool
+    acquired: str
     stored: _Stored
     low: float
     high: float
@@ -143,7 +146,9 @@ class _Derivation:
     entropy: str
 
     @classmethod
-    def of(cls, series: Series, image: Any, description: str, record: Mapping[str, Any], anonymous: bool) -> _Derivation:
+    def of(
+        cls, series: Series, image: Any, description: str, record: Mapping[str, Any], anonymous: bool, acquired: str
+    ) -> _Derivation:
         if series.problem:
             raise ImageError(f"the series cannot be upscaled: it {series.problem}")
         affine = np.asarray(image.affine, dtype=np.float64)
@@ -163,7 +168,7 @@ class _Derivation:
         made_of = [series.uid, *(f"{f.header.SOPInstanceUID} {f.index}" for f in series.frames)]
         entropy = [made_of, digest.hexdigest(), np.round(affine, 4).tolist(), description, _json(record), anonymous]
         return cls(
-            *(series, image, LPS_TO_RAS @ affine, description, record, anonymous),
+            *(series, image, LPS_TO_RAS @ affine, description, record, anonymous, acquired),
             *(_Stored.of(series, low, high), low, high, any(map(_lossy, series.frames)), json.dumps(entropy)),
         )
 
@@ -290,7 +295,8 @@ def _tell_derivation(dataset: Dataset, whole: _Derivation, between: Sequence[Fra
     dataset.SeriesDescription = f"{str(source)[: max(_TEXT - len(what) - 1, 0)]} {what}".strip()
     (rows, columns, slices), spacing = whole.series.shape, whole.series.spacing
     size = f"{columns}x{rows}x{slices} voxels of {spacing[1]:.4g}x{spacing[0]:.4g}x{spacing[2]:.4g} mm"
-    text = f"{what}: upscaled by a neural network from {size}. Detail finer than these is estimated, not measured."
+    measured = f" ({_plain(whole.acquired, _TEXT * 2)})" if whole.acquired else ""
+    text = f"{what}: upscaled by a neural network from {size}{measured}. Detail finer than these is estimated, not measured."
     before = str(dataset.get("DerivationDescription") or "")
     dataset.DerivationDescription = f"{text} Before that: {before}"[:_LONG_TEXT] if before else text
     _append(dataset, "DerivationCodeSequence", _coded(codes.DCM.SpatialResampling))

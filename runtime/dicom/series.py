@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from .. import headers
 from ..errors import ImageError, InputFileError
+from ..measure import Fractions
 from ..upscaler import allocate
 from ..volume import reopened
 from .frames import Frame, Rescale, frames_of
@@ -96,17 +98,25 @@ class Series:
         image.header.set_slope_inter(slope, intercept)
         return reopened(image)
 
-    def derive(self, image: Any, description: str, record: Mapping[str, Any], anonymous: bool = False) -> Iterator[Dataset]:
+    def derive(
+        self, image: Any, description: str, record: Mapping[str, Any], anonymous: bool = False, acquired: str = ""
+    ) -> Iterator[Dataset]:
         """The datasets of a new series that `image`, made of `volume()`, becomes; see `save`."""
         from .derive import derive
 
-        return derive(self, image, description, record, anonymous)
+        return derive(self, image, description, record, anonymous, acquired)
 
     @cached_property
     def rescale(self) -> Rescale | None:
         """Slope and intercept of all slices; None where each has its own."""
         kinds = {frame.rescale for frame in self.frames}
         return kinds.pop() if len(kinds) == 1 else None
+
+    @cached_property
+    def acquired(self) -> Fractions:
+        """The parts of the stored columns, rows and slices that the header says were measured; None where it does not."""
+        first = self.frames[0]
+        return headers.of_dicom(first.numbers, first.text("InPlanePhaseEncodingDirection"), first.shape)
 
     @cached_property
     def limits(self) -> tuple[int, int]:

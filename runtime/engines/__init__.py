@@ -30,8 +30,11 @@ class Engine(Protocol):
     device: str  # cpu, cuda or tensorrt
     runs_on: str  # for a person: library, version, precision, processor
 
-    def encode(self, image: NDArray[np.float32]) -> Any:
-        """A standardised image (H, W) → its responses, wherever the engine keeps them."""
+    def encode(self, image: NDArray[np.float32], sigma: float = 0.0) -> Any:
+        """A standardised image (H, W) → its responses, wherever the engine keeps them.
+
+        `sigma` is its noise as a part of white, which a model that is not told ignores.
+        """
 
     def render(self, responses: Any, rows: Span, cols: Span, scales: grid.Scales) -> NDArray[np.float32]:
         """The pixels rows × cols from responses; (len(rows), len(cols)), float32."""

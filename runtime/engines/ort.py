@@ -87,7 +87,7 @@ def _missing_library(folder: Path, name: str) -> str:
 
 
 class OnnxTrunk:
-    """A trunk's session whose input and output stay in device memory. Parts in the constructor, `load` builds them."""
+    """A trunk's session whose inputs and output stay in device memory. Parts in the constructor, `load` builds them."""
 
     def __init__(self, device: Device, session: Any, half: bool, runs_on: str) -> None:
         self.half, self.runs_on = half, runs_on
@@ -113,10 +113,12 @@ class OnnxTrunk:
             raise DeviceError(f"{what} is there, but was not used", "python -m runtime doctor")
         return cls(device, session, half, f"{what}, {'float16' if half else 'float32'}")
 
-    def run(self, image: Array, responses: Array) -> None:
+    def run(self, image: Array, sigma: Array | None, responses: Array) -> None:
         binding = self._session.io_binding()
         where = self._device.kind, 0
         binding.bind_input("image", *where, image.dtype.type, [1, 1, *image.shape], image.pointer)
+        if sigma is not None:
+            binding.bind_input("sigma", *where, sigma.dtype.type, [*sigma.shape], sigma.pointer)
         binding.bind_output("responses", *where, responses.dtype.type, [1, *responses.shape], responses.pointer)
         with self._device.borrowed():
             try:

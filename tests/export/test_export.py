@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -24,8 +26,11 @@ from train.generator import Generator
 
 @pytest.fixture(scope="module", params=["paper", "fast"])
 def ckpt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    generator = random_generator(request.param)
-    path = tmp_path_factory.mktemp("ckpt") / "best.pt"
+    return saved(random_generator(request.param), tmp_path_factory.mktemp("ckpt"))
+
+
+def saved(generator: Generator, folder: Path) -> Path:
+    path = folder / "best.pt"
     checkpoint.save(path, {"generator": asdict(generator.config), "weights": generator.state_dict()})
     return path
 
@@ -37,6 +42,49 @@ def test_onnx_runtime_equals_pytorch(generator: Generator, half: bool) -> None:
     assert TOLERANCE == {False: 1e-4, True: 2e-3}  # of the range: what the project promises
     assert max(errors.values()) <= TOLERANCE[half]
     assert len(errors) == 11
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_told_network_equals_pytorch_at_every_noise(half: bool) -> None:
+    generator = random_generator("told")
+    with Upscaler.of(bundle_of(generator, half)) as up:
+        errors = verify(up, generator, half)
+    assert max(errors.values()) <= TOLERANCE[half]
+    assert len(errors) == 11 * 3  # σ 0, 0.01 and 0.05
+
+
+def test_a_wrong_bias_is_noticed() -> None:
+    """Of a network that is right where there is no noise: its level is zero there."""
+    generator, other = random_generator("told"), random_generator("told")
+    with torch.no_grad():
+        other.condition[0].weight[:] *= 1.1
+    with Upscaler.of(bundle_of(other)) as up, pytest.raises(VerificationError, match=r"of the range at .* σ 0\.0[15]"):
+        verify(up, generator, half=False)
+
+
+def test_a_told_trunk_differs_in_half_precision_by_types_alone_and_takes_sigma_in_float32(told: Bundle) -> None:
+    models = [onnx.load_from_string(told.trunk(half)) for half in (False, True)]
+    for model in models:
+        assert [value.name for value in model.graph.input] == ["image", "sigma"]
+        sigma = model.graph.input[1].type.tensor_type
+        assert sigma.elem_type == onnx.TensorProto.FLOAT
+        assert [d.dim_value for d in sigma.shape.dim] == [1]
+    assert [m.graph.output[0].type.tensor_type.elem_type for m in models] == [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16]
+    onnx.checker.check_model(models[1], full_check=True)
+
+
+def test_the_bias_keeps_the_blocks_in_the_layout_of_convolutions(tmp_path: Path) -> None:
+    """On a processor with that layout, ONNX Runtime adds within convolutions: no sum of the blocks stands alone."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(graphs.trunk(random_generator("told"), half=True), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    if not kinds["ReorderOutput"]:
+        pytest.skip("ONNX Runtime has no layout of its own here")
+    # After the head, before the bias; after the basis, and after the skip's neighbours.
+    assert kinds["ReorderOutput"] == 3
+    assert kinds["Add"] == 3  # two of σ's biases, and theirs
 
 
 def test_trunk_equals_pytorch_with_batch_norm_folded(generator: Generator) -> None:
@@ -91,8 +139,27 @@ def test_command_writes_a_verified_bundle(ckpt: Path, capsys: pytest.CaptureFixt
     )
     assert main(["inspect", str(ckpt.with_suffix(".bundle"))]) == 0
     out = capsys.readouterr().out
-    for said in ("sha256", "projection", "trunk.onnx", "float16 weights", "32/15"):
+    for said in ("sha256", "projection", "told         False", "trunk.onnx", "float16 weights", "32/15"):
         assert said in out
+
+
+def test_a_told_checkpoint_becomes_a_told_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(random_generator("told"), tmp_path)
+    assert main(["--ckpt", str(path), "--fp16", "--scales"]) == 0
+    assert Bundle.read(path.with_suffix(".bundle")).model.told
+    assert main(["inspect", str(path.with_suffix(".bundle"))]) == 0
+    out = capsys.readouterr().out
+    for said in ("version 3", "told         True", "σ 0.05"):
+        assert said in out
+
+
+def test_integers_are_refused_for_a_told_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(random_generator("told"), tmp_path)
+    assert main(["--ckpt", str(path), "--int8", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path} is told the noise, --int8 is for networks that are not: export without it")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_command_keeps_an_existing_bundle_unless_forced(ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

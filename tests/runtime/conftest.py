@@ -18,6 +18,7 @@ class FakeSeries:
     shape: tuple[int, int, int]
     problem: str = ""
     notes: tuple[str, ...] = ("a note",)
+    acquired: tuple[None, None, None] = (None, None, None)
 
     def volume(self) -> Any:
         columns, rows, slices = self.shape[1], self.shape[0], self.shape[2]

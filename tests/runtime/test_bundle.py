@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,27 @@ def _rewritten(content: bytes, change: dict[str, object], drop: str = "") -> byt
 
 
 def test_bundle_of_a_newer_version_is_refused(content: bytes) -> None:
+    with pytest.raises(BundleError, match="version 4, this release reads 2 and 3: install a newer"):
+        Bundle.parse(_rewritten(content, {"version": 4}), "x")
+
+
+def test_only_a_told_bundle_needs_a_reader_of_version_3(content: bytes, told: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not told is written as ever, for older releases; what is told they must refuse, or they would leave σ out."""
+    untold = Bundle.parse(content, "x").manifest
+    assert (untold["version"], told.manifest["version"]) == (2, 3)
+    assert "told" not in untold["model"]
+    newer = bundle.serialise(told.model, told.files, {})
+    monkeypatch.setattr(bundle, "VERSIONS", (2,))
+    assert not Bundle.parse(content, "x").model.told
     with pytest.raises(BundleError, match="version 3, this release reads 2: install a newer"):
-        Bundle.parse(_rewritten(content, {"version": 3}), "x")
+        Bundle.parse(newer, "x")
+
+
+@pytest.mark.parametrize(("version", "said"), [(2, True), (3, False)])
+def test_told_in_the_wrong_version_is_refused(content: bytes, version: int, said: bool) -> None:
+    model = asdict(Bundle.parse(content, "x").model) | {"told": said}
+    with pytest.raises(BundleError, match="makes no sense"):
+        Bundle.parse(_rewritten(content, {"version": version, "model": model}), "x")
 
 
 def test_bundle_of_another_kind_is_refused(content: bytes) -> None:
@@ -68,7 +88,9 @@ def test_bundle_that_lacks_a_file_is_refused(content: bytes, missing: str) -> No
         Bundle.parse(_rewritten(content, {}, drop=missing), "x")
 
 
-@pytest.mark.parametrize("change", [{"radius": "9"}, {"radius": -9}, {"std": 0}, {"projection": "zz"}, {"skip": 1}])
+@pytest.mark.parametrize(
+    "change", [{"radius": "9"}, {"radius": -9}, {"std": 0}, {"projection": "zz"}, {"skip": 1}, {"told": 0}]
+)
 def test_manifest_that_makes_no_sense_is_refused(content: bytes, change: dict[str, object]) -> None:
     model = json.loads(zipfile.ZipFile(io.BytesIO(content)).read("manifest.json"))["model"]
     with pytest.raises(BundleError, match="makes no sense"):

@@ -199,7 +199,8 @@ def test_a_dicom_series_becomes_a_series_and_a_record_in_its_fields(
     told = dicom.saved[0]
     assert told["record"]["software"] == f"metasrgan-edge {__version__}"  # what SoftwareVersions will say
     assert (result.shape_in, result.shape_out) == ((9, 10, 4), (18, 20, 4))
-    assert result.notes == ("a note",)
+    assert result.notes == (told["acquired"], "a note")
+    assert told["acquired"].startswith("acquired 9×10×4 of 9×10×4 (stored)")
     assert told["series"] is dicom.found[2]
     assert told["image"].shape == (18, 20, 4)
     assert (told["anonymous"], told["overwrite"], told["description"]) == (True, False, "SR x2 x2 x1")

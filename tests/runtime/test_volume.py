@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from runtime import ImageError, InputFileError, OutputFileError, Upscaler, volume
+from runtime.sizes import Size
 from tests.conftest import SCAN
 
 OBLIQUE = nib.affines.from_matvec(
@@ -138,7 +139,7 @@ def sloped(tmp_path: Path) -> nib.Nifti1Image:
 def test_slope_is_kept_and_applies_once(shipped: Upscaler, sloped: nib.Nifti1Image, tmp_path: Path) -> None:
     expected = 0.25 * shipped.volume(scan_of(head_volume()), 2).get_fdata() - 40
     np.testing.assert_allclose(shipped.volume(sloped, 2).get_fdata(), expected)
-    volume.save(tmp_path / "sr.nii", volume.upscale(shipped, sloped, 2))
+    volume.save(tmp_path / "sr.nii", volume.upscale(shipped, sloped, Size(2))[0])
     again = nib.load(tmp_path / "sr.nii")
     assert (again.dataobj.slope, again.dataobj.inter) == (0.25, -40)
     assert again.get_data_dtype() == np.int16

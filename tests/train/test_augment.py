@@ -58,15 +58,13 @@ def test_strip_blackens_the_rim_and_fills_the_range(head: np.ndarray) -> None:
         np.testing.assert_array_equal(patch > 0, (stripped > 0)[20:116, 8:104])  # the blob is the crop's, not the patch's
 
 
-def test_noise_is_a_magnitude_images() -> None:
-    """Where there is no signal, Rician noise is Rayleigh's: positive, of mean √(π/2) σ and deviation √(2 - π/2) σ."""
-    empty = np.zeros((400, 400), np.float32)
-    noisy, truth = Augment(noise=1.0).pair(empty, empty, (Fraction(1), Fraction(1)), rng())
-    assert not truth.any()
-    assert noisy.min() >= 0
-    assert 0 < noisy.mean() < 0.03 * 1.26
-    # Of 160,000 samples, the ratio's standard error is 0.3 %.
-    assert noisy.std() / noisy.mean() == pytest.approx(np.sqrt(4 / np.pi - 1), rel=0.015)
+def test_noise_is_drawn_from_the_best_to_the_worst_scans() -> None:
+    sigmas = np.array([Augment(noise=0.5).sigma(np.random.default_rng(k)) for k in range(400)])
+    noisy = sigmas[sigmas > 0]
+    assert len(noisy) == pytest.approx(200, abs=40)  # four standard deviations
+    assert 0.003 <= noisy.min() < 0.004
+    assert 0.06 < noisy.max() <= 0.08
+    assert Augment().sigma(rng()) == 0
 
 
 def test_dots_lie_at_the_same_place_of_both_images() -> None:

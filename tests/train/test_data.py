@@ -47,15 +47,15 @@ def test_processes_share_an_update(crops: list[data.Crop]) -> None:
     half = replace(STAGE, batch=2)
     for update in (0, 7):
         parts = [data.Batches(crops, half, rank, world=2)[update] for rank in (0, 1)]
-        for side in (0, 1):
+        for side in (0, 1, 2):
             np.testing.assert_array_equal(np.concatenate([part[side] for part in parts]), whole[update][side])
-        assert parts[0][2] == parts[1][2] == whole[update][2]
+        assert parts[0][3] == parts[1][3] == whole[update][3]
 
 
 def test_a_batch_has_one_scale_of_the_paper_and_shapes_of_the_shared_grid(crops: list[data.Crop]) -> None:
     seen = set()
     for update in range(200):
-        lr, hr, (scale, other) = data.Batches(crops, STAGE)[update]
+        lr, hr, _, (scale, other) = data.Batches(crops, STAGE)[update]
         n = int(48 / scale)
         assert scale == other
         assert lr.shape == (4, 1, n, n)
@@ -72,7 +72,7 @@ def test_anisotropic_batches_draw_a_scale_for_each_axis(crops: list[data.Crop]) 
     assert 0.4 < sum(y != x for y, x in drawn) / 400 < 0.6
     assert sum(y == 1 for y, _ in drawn) > 0 < sum(x == 1 for _, x in drawn)
     assert (1, 1) not in drawn
-    lr, hr, scales = b[next(u for u, (y, x) in enumerate(drawn) if 1 < y < x)]
+    lr, hr, _, scales = b[next(u for u, (y, x) in enumerate(drawn) if 1 < y < x)]
     assert lr.shape[2:] == tuple(int(48 / r) for r in scales)
     assert hr.shape[2:] == tuple(grid.output_size(n, r) for n, r in zip(lr.shape[2:], scales))
 
@@ -84,7 +84,7 @@ def test_input_patch_bounds_what_a_small_scale_costs(crops: list[data.Crop]) -> 
     b = data.Batches([data.Crop(ramp, "ramp")], stage)
     corners = set()
     for update in range(300):
-        lr, hr, (scale, _) = b[update]
+        lr, hr, _, (scale, _) = b[update]
         n = min(int(48 / scale), 16)
         assert lr.shape == (4, 1, n, n)
         assert hr.shape == (4, 1, *[grid.output_size(n, scale)] * 2)
@@ -95,7 +95,7 @@ def test_input_patch_bounds_what_a_small_scale_costs(crops: list[data.Crop]) -> 
 
 def test_lr_is_the_downsampled_hr_in_every_flip(crops: list[data.Crop]) -> None:
     for update in range(60):
-        lr, hr, (scale, _) = data.Batches(crops, STAGE)[update]
+        lr, hr, _, (scale, _) = data.Batches(crops, STAGE)[update]
         for small, large in zip(lr[:, 0], hr[:, 0]):
             inner = slice(2, -3)  # what the patch itself decides: a bicubic kernel reaches two lr pixels
             ways = [reference.downsample(large, scale, k, (0, 0), small.shape) for k in STAGE.kernels]

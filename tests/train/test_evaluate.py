@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from runtime import InputFileError, ScaleError, Upscaler, grid, images
+from runtime import InputFileError, ScaleError, Upscaler, grid, images, measure
+from runtime.acquired import STORED, Acquired, Band
 from tests.conftest import ROOT, SCAN
-from train import evaluate, metrics, models, report, resample
+from train import degradations, evaluate, metrics, models, report, resample
+from train.degradations import resampled
 from train.models import BICUBIC, Model
 
 VALIDATION = ROOT.parent / "shared" / "data" / "t1ce-validation"
 BUNDLE, CHECKPOINT = ROOT / "runtime" / "brain.bundle", ROOT / "models" / "fidelity.pt"
 TWO, TWO_AND_HALF = (Fraction(2),) * 2, (Fraction(5, 2),) * 2
+FOUND = Acquired((Band(0.8), Band()), 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +42,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def found() -> Iterator[list[list[np.ndarray]]]:
+    """A stand-in for the estimate, which always finds the same, and all that it was asked about."""
+    asked: list[list[np.ndarray]] = []
+
+    def estimate(slices: list[np.ndarray]) -> Acquired:
+        asked.append([*slices])
+        return FOUND
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "estimate", estimate)
+        yield asked
+
+
+def spy(name: str, told: models.Told, heard: list[tuple[np.ndarray, Acquired]]) -> Model:
+    """Bilinear interpolation that keeps its inputs and what it is told of them."""
+
+    def upscale(lr: models.Image, scales: grid.Scales, acquired: Acquired) -> models.Image:
+        heard.append((lr, acquired))
+        return resample.upsample(lr, scales, "bilinear")
+
+    return Model(name, "nothing", upscale, told=told)
+
+
 def only_twice() -> Model:
     """A network of one scale, as EDSR ×2 is."""
 
-    def upscale(lr: models.Image, scales: grid.Scales) -> models.Image:
+    def upscale(lr: models.Image, scales: grid.Scales, acquired: Acquired) -> models.Image:
         if scales != TWO:
             raise ScaleError("this network serves ×2 only")
         return resample.upsample(lr, scales, "bilinear")
@@ -77,26 +105,24 @@ def test_psnr_and_ssim_by_their_definitions() -> None:
 
 def test_noise_is_in_the_input_alone_and_the_same_for_all() -> None:
     hr = np.zeros((128, 128), np.float32)
-    seen: list[np.ndarray] = []
-
-    def spy(lr: np.ndarray, scales: grid.Scales) -> np.ndarray:
-        seen.append(lr)
-        return resample.upsample(lr, scales)
-
-    psnr, _ = evaluate.score_crop([spy, spy], hr, TWO, "bilinear", noise=0.1)[0]
-    np.testing.assert_array_equal(seen[0], seen[1])
+    heard: list[tuple[np.ndarray, Acquired]] = []
+    upscale = spy("spy", "true", heard).upscale
+    psnr, _ = evaluate.score_crop([upscale, upscale], hr, TWO, resampled("bilinear", 0.1))[0]
+    (one, told), (other, _) = heard
+    np.testing.assert_array_equal(one, other)
+    assert told.sigma == 0.1
     # Where there is no signal the noise is Rayleigh's, of mean square 2 σ²; 4,096 samples of it know that to 1.6 %.
-    assert np.square(seen[0]).mean() == pytest.approx(2 * 0.1**2, rel=0.06)
-    assert 16 < psnr < 21  # the truth has none: 10 log₁₀(1 / 0.02) = 17 dB, and bicubic averages some of it away
+    assert np.square(one).mean() == pytest.approx(2 * 0.1**2, rel=0.06)
+    assert 16 < psnr < 22  # the truth has none: 10 log₁₀(1 / 0.02) = 17 dB, and interpolation averages some of it away
 
 
 def test_pictures_show_the_noise_that_was_scored() -> None:
     hr = np.random.default_rng(1).random((64, 64), np.float32)
     (_, quiet, _), (_, noisy, score), *_ = (
-        evaluate._images([BICUBIC], evaluate.Crop(hr, "", True), TWO, "bilinear", noise)[1] for noise in (0.0, 0.2)
+        evaluate._images([BICUBIC], evaluate.Crop(hr, "", True), TWO, resampled("bilinear", noise))[1] for noise in (0.0, 0.2)
     )
     assert not np.array_equal(quiet, noisy)
-    psnr, _ = evaluate.score_crop([BICUBIC.upscale], hr, TWO, "bilinear", noise=0.2)[0]
+    psnr, _ = evaluate.score_crop([BICUBIC.upscale], hr, TWO, resampled("bilinear", 0.2))[0]
     assert score.startswith(f"{psnr:.2f} dB")
 
 
@@ -104,7 +130,8 @@ def test_scores_equal_a_slow_loop(folder: Path, shipped: Upscaler) -> None:
     scales = [TWO, (Fraction(3, 2), Fraction(3))]
     kernels: list[resample.Kernel] = ["bilinear", "bicubic"]
     subjects = evaluate.load_subjects(folder, progress=False)
-    results = evaluate.evaluate([BICUBIC, models.load_model(str(BUNDLE))], subjects, kernels, scales, progress=False)
+    compared = [BICUBIC, models.load_model(str(BUNDLE), "stored")]
+    results = evaluate.evaluate(compared, subjects, [*map(resampled, kernels)], scales, progress=False)
     assert results.crops == {"ann": 2, "bob": 1}
     for k, kernel in enumerate(kernels):
         for s, pair in enumerate(scales):
@@ -130,7 +157,7 @@ def results_by_hand() -> report.Results:
     scores[0, 0, 1, 0], scores[0, 0, 1, 1] = (34, 35, 39), (0.8, 0.8, 0.8)
     crops = {"a": 1, "b": 2, "c": 3}
     both = (BICUBIC, only_twice())
-    return report.Results(("bilinear",), (TWO, TWO_AND_HALF), both, (metrics.PSNR, metrics.SSIM), crops, scores)
+    return report.Results((resampled("bilinear"),), (TWO, TWO_AND_HALF), both, (metrics.PSNR, metrics.SSIM), crops, scores)
 
 
 def test_means_and_standard_errors_are_those_of_a_pocket_calculator() -> None:
@@ -138,7 +165,7 @@ def test_means_and_standard_errors_are_those_of_a_pocket_calculator() -> None:
     # Squared deviations of 30, 32, 37 from 33: 9 + 1 + 16 = 26; s² = 26 / 2; s / √3 = 2.0817. Of 34, 35, 39: 14, 1.5275.
     assert results.mean[0, 0, :, 0] == pytest.approx([33, 36])
     assert results.standard_error[0, 0, :, 0] == pytest.approx([2.0817, 1.5275], abs=1e-4)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.markdown(results, []).splitlines()]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.markdown(results).splitlines()]
     assert ["scale", "PSNR bicubic", "PSNR twice (gain)", "SSIM bicubic", "SSIM twice"] in rows
     assert ["×2", "33.00 ± 2.08", "**36.00 ± 1.53** (+3.00)", "**0.9000 ± 0.0000**", "0.8000 ± 0.0000"] in rows
     assert ["×2.5", "**33.00 ± 2.08**", "–", "**0.9000 ± 0.0000**", "–"] in rows
@@ -148,7 +175,7 @@ def test_one_subject_has_no_standard_error() -> None:
     three = results_by_hand()
     one = replace(three, crops={"a": 1}, scores=three.scores[..., :1])
     assert np.isnan(one.standard_error).all()
-    assert "| **34.00** (+4.00)" in report.markdown(one, [])
+    assert "| **34.00** (+4.00)" in report.markdown(one)
     assert report.as_json(one)["scores"][0]["psnr"] == {"mean": 30, "standard_error": None, "subjects": {"a": 30}}
 
 
@@ -156,12 +183,12 @@ def test_lower_is_better_where_a_measure_says_so() -> None:
     three = results_by_hand()
     distance = metrics.Measure("vgg", "VGG distance", "", 4, False, "", lambda truth, image: 0.0)
     results = replace(three, measures=(metrics.PSNR, distance))
-    assert "| **0.8000 ± 0.0000** |" in report.markdown(results, [])
+    assert "| **0.8000 ± 0.0000** |" in report.markdown(results)
 
 
 def test_network_of_one_scale_leaves_its_other_cells_empty(folder: Path) -> None:
     subjects = evaluate.load_subjects(folder, progress=False)
-    results = evaluate.evaluate([BICUBIC, only_twice()], subjects, ["bilinear"], [TWO, TWO_AND_HALF], progress=False)
+    results = evaluate.evaluate([BICUBIC, only_twice()], subjects, [resampled("bilinear")], [TWO, TWO_AND_HALF], progress=False)
     assert np.isfinite(results.scores[0, 0]).all()
     assert np.isfinite(results.scores[0, 1, 0]).all()
     assert np.isnan(results.scores[0, 1, 1]).all()
@@ -181,7 +208,7 @@ def test_bundle_and_checkpoint_are_told_apart_and_are_one_model(tmp_path: Path) 
         assert (model.parameters, model.multiply_adds) == (400_533, 81 * 32 + 41 * 9 * 32**2)
         assert model.bytes == file.stat().st_size
     lr = np.random.default_rng(0).random((20, 24), np.float32)
-    one, other = (m.upscale(lr, TWO_AND_HALF) for m in (bundle, checkpoint))
+    one, other = (m.upscale(lr, TWO_AND_HALF, STORED) for m in (bundle, checkpoint))
     np.testing.assert_allclose(one, np.maximum(other, 0), atol=2e-3)  # export's bound for weights in half precision
 
 
@@ -191,7 +218,7 @@ def test_multiply_adds_of_a_network_of_one_scale() -> None:
             super().__init__()
             self.conv = torch.nn.Conv2d(1, 9, 3, padding=1)
 
-        def forward(self, image: torch.Tensor, scales: grid.Scales) -> torch.Tensor:
+        def forward(self, image: torch.Tensor, scales: grid.Scales, sigma: torch.Tensor) -> torch.Tensor:
             if scales != (3, 3):
                 raise ScaleError("×3 only")
             return torch.nn.functional.pixel_shuffle(self.conv(image), 3)
@@ -199,6 +226,7 @@ def test_multiply_adds_of_a_network_of_one_scale() -> None:
     assert models.multiply_adds(Thrice()) == 9 * 9  # nine outputs of nine taps for each lr pixel
 
 
+@pytest.mark.usefixtures("found")
 def test_command_prints_the_shipped_model_against_bicubic(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["--data", str(folder), "--scales", "2", "1.5,3"]) == 0
     out = capsys.readouterr().out
@@ -211,16 +239,16 @@ def test_command_prints_the_shipped_model_against_bicubic(folder: Path, capsys: 
 
 
 @pytest.fixture(scope="module")
-def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(found: object, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "new"
     arguments = ["--data", str(folder), "--models", str(BUNDLE), f"pt={CHECKPOINT}", "--scales", "2", "3", "--out", str(out)]
-    assert evaluate.main([*arguments, "--kernels", "bicubic"]) == 0
+    assert evaluate.main([*arguments, "--inputs", "bicubic"]) == 0
     return out
 
 
 def test_json_holds_what_the_table_shows(written: Path) -> None:
     content = json.loads((written / "results.json").read_text(encoding="utf-8"))
-    assert content["command"].endswith("--kernels bicubic")
+    assert content["command"].endswith("--inputs bicubic")
     assert content["versions"]["numpy"] == np.__version__
     assert content["subjects_without_crops"] == ["small"]
     assert content["crops"] == {"ann": 2, "bob": 1}
@@ -252,13 +280,105 @@ def test_pictures_of_a_network_of_one_scale(folder: Path) -> None:
     crop = evaluate.load_subjects(folder, progress=False)["bob"][0]
     compared = [BICUBIC, only_twice()]
     for scales, names in ((TWO, ["bicubic", "twice"]), (TWO_AND_HALF, ["bicubic"])):
-        shown = evaluate._images(compared, crop, scales, "bilinear")
+        shown = evaluate._images(compared, crop, scales, resampled("bilinear"))
         assert [heading for heading, _, _ in shown] == ["input, nearest", *names, "truth"]
         assert {image.shape for _, image, _ in shown} == {shown[-1][1].shape}
         figures.panel("title", [("bob", shown)]).draw_without_rendering()
     figures.curves(results_by_hand()).draw_without_rendering()
     oblong = replace(results_by_hand(), scales=((Fraction(2), Fraction(3)), (Fraction(3), Fraction(2))))
     assert not figures.curves(oblong).axes[0].lines[0].get_xdata().size  # no place on an axis of one scale; no crash either
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "told"),
+    [
+        ("{file}", "a@b", "true"),
+        ("{file}@stored", "a@b@stored", "stored"),
+        ("x={file}@auto", "x", "auto"),
+        ("{whole}", "c@stored", "true"),  # a file of that name is that file
+    ],
+)
+def test_model_says_what_it_is_told(spec: str, name: str, told: str, tmp_path: Path) -> None:
+    file, whole = shutil.copy(CHECKPOINT, tmp_path / "a@b.pt"), shutil.copy(BUNDLE, tmp_path / "c@stored")
+    model = models.load_model(spec.format(file=file, whole=whole), "true")
+    assert (model.name, model.told) == (name, told)
+
+
+def test_models_hear_what_they_ask_for(found: list[list[np.ndarray]], folder: Path) -> None:
+    heard: dict[str, list[tuple[np.ndarray, Acquired]]] = {"auto": [], "true": [], "stored": []}
+    compared = [BICUBIC, *(spy(told, told, heard[told]) for told in ("auto", "true", "stored"))]
+    made: list[int] = []
+    scan = degradations.scan((0.7, 1.0), "hard", 0.05)
+    counted = replace(scan, of=lambda truth, scales: (made.append(id(truth)), scan.of(truth, scales))[1])
+    subjects = evaluate.load_subjects(folder, progress=False)
+    found.clear()
+    results = evaluate.evaluate(compared, subjects, [counted], [TWO], count=1, factor=2, progress=False)
+    assert results.crops == {"ann": 1, "bob": 1}  # of two and one
+    assert len(made) == len({*made}) == 3  # every input once, the one too that is only looked at for the estimate
+    assert [len(slices) for slices in found] == [1, 1, 1]  # each picture is a volume of its own
+    assert {*results.estimates.values()} == {FOUND}
+    for told, acquired in (("auto", FOUND), ("true", scan.acquired), ("stored", STORED)):
+        assert [its for _, its in heard[told]] == [replace(acquired, sigma=2 * acquired.sigma)] * 2
+        np.testing.assert_array_equal(heard[told][0][0], heard["auto"][0][0])
+
+
+def test_estimate_is_one_a_volume_and_none_where_nobody_asks(found: list[list[np.ndarray]]) -> None:
+    subjects = evaluate.load_subjects(SCAN.parent, progress=False)
+    found.clear()
+    evaluate.evaluate([spy("true", "true", [])], subjects, [resampled("bicubic")], [TWO], count=2, progress=False)
+    assert not found
+    heard: list[tuple[np.ndarray, Acquired]] = []
+    evaluate.evaluate([spy("auto", "auto", heard)], subjects, [resampled("bicubic")], [TWO], count=2, progress=False)
+    assert [len(slices) for slices in found] == [7]  # all of the volume's crops, of which two are scored: the first and last
+    for (lr, _), expected in zip(heard, (found[0][0], found[0][-1]), strict=True):
+        np.testing.assert_array_equal(lr, expected)
+
+
+def test_summary_is_that_of_a_pocket_calculator() -> None:
+    hard, hamming = (degradations.scan((1.0, 1.0), window) for window in ("hard", "hamming"))
+    scores = np.zeros((3, 2, 3, 2, 1))
+    scores[0, :, 1:] += 9  # no scan, so no part of it
+    scores[1, :, 1, 0, 0], scores[2, :, 1, 0, 0] = (1, 3), (0.5, 4)  # dB over bicubic's 0
+    scores[1, :, 1, 1, 0], scores[2, :, 1, 1, 0] = (0.01, 0.03), (0.02, -0.02)
+    scores[1:, :, 2] = [[[[2.0], [0.1]], [[np.nan], [np.nan]]]] * 2
+    three = (BICUBIC, replace(BICUBIC, name="new"), only_twice())
+    cases = (resampled("bilinear"), hard, hamming)
+    results = report.Results(cases, (TWO, TWO_AND_HALF), three, (metrics.PSNR, metrics.SSIM), {"a": 1}, scores)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.markdown(results).splitlines()]
+    worst, best = "scan 1,1 hamming ×2", "scan 1,1 hard ×2.5"
+    assert ["×2", "new", "2", "+0.75 dB", "+0.50 dB", worst, "+0.0150", "+0.0100", "scan 1,1 hard ×2"] in rows
+    assert ["×2.5", "new", "2", "+3.50 dB", "+3.00 dB", best, "+0.0050", "-0.0200", worst + ".5"] in rows
+    assert ["all", "new", "4", "+2.12 dB", "+0.50 dB", worst, "+0.0100", "-0.0200", worst + ".5"] in rows
+    assert ["×2", "twice", "2", "+2.00 dB", "+2.00 dB", "scan 1,1 hard ×2", "+0.1000", "+0.1000", "scan 1,1 hard ×2"] in rows
+    assert ["×2.5", "twice"] not in [row[:2] for row in rows]  # not served
+    assert ["1,1 hamming", "×2"] in [row[:2] for row in rows]
+    assert ["all", "2", "+2.00 dB"] in [[row[0], *row[2:4]] for row in rows if row[1:2] == ["twice"]]
+
+
+@pytest.mark.usefixtures("found")
+def test_scans_and_noise_are_rows(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(folder), "--models", f"new={CHECKPOINT}", f"former={CHECKPOINT}@stored", "--out", str(tmp_path)]
+    assert evaluate.main([*arguments, "--scales", "2", "--inputs", "scan:.7,1:tukey", "kspace", "--noise", "0", "0.05"]) == 0
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    for cells in (["0.7,1 tukey", "×2", "0 %"], ["0.7,1 tukey", "×2", "5 %"], ["×2", "0 %"], ["×2", "5 %"]):
+        assert cells in [row[: len(cells)] for row in rows]
+    assert "×2, noise 5 %" in [row[0] for row in rows if row]
+    assert {"crops_kspace_x2.png", "crops_kspace_5%_x2.png", "psnr_ssim.svg"} < {path.name for path in tmp_path.iterdir()}
+    content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [m["told"] for m in content["models"]] == ["stored", "auto", "stored"]
+    assert len(content["estimates"]) == 2 * 2 * 3  # inputs, noises, files
+    (first, *_) = content["estimates"]
+    assert (first["input"], first["measured"], first["noise"], first["scale"]) == ("scan", "0.7,1 tukey", 0, [2, 2])
+    assert first["estimate"] == json.loads(json.dumps(asdict(FOUND)))
+    assert first["truth"]["bands"][0] == {"fraction": 0.7, "taper": 0.25, "floor": 0}
+    assert {line["model"] for line in content["summary"]} == {"new", "former"}
+
+
+def test_scans_alone_have_no_curves(found: object, folder: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(folder), "--models", str(CHECKPOINT), "--scales", "2", "--inputs", "scan:1,1:hard"]
+    assert evaluate.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"results.md", "results.json"}
 
 
 @pytest.mark.parametrize(
@@ -277,7 +397,8 @@ def test_pictures_are_upright(axes: str) -> None:
 
 
 def test_axes_of_the_shipped_scan_are_those_of_its_slices() -> None:
-    assert evaluate.volume_axes(SCAN) == "LA"  # its affine says LAS, its slices lie across S
+    crops = evaluate.load_subjects(SCAN.parent, progress=False)
+    assert {crop.axes for its in crops.values() for crop in its} == {"LA"}  # its affine says LAS, its slices lie across S
 
 
 def test_existing_files_are_kept_unless_forced(
@@ -290,23 +411,25 @@ def test_existing_files_are_kept_unless_forced(
         assert evaluate.main(arguments) == 1
     assert "exists already" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in written.iterdir()} == before
-    assert evaluate.main([*arguments, "--force", "--kernels", "bilinear"]) == 0
+    assert evaluate.main([*arguments, "--force", "--inputs", "bilinear"]) == 0
     assert (written / "results.json").read_bytes() != before["results.json"]
     assert (written / "crops_bilinear_x3.png").exists()  # none of the paper's scales was scored: the first is shown
 
 
+@pytest.mark.usefixtures("found")
 def test_stop_leaves_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "score_crop", interrupt)
+    monkeypatch.setattr(evaluate, "score", interrupt)
     assert evaluate.main(["--data", str(folder), "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err.startswith("stopped")
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.usefixtures("found")
 def test_perceptual_distance_is_one_more_column(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,7 +448,7 @@ def test_perceptual_distance_is_one_more_column(
             return sr.new_tensor(0.25)
 
     monkeypatch.setitem(sys.modules, "train.losses", SimpleNamespace(Perceptual=Perceptual))
-    assert evaluate.main(["--data", str(folder), "--scales", "2", "--kernels", "bilinear", "--features", "vgg.npz"]) == 0
+    assert evaluate.main(["--data", str(folder), "--scales", "2", "--inputs", "bilinear", "--features", "vgg.npz"]) == 0
     out = capsys.readouterr().out
     assert "VGG distance brain" in out
     assert out.count("**0.2500 ± 0.0000**") == 2  # both models, equally good
@@ -349,6 +472,13 @@ def test_no_crop_at_all_is_an_error(folder: Path) -> None:
         (["--data", "{folder}", "--scales", "1"], "scale 1 leaves nothing"),
         (["--data", "{folder}", "--scales", "2,3,4"], "has 3 entries"),
         (["--data", "{folder}", "--out", "{folder}/bob/0.png"], "cannot be made a folder"),
+        (["--data", "{folder}", "--inputs", "lanczos"], "an input is 'lanczos': give bilinear"),
+        (["--data", "{folder}", "--noise", "2"], "--noise is 2.0"),
+        (["--data", "{folder}", "--noise", "0", "--discs"], "above 0 for --discs"),
+        (["--data", "{folder}", "--crops", "0"], "--crops is 0"),
+        (["--data", "{folder}", "--tell", "-1"], "--tell is -1.0"),
+        (["--models", str(BUNDLE)], "--data is None"),
+        (["--data", "{folder}", "--real", "{folder}"], "not both"),
     ],
 )
 def test_errors_are_one_line(
@@ -361,6 +491,7 @@ def test_errors_are_one_line(
 
 
 @pytest.mark.parametrize(("module", "name"), [("matplotlib", "matplotlib"), ("skimage.metrics", "skimage")])
+@pytest.mark.usefixtures("found")
 def test_missing_library_is_named(
     module: str, name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -374,7 +505,8 @@ def test_missing_library_is_named(
 def test_shipped_model_beats_bicubic_on_the_shipped_scan() -> None:
     subjects = evaluate.load_subjects(SCAN.parent, progress=False)
     scales = [(Fraction(s),) * 2 for s in evaluate.SCALES]
-    results = evaluate.evaluate([BICUBIC, models.load_model(str(BUNDLE))], subjects, ["bilinear"], scales, progress=False)
+    compared = [BICUBIC, models.load_model(str(BUNDLE), "stored")]
+    results = evaluate.evaluate(compared, subjects, [resampled("bilinear")], scales, progress=False)
     ((subject, crops),) = subjects.items()
     assert results.crops == {subject: 7}
     assert [crop.middle for crop in crops] == [k == 3 for k in range(7)]  # shown in pictures: the fourth of seven
@@ -388,6 +520,7 @@ def test_shipped_model_keeps_its_promise_on_the_validation_set() -> None:
     assert [len(crops) for crops in subjects.values()] == [40, 40, 40]
     some = {name: crops[::4] for name, crops in subjects.items()}
     scales = [(Fraction(s),) * 2 for s in evaluate.SCALES]
-    results = evaluate.evaluate([BICUBIC, models.load_model(str(BUNDLE))], some, ["bilinear"], scales, progress=False)
+    compared = [BICUBIC, models.load_model(str(BUNDLE), "stored")]
+    results = evaluate.evaluate(compared, some, [resampled("bilinear")], scales, progress=False)
     bicubic, ours = results.mean[0, :, 0], results.mean[0, :, 1]
     assert (ours - bicubic > (2, 0)).all()  # README: 3 dB and more on the whole set

@@ -7,14 +7,17 @@ import gc
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from runtime import ClosedError, DeviceError, DeviceMemoryError, Upscaler, engines, grid
+from runtime.acquired import Acquired, Band
 from runtime.bundle import Bundle
 from runtime.engines import cuda, gpu
+from runtime.intensity import Intensity
 from runtime.phases import Tables
 from tests.runtime.engines import host
 
@@ -84,8 +87,8 @@ def test_half_precision_that_overflows_is_computed_again_in_float32(
     engine = host.load(exact.bundle, driver, half=True)
     run = engine._trunk.run
 
-    def overflow(image: cuda.Array, responses: cuda.Array) -> None:
-        run(image, responses)
+    def overflow(image: cuda.Array, sigma: cuda.Array | None, responses: cuda.Array) -> None:
+        run(image, sigma, responses)
         ctypes.memmove(responses.pointer + 2 * 41 * 500, np.float16(np.inf).tobytes(), 2)  # one number of one pixel
 
     engine._trunk.run = overflow  # type: ignore[method-assign]
@@ -98,6 +101,33 @@ def test_half_precision_that_overflows_is_computed_again_in_float32(
         np.testing.assert_allclose(actual, exact(head, 2), rtol=0, atol=1e-4 * np.ptp(head))
         view.render(3)
         assert len(caplog.records) == 1  # the view keeps the better responses
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+def test_a_told_trunk_equals_the_cpus(told: Bundle, driver: host.HostDriver, head: np.ndarray, half: bool) -> None:
+    with upscaler(told, driver, half) as up, Upscaler.of(told, device="cpu") as cpu:
+        for sigma in (0.0, 0.02, 0.05):
+            tolerance = (HALF if half else FLOAT) * np.ptp(head)
+            np.testing.assert_allclose(noisy(up, head, sigma), noisy(cpu, head, sigma), rtol=0, atol=tolerance)
+
+
+def test_what_is_computed_again_is_told_the_same_noise(told: Bundle, driver: host.HostDriver, head: np.ndarray) -> None:
+    engine = host.load(told, driver, half=True)
+    run = engine._trunk.run
+
+    def overflow(image: cuda.Array, sigma: cuda.Array | None, responses: cuda.Array) -> None:
+        run(image, sigma, responses)
+        ctypes.memset(responses.pointer, 0xFF, responses.nbytes)  # NaN
+
+    engine._trunk.run = overflow  # type: ignore[method-assign]
+    with Upscaler(told, engine, 512) as up, Upscaler.of(told, device="cpu") as cpu:
+        np.testing.assert_allclose(noisy(up, head, 0.05), noisy(cpu, head, 0.05), rtol=0, atol=FLOAT * np.ptp(head))
+
+
+def noisy(up: Upscaler, image: np.ndarray, sigma: float) -> np.ndarray:
+    """Twice as large, told that noise."""
+    twice = (Fraction(2), Fraction(2))
+    return up.upscale_slice(image, Intensity.of(image), twice, np.float32, Acquired((Band(), Band()), sigma))
 
 
 def test_what_is_not_finite_in_float32_either_is_an_error(exact: Upscaler, driver: host.HostDriver, head: np.ndarray) -> None:

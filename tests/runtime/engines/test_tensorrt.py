@@ -53,6 +53,12 @@ def test_builds_the_shipped_trunk(shipped: Upscaler, library: Any, half: bool, p
     assert all(0 < done <= total for _, done, total in said)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+def test_builds_a_told_trunk(told: Bundle, library: Any, half: bool) -> None:
+    """For Turing too, which TensorRT for RTX gives no matrix product in float32."""
+    assert tensorrt.build(library, told.trunk(half), LARGEST, portable=True)
+
+
 def test_a_graph_that_it_cannot_read_is_an_error(library: Any) -> None:
     with pytest.raises(DeviceError, match=r"tensorrt_rtx .* cannot read this bundle's trunk"):
         tensorrt.build(library, b"no graph", LARGEST, portable=True)

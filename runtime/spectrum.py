@@ -1,0 +1,150 @@
+"""What a scanner measured, told from pixels alone: the band of each axis, and the noise. Pure arithmetic, no I/O.
+
+Nature's own power spectrum is a mixture of white noise and of falling powers of the frequency. It never falls as steeply as the
+spectrum of zero-filled data does where the band ends. So the spectrum along an axis is fitted by
+
+    (nature × window²) ∗ leakage + floor
+
+for every window of a list, with parts of nature and a floor of at least 0. The floor is what rounding and the magnitude leave
+where nothing was measured: far below what was. The window that fits best wins, if it fits clearly better than none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .acquired import Band
+
+Float = NDArray[np.float32]
+
+SLICES = 16  # of a volume are looked at: more tell no more
+_TISSUE = 0.1  # of white: brighter than that is tissue, as a rule
+_SMALLEST = 24  # pixels along both axes: fewer do not tell
+_BINS = 64  # frequencies of an axis, from 0 to below Nyquist's: as many as an image of 128 pixels resolves in both directions
+_AT = np.arange(_BINS) / _BINS
+_USED = slice(6, _BINS)  # below that a head's shape rules
+_OTHER = slice(7, 29)  # of the other axis: beyond the bright edges along it, and before most bands end
+_BORDER = 1 / 8  # of an axis is faded out at either end: else the jump there leaks over the whole spectrum
+_WIDER = 1.25  # edges near the border leak farther than an average pixel, whose leakage is known
+_DARKEST = 1e-6  # of the mean power: less is the arithmetic's rounding
+_POWERS = (0.0, 2.0, 3.0, 4.0)  # by which nature's power falls with the frequency; 0 is white noise
+_FLOOR = 0.05  # at most, of nature's power at the band's end: -13 dB, more than blurred images fall
+_SHAPES = ((0.0, 0.0), (0.25, 0.0), (0.5, 0.0), (0.75, 0.0), (1.0, 0.0), (1.0, 0.08))  # windows' tapers and floors
+_BANDS = [Band(round(float(f), 2), *shape) for f in np.linspace(1, 0.36, 33) for shape in _SHAPES]  # the first is everything
+_TAPERED = np.array([band.taper > 0 for band in _BANDS])
+_WINDOWS = np.array([band.window(_BINS, _BINS) ** 2 for band in _BANDS], np.float32)
+_NATURE = np.array([((_AT[:, None] ** 2 + _AT[_OTHER] ** 2) ** (-p / 2)).mean(1) for p in _POWERS], np.float32)
+_ENDS = np.array([_NATURE[:, min(int(band.fraction * _BINS), _BINS - 1)] for band in _BANDS], np.float32)
+_STEPS, _FIRST, _BEST = 24, 6, 40  # of the fit; after the first ones only the best windows go on
+
+# Misfits are means of r - log r - 1, with r the power over the model's: 0.01 is an error of 0.6 dB, 0.1 of 1.9 dB.
+_HARD_GAIN, _TAPER_GAIN = 0.01, 0.2  # how much better than no window it must fit; what a bilinear kernel does gains up to 0.1
+_SIMPLER = 1.2  # a hard edge wins where a taper fits no better than that
+_UNCLEAR = 0.5  # a misfit from which the spectrum is not that of a scan
+
+_BLOCK = 8  # pixels
+_FINE = slice(4, 8)  # a block's cosines along both axes that show least tissue: no slopes, no edges along an axis
+_FLATTEST = 0.05  # of the blocks of tissue show noise alone
+_WHITE = 0.4976  # that part of the blocks of white noise lie below this part of its power: chi-square of 16 degrees
+_BRIGHT = 4.0  # σ: above it the magnitude's noise is normal
+
+
+def bands(slices: Sequence[Float]) -> tuple[Band | None, Band | None]:
+    """What was measured along rows (axis 0) and columns of a volume's slices (H, W), black 0 and white about 1.
+
+    Band() where no window shows, None where the spectrum does not tell.
+    """
+    power = np.zeros((_BINS, _BINS))
+    leakage = np.zeros((2, 2 * _BINS))
+    for image in _chosen(slices):
+        if min(image.shape) >= _SMALLEST:
+            fades, waves, leaks = zip(*map(_axis, image.shape))
+            weight = np.outer(*fades)
+            faded = (image - np.float32((image * weight).sum() / weight.sum())) * weight
+            power += ((waves[0].T @ faded @ waves[1]) ** 2).reshape(2, _BINS, 2, _BINS).sum((0, 2))
+            leakage += leaks
+    return _band(power[:, _OTHER].mean(1), leakage[0]), _band(power[_OTHER].mean(0), leakage[1])
+
+
+def noise(slices: Sequence[Float]) -> float:
+    """σ of the white noise of canonical slices (H, W), as a part of white: of the real part, before the magnitude.
+
+    Taken from the flattest blocks of tissue. Of slices without noise it is what their texture leaves; 0 without tissue.
+    """
+    pairs = [_blocks(image) for image in _chosen(slices) if min(image.shape) >= _BLOCK]
+    means, powers = (np.concatenate(part) for part in zip(*pairs)) if pairs else (np.zeros(0), np.zeros(0))
+    sigma = 0.0
+    for _ in range(3):  # what counts as bright depends on the noise
+        tissue = powers[means > max(_TISSUE, _BRIGHT * sigma)]
+        if len(tissue):
+            sigma = float(np.sqrt(np.quantile(tissue, _FLATTEST) / _WHITE))
+    return sigma
+
+
+def _chosen(slices: Sequence[Float]) -> list[Float]:
+    """Up to `SLICES` of them at even distances, of those that show at least half as much tissue as the fullest."""
+    tissue = [np.count_nonzero(image > _TISSUE) for image in slices]
+    full = [image for image, pixels in zip(slices, tissue) if pixels and pixels >= max(tissue) / 2]
+    return [full[k] for k in np.unique(np.linspace(0, len(full) - 1, SLICES).astype(int))] if full else []
+
+
+@lru_cache(maxsize=8)
+def _axis(size: int) -> tuple[Float, Float, NDArray[np.float64]]:
+    """Of an axis: how it fades out at its borders (size,), the waves of its frequencies (size, 2 · bins), and the leakage.
+
+    That is the power (2 · bins,) that fading brings from one frequency to those 0, 1, 2 … bins away.
+    """
+    at = np.arange(size)
+    border = np.minimum((np.minimum(at, size - 1 - at) + 0.5) / (_BORDER * size), 1)
+    fade = 0.5 - 0.5 * np.cos(np.pi * border)
+    angle = np.pi * np.outer(at, _AT)
+    waves = np.concatenate([np.cos(angle), np.sin(angle)], 1)
+    centred = np.pi / _WIDER / _BINS * np.outer(np.arange(2 * _BINS), at - (size - 1) / 2)
+    return fade.astype(np.float32), waves.astype(np.float32), (np.cos(centred) @ fade) ** 2
+
+
+def _band(power: NDArray[np.float64], leakage: NDArray[np.float64]) -> Band | None:
+    """The band whose window explains the power (bins,) along an axis; leakage (2 · bins,) as above."""
+    level = power[_USED].mean()
+    if not level > 0:
+        return None
+    measured = np.maximum(power[_USED] / level, _DARKEST).astype(np.float32)
+    k = np.arange(_BINS)
+    spread = leakage[np.abs(k[:, None] - k)] + np.where(k, leakage[k[:, None] + k], 0)  # of negative frequencies too
+    spread = (spread / spread.sum(1, keepdims=True))[_USED].astype(np.float32)
+
+    # Itakura and Saito's distance, made smaller by multiplication: parts that begin above 0 stay above it.
+    left = np.arange(len(_BANDS))
+    parts = np.ones((len(left), len(_POWERS)), np.float32) * (0.1 / _NATURE[:, _USED].mean(1))
+    floor = np.full((len(left), 1), measured.min())
+    for step in range(_STEPS + 1):
+        model = (parts @ _NATURE * _WINDOWS[left]) @ spread.T + floor
+        ratio = measured / model
+        if step in (_FIRST, _STEPS):
+            misfit = (ratio - np.log(ratio) - 1).mean(1)
+        if step == _FIRST:
+            best = np.union1d([0], np.argsort(misfit)[:_BEST])
+            left, parts, floor, model, ratio = left[best], parts[best], floor[best], model[best], ratio[best]
+        wanted, had = (((v / model) @ spread * _WINDOWS[left]) @ _NATURE.T for v in (ratio, np.ones_like(model)))
+        parts *= wanted / had
+        floor *= (ratio / model).sum(1, keepdims=True) / (1 / model).sum(1, keepdims=True)
+        floor = np.minimum(floor, _FLOOR * (parts * _ENDS[left]).sum(1, keepdims=True))
+    if misfit.min() > _UNCLEAR:
+        return None
+    clear = misfit[0] - misfit > np.where(_TAPERED[left], _TAPER_GAIN, _HARD_GAIN)
+    cost = np.where(clear, misfit * np.where(_TAPERED[left], _SIMPLER, 1), np.inf)
+    return _BANDS[left[cost.argmin()]] if clear.any() else Band()
+
+
+def _blocks(image: Float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of every block of an image: its mean, and the mean power of its finest cosines."""
+    at = np.arange(_BLOCK)
+    cosines = np.sqrt(2 / _BLOCK) * np.cos(np.pi / _BLOCK * np.outer(at, at + 0.5))[_FINE]
+    rows, cols = image.shape[0] // _BLOCK, image.shape[1] // _BLOCK
+    blocks = image[: rows * _BLOCK, : cols * _BLOCK].reshape(rows, _BLOCK, cols, _BLOCK).swapaxes(1, 2)
+    fine = cosines @ blocks @ cosines.T
+    return blocks.mean((2, 3), dtype=np.float64).ravel(), (fine**2).mean((2, 3)).ravel()

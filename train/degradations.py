@@ -1,0 +1,106 @@
+"""How an evaluation makes its inputs from a truth: shrunk, or as a scanner stores them. The same noise every time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime import grid, measure
+from runtime.acquired import Acquired, Band
+
+from . import resample, scanner
+from .scanner import Image
+from .tables import require
+
+if TYPE_CHECKING:
+    from .evaluate import Crop
+
+WINDOWS = {"hard": Band(), "tukey": Band(taper=0.25), "hamming": scanner.HAMMING}
+FRACTIONS = ((1.0, 1.0), (0.85, 1.0), (0.7, 1.0), (0.5, 1.0), (0.7, 0.7), (0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """`of` makes the input (h, w) of a truth (H, W) at scales; `acquired` is what is true of every such input."""
+
+    kind: str  # a kernel of `train.resample`, or "scan"
+    case: str  # which of the scans: the fractions that were measured, and the window
+    noise: float  # σ as a part of white, of the real part of what is measured, where the window is 1
+    of: Callable[[Image, grid.Scales], Image]
+    acquired: Acquired
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter(None, (self.kind, self.case, percent(self.noise) if self.noise else "")))
+
+
+def resampled(kernel: resample.Kernel, sigma: float = 0.0) -> Degradation:
+    """A truth made smaller by a kernel of `train.resample`, with Rician noise."""
+
+    def of(truth: Image, scales: grid.Scales) -> Image:
+        lr = resample.downsample(truth, scales, kernel)
+        return resample.rician(lr, sigma, np.random.default_rng(0)) if sigma else lr
+
+    return Degradation(kernel, "", sigma, of, Acquired((Band(), Band()), sigma))
+
+
+def scan(fractions: tuple[float, float], window: str, sigma: float = 0.0) -> Degradation:
+    """A scan of a truth, of which these fractions of rows and columns are measured through a window of `WINDOWS`."""
+    shape = WINDOWS[window]
+    bands = (Band(fractions[0], shape.taper, shape.floor), Band(fractions[1], shape.taper, shape.floor))
+
+    def of(truth: Image, scales: grid.Scales) -> Image:
+        size = tuple(int(n / r) for n, r in zip(truth.shape, scales))
+        return scanner.acquire(truth, scales, scanner.Acquisition(bands, sigma), size, np.random.default_rng(0))[0]
+
+    left = float(np.prod([_left(band) for band in bands]))
+    return Degradation("scan", f"{fractions[0]:g},{fractions[1]:g} {window}", sigma, of, Acquired(bands, left * sigma))
+
+
+def _left(band: Band) -> float:
+    """What the canonical form of an axis leaves of the noise's σ: it is cut where its window has fallen to `KEPT`."""
+    size = 4096  # of any axis, finely
+    count = round(band.kept * size)
+    power = np.sum((band.gains(count, size) * band.window(count, size)) ** 2)
+    return float(np.sqrt(power / (band.fraction * size)))
+
+
+def named(text: str, sigma: float = 0.0) -> list[Degradation]:
+    """What a word names: a kernel, all 18 scans (`scan`), or one of any fractions (`scan:.7,1:hard`). Raises ConfigError."""
+    for kernel in resample.KERNELS:
+        if text == kernel:
+            return [resampled(kernel, sigma)]
+    if text == "scan":
+        return [scan(fractions, window, sigma) for fractions in FRACTIONS for window in WINDOWS]
+    kind, _, rest = text.partition(":")
+    numbers, _, window = rest.partition(":")
+    try:
+        fractions = [float(number) for number in numbers.split(",")]
+    except ValueError:
+        fractions = []
+    fits = kind == "scan" and window in WINDOWS and len(fractions) == 2 and all(0 < f <= 1 for f in fractions)
+    one = f"a scan such as scan:.7,1:hard ({', '.join(WINDOWS)})"
+    require(fits, "an input", text, f"{', '.join(resample.KERNELS)}, scan for all scans, or {one}")
+    return [scan((fractions[0], fractions[1]), window, sigma)]
+
+
+def inputs(
+    crops: Sequence[Crop], which: Sequence[int], degradation: Degradation, scales: grid.Scales, estimated: bool
+) -> tuple[list[Image], dict[str, Acquired]]:
+    """The inputs of `which` crops; and if wanted what the runtime finds of each volume, from the inputs of all its crops."""
+    lrs = {k: degradation.of(crops[k].pixels, scales) for k in (range(len(crops)) if estimated else which)}
+    found: dict[str, Acquired] = {}
+    if estimated:
+        slices = defaultdict(list)
+        for k, lr in lrs.items():
+            slices[crops[k].volume].append(lr)
+        found = {volume: measure.estimate(its) for volume, its in slices.items()}
+    return [lrs[k] for k in which], found
+
+
+def percent(part: float) -> str:
+    return f"{100 * part:.3g} %"
