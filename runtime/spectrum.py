@@ -33,7 +33,7 @@ _WIDER = 1.25  # edges near the border leak farther than an average pixel, whose
 _DARKEST = 1e-6  # of the mean power: less is the arithmetic's rounding
 _POWERS = (0.0, 2.0, 3.0, 4.0)  # by which nature's power falls with the frequency; 0 is white noise
 _FLOOR = 0.05  # at most, of nature's power at the band's end: -13 dB, more than blurred images fall
-_SHAPES = ((0.0, 0.0), (0.25, 0.0), (0.5, 0.0), (0.75, 0.0), (1.0, 0.0), (1.0, 0.08))  # windows' tapers and floors
+_SHAPES = ((0.0, 0.0), (0.25, 0.0), (0.5, 0.0), (1.0, 0.08))  # tapers and floors: more are mistaken for each other
 _BANDS = [Band(round(float(f), 2), *shape) for f in np.linspace(1, 0.36, 33) for shape in _SHAPES]  # the first is everything
 _TAPERED = np.array([band.taper > 0 for band in _BANDS])
 _WINDOWS = np.array([band.window(_BINS, _BINS) ** 2 for band in _BANDS], np.float32)
@@ -43,7 +43,7 @@ _STEPS, _FIRST, _BEST = 24, 6, 40  # of the fit; after the first ones only the b
 
 # Misfits are means of r - log r - 1, with r the power over the model's: 0.01 is an error of 0.6 dB, 0.1 of 1.9 dB.
 _HARD_GAIN, _TAPER_GAIN = 0.01, 0.2  # how much better than no window it must fit; what a bilinear kernel does gains up to 0.1
-_SIMPLER = 1.2  # a hard edge wins where a taper fits no better than that
+_SIMPLER = 1.4  # a hard edge wins where a taper fits no better than that
 _UNCLEAR = 0.5  # a misfit from which the spectrum is not that of a scan
 
 _BLOCK = 8  # pixels
@@ -51,6 +51,9 @@ _FINE = slice(4, 8)  # a block's cosines along both axes that show least tissue:
 _FLATTEST = 0.05  # of the blocks of tissue show noise alone
 _WHITE = 0.4976  # that part of the blocks of white noise lie below this part of its power: chi-square of 16 degrees
 _BRIGHT = 4.0  # σ: above it the magnitude's noise is normal
+_DARK, _ENOUGH = 0.04, 16  # of white: blocks below it, or below 2 σ, are air; and how many of them tell
+_LITTLE = 0.03  # of white: with more noise texture no longer adds to it, and zero filling takes from that of the air
+_RAYLEIGH = 2 - np.pi / 2  # the variance of the magnitude of noise alone, over σ²
 
 
 def bands(slices: Sequence[Float]) -> tuple[Band | None, Band | None]:
@@ -73,7 +76,8 @@ def bands(slices: Sequence[Float]) -> tuple[Band | None, Band | None]:
 def noise(slices: Sequence[Float]) -> float:
     """σ of the white noise of canonical slices (H, W), as a part of white: of the real part, before the magnitude.
 
-    Taken from the flattest blocks of tissue. Of slices without noise it is what their texture leaves; 0 without tissue.
+    Taken from the flattest blocks of tissue, where texture adds to it; or from the air, where that has noise too, and less.
+    Air with less than a third of it was blanked. Of slices without noise it is what their texture leaves; 0 without tissue.
     """
     pairs = [_blocks(image) for image in _chosen(slices) if min(image.shape) >= _BLOCK]
     means, powers = (np.concatenate(part) for part in zip(*pairs)) if pairs else (np.zeros(0), np.zeros(0))
@@ -82,7 +86,9 @@ def noise(slices: Sequence[Float]) -> float:
         tissue = powers[means > max(_TISSUE, _BRIGHT * sigma)]
         if len(tissue):
             sigma = float(np.sqrt(np.quantile(tissue, _FLATTEST) / _WHITE))
-    return sigma
+    air = powers[means < max(_DARK, 2 * sigma)]
+    background = float(np.sqrt(np.median(air) / _RAYLEIGH)) if len(air) >= _ENOUGH else 0.0
+    return background if sigma / 3 < background < sigma < _LITTLE else sigma
 
 
 def _chosen(slices: Sequence[Float]) -> list[Float]:

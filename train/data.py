@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 _CONTEXT = 16  # pixels around a patch that take part in its downsampling: a bicubic kernel reaches 2·r ≤ 8, k-space farther
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
-_TEXTURE = (-2.7, -1.8)  # log10 of what an estimate of noise finds where there is none: 0.2 to 1.6 % of white, by the texture
+_TEXTURE = (-3.0, -2.0)  # log10 of what an estimate of noise finds where there is none: 0.1 to 1 % of white
 _MIN_BRIGHT = 0.05  # a slice of a volume with less tissue than this is left out
 
 

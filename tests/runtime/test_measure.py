@@ -83,7 +83,7 @@ def test_impossible_noise_is_refused(noise: Any, shipped: Upscaler) -> None:
 
 @pytest.mark.parametrize("grain", [-0.1, 1.5, float("nan"), "some"])
 def test_impossible_grain_is_refused(grain: Any, shipped: Upscaler) -> None:
-    with pytest.raises(ImageError, match="grain .* is no part"):
+    with pytest.raises(ImageError, match=r"grain .* is no part"):
         shipped(SLICE, 2, grain=grain)
 
 
@@ -100,9 +100,7 @@ def volume_of(shape: tuple[int, ...]) -> nib.Nifti1Image:
 
 
 @pytest.mark.parametrize(("matrix", "expected"), [((20, 30), (0.5, 0.75, 1)), ((20, 30, 6), (0.5, 0.75, 0.5))])
-def test_matrix_of_a_volume_is_of_its_array_axes(
-    shipped: Upscaler, matrix: Sequence[int], expected: tuple[float, ...]
-) -> None:
+def test_matrix_of_a_volume_is_of_its_array_axes(shipped: Upscaler, matrix: Sequence[int], expected: tuple[float, ...]) -> None:
     """Two numbers are of the axes within a slice. The slice axis is cropped where slices are made of it."""
     image, found = volume.upscale(shipped, volume_of((40, 40, 12)), Size((1, 1, 2)), axis=2, acquired=matrix)
     assert image.shape == (40, 40, 24)
