@@ -43,8 +43,10 @@ def load(row: str, threads: int) -> Upscale:
         return the_public_way(FAST, threads)
     if file(row).suffix == ".bundle":
         from runtime import Upscaler
+        from runtime.acquired import STORED
 
-        return Upscaler.load(file(row), threads=threads)
+        upscaler = Upscaler.load(file(row), threads=threads)
+        return lambda image, scale: upscaler(image, scale, acquired=STORED)  # all rows see the same pixels
     from benchmarks import rivals
 
     session = rivals.session(str(file(row)), threads)

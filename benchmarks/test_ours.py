@@ -15,6 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks import fresh, measure
 from benchmarks.conftest import slice_of
 from runtime import Upscaler, grid
+from runtime.acquired import STORED
 from runtime.phases import slot_table
 from runtime.tiles import Span
 
@@ -73,7 +74,7 @@ def test_a_new_scale_is_ready_at_once(record: measure.Record, full: bool, upscal
 
 def test_a_zoom_is_prompt(record: measure.Record, upscaler: Upscaler) -> None:
     """A window of 512×512 pixels of an encoded slice, at scales that follow each other as a wheel turns them."""
-    view = upscaler.encode(slice_of(SIZE))
+    view = upscaler.encode(slice_of(SIZE), acquired=STORED)
     window = (8, 8, 512, 512)
     for text in ("2.2", "2.5", "3.7", "4", "3.14159265358979"):  # the last has no table: a luxury without a promise
         np.testing.assert_allclose(
@@ -82,6 +83,21 @@ def test_a_zoom_is_prompt(record: measure.Record, upscaler: Upscaler) -> None:
         taken = statistics.median(measure.side_by_side({"zoom": partial(view.render, text, window=window)}, 7)["zoom"])
         record.add("zoom of 512×512", scale=text, seconds=taken)
         assert taken <= PROMPT_S or not grid.has_table(grid.parse_scales(text))
+
+
+def test_what_was_measured_is_soon_known(record: measure.Record, upscaler: Upscaler) -> None:
+    """The estimate and the crop, of one slice by itself; a volume shares its estimate."""
+    image = slice_of(SIZE)
+    found = upscaler.measure(image)
+    ways = {
+        "slice": partial(upscaler, image, 2, acquired=STORED),
+        "estimate": partial(upscaler.measure, image),
+        "crop": partial(found.canonical, image),
+    }
+    taken = measure.median(measure.side_by_side(ways, 9))
+    cost = (taken["estimate"] + taken["crop"]) / taken["slice"]
+    record.add("what was measured, 240×240", seconds=taken["estimate"] + taken["crop"], of_slice=cost)
+    assert cost <= 0.05  # what the project promises
 
 
 def test_a_process_is_soon_at_work(record: measure.Record) -> None:

@@ -30,6 +30,7 @@ class Stage:
     data: str = ""  # folder of image slices or NIfTI volumes
     validation: str = ""  # folder of other subjects; without it a tenth of the subjects of `data`
     pattern: str = "*"  # only files whose name matches
+    truths: Literal["stored", "acquired"] = "stored"  # acquired: zero-filled slices are cropped to what was measured first
     subject: str = ""  # regular expression that finds the subject in a file's path; without it the folders tell
     seed: int = 0
     validate_every: int = 1_000  # updates between validations and checkpoints
@@ -44,8 +45,9 @@ class Stage:
     augment: Augment = field(default_factory=Augment)
 
     updates: int = 20_000
-    warmup: int = 0  # updates on L1 alone, before the other losses set in
-    adversarial: float = 0.0  # weight beside L1's, 1; 0: no discriminator
+    loss: Literal["l1", "l2"] = "l1"  # of pixels: mean absolute, or ten times the mean squared difference
+    warmup: int = 0  # updates on it alone, before the other losses set in
+    adversarial: float = 0.0  # weight beside the pixels' loss, 1; 0: no discriminator
     perceptual: float = 0.0
     features: str = ""  # the file of VGG weights that the perceptual loss needs
     clamp: bool = False  # outputs to 0…1 before the losses

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from runtime import grid, images, volume
+from runtime import grid, images, measure, volume
 from runtime.errors import ImageError, InputFileError
 from runtime.intensity import Intensity
 
@@ -45,17 +45,19 @@ class Crop(NamedTuple):
 Batch = tuple[Image, Image, Image, grid.Scales]
 
 
-def load_crops(files: Iterable[Path], min_size: int, progress: bool = True) -> list[Crop]:
+def load_crops(files: Iterable[Path], min_size: int, progress: bool = True, acquired: bool = False) -> list[Crop]:
     """Brain crops of every usable slice, each at least `min_size` an axis.
 
     JPEG slices are averaged 2×2 first, which removes most of the compression's error; colour becomes luminance. Slices
     smaller than `min_size` are left out, and the log says how many; so are those of volumes that show hardly any tissue.
+    With `acquired`, each slice is cropped to the matrix that its spectrum shows to be measured.
     Raises InputFileError, which names the file, for one that cannot be used.
     """
     crops, left_out = [], 0
     for file in tqdm(list(files), desc="reading", unit="file", disable=not progress, leave=False):
         try:
             for number, image in _slices(file):
+                image = measure.estimate([image]).canonical(image)[0] if acquired else image
                 window = _widen(resample.brain_crop(image), image.shape, min_size)
                 left_out += window is None
                 if window is not None:

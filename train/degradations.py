@@ -45,7 +45,8 @@ def resampled(kernel: resample.Kernel, sigma: float = 0.0) -> Degradation:
         lr = resample.downsample(truth, scales, kernel)
         return resample.rician(lr, sigma, np.random.default_rng(0)) if sigma else lr
 
-    return Degradation(kernel, "", sigma, of, Acquired((Band(), Band()), sigma))
+    band = Band(taper=resample.TAPER) if kernel == "kspace" else Band()
+    return Degradation(kernel, "", sigma, of, Acquired((band, band), sigma))
 
 
 def scan(fractions: tuple[float, float], window: str, sigma: float = 0.0) -> Degradation:

@@ -58,8 +58,8 @@ class Learner:
         """One update of each network; its losses by name. A loss or gradient that is not finite changes no weights of its
         network: FloatingPointError.
 
-        The generator's loss is L1, and past the warm-up L1 + adversarial + perceptual with the stage's weights (Tan, Zhu,
-        Liò 2020: 1, 0.001, 0.006).
+        The generator's loss is that of pixels, and past the warm-up pixels + adversarial + perceptual with the stage's weights
+        (Tan, Zhu, Liò 2020: L1, and 1, 0.001, 0.006).
         """
         stage = self.stage
         lr, hr = (torch.from_numpy(side).to(self.device, memory_format=torch.channels_last) for side in batch[:2])
@@ -72,7 +72,7 @@ class Learner:
             sr = self._generator(lr, scales, sigma)
         sr = sr.clamp(0, 1) if stage.clamp else sr
         parts = {"l1": nn.functional.l1_loss(sr, hr)}
-        loss = parts["l1"]
+        loss = parts["l1"] if stage.loss == "l1" else 10 * nn.functional.mse_loss(sr, hr)  # as large as L1 of 0.02, or near it
         if stage.is_adversarial(update):
             if self.discriminator is not None:
                 parts["discriminator"] = self._train_discriminator(sr.detach(), hr)

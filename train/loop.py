@@ -107,7 +107,7 @@ def prepare(config: Config, names: Sequence[str] | None = None) -> dict[str, sub
 
 def load_stage(stage: Stage, split: subjects.Split, progress: bool) -> tuple[data.Batches, list[data.Crop]]:
     """A stage's batches and its held-out crops."""
-    crops = data.load_crops(split.train, stage.patch, progress)
+    crops = data.load_crops(split.train, stage.patch, progress, stage.truths == "acquired")
     held_out = data.load_crops(split.validation, stage.patch, progress)
     for side, found in (("train", crops), ("validate", held_out)):
         if not found:

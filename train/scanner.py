@@ -101,15 +101,18 @@ def canonical_patch(
 
 
 def _draw(rng: np.random.Generator) -> tuple[Band, Band, float]:
-    """Of an axis: its window, the one that the estimate finds, and how much farther than by that its band really goes."""
+    """Of an axis: its window, the one that the estimate finds, and how much farther than by that its band really goes.
+
+    Errors are as large as the runtime's (docs/acquired.md). Larger ones would teach a network to undo nothing.
+    """
     kind = rng.random()
-    band = HAMMING if kind < 0.2 else Band(taper=rng.uniform(0.05, 1) if kind < 0.6 else 0.0)
-    if rng.random() < 0.1:
+    band = HAMMING if kind < 0.2 else Band(taper=rng.uniform(0.05, 0.7) if kind < 0.5 else 0.0)
+    if rng.random() < 0.04:
         return band, Band(), rng.uniform(0.5, 1)  # neither the window nor the zeros are found
-    taper = band.taper + 0.07 * rng.standard_normal() if band.taper else rng.uniform(-0.6, 0.15)
-    if rng.random() < 0.15:
+    taper = band.taper + 0.05 * rng.standard_normal() if band.taper else rng.uniform(-0.8, 0.1)
+    if rng.random() < 0.05:
         taper = 0.0
-    return band, Band(taper=float(np.clip(taper, 0, 1))), float(np.exp((0.012 + 0.03 * band.taper) * rng.standard_normal()))
+    return band, Band(taper=float(np.clip(taper, 0, 1))), float(np.exp((0.008 + 0.015 * band.taper) * rng.standard_normal()))
 
 
 def _waves(wave: np.ufunc, places: NDArray[Any], count: int, size: int) -> Image:

@@ -10,10 +10,14 @@ import pytest
 from PIL import Image
 
 from runtime import InputFileError, grid
+from runtime.acquired import Band
+from runtime.intensity import Intensity
 from tests import reference
-from train import data
+from tests.conftest import SCAN
+from train import data, resample
 from train.augment import Augment
 from train.config import Stage
+from train.scanner import Acquisition, acquire
 
 STAGE = Stage(batch=4, patch=48, patches_per_crop=3, kernels=("bilinear", "bicubic"))
 
@@ -171,3 +175,31 @@ def test_a_file_that_is_no_slice_is_named(tmp_path: Path, array: np.ndarray, sai
 def test_scales_are_of_the_stage(crops: list[data.Crop]) -> None:
     b = data.Batches(crops, replace(STAGE, scales=(Fraction(2),)))
     assert {b.scales_of(update) for update in range(20)} == {(Fraction(2), Fraction(2))}
+
+
+def test_zero_filled_truths_are_cropped_to_what_was_measured(tmp_path: Path) -> None:
+    """A slice of which three quarters of the columns were measured has three quarters of them left."""
+    truth = resample.downsample(head_of(SCAN), (Fraction(3, 2), Fraction(3, 2)), "bicubic")
+    one = (Fraction(1), Fraction(1))
+    scan, _ = acquire(truth, one, Acquisition((Band(), Band(0.75)), 0.01), truth.shape, np.random.default_rng(0))
+    np.save(tmp_path / "a.npy", scan)
+    (stored,) = data.load_crops([tmp_path / "a.npy"], 32, progress=False)
+    (acquired,) = data.load_crops([tmp_path / "a.npy"], 32, progress=False, acquired=True)
+    assert acquired.pixels.shape[0] == pytest.approx(stored.pixels.shape[0], abs=2)
+    assert acquired.pixels.shape[1] == pytest.approx(0.75 * stored.pixels.shape[1], rel=0.08)  # of one slice alone
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "scanner"])
+def test_noise_is_told_to_the_network(crops: list[data.Crop], kernel: str) -> None:
+    stage = replace(STAGE, batch=32, kernels=(kernel,), augment=Augment(noise=0.5), scales=(Fraction(3, 2),))
+    told = data.Batches(crops, stage)[0][2]
+    assert told.dtype == np.float32
+    assert told.shape == (32,)
+    assert told.min() < 0.011  # what an estimate finds where there is no noise
+    assert told.max() > 0.02
+
+
+def head_of(scan: Path) -> np.ndarray:
+    """The middle slice of a scan, black 0 and white 1."""
+    volume = np.asarray(nib.load(scan).dataobj, np.float32)
+    return Intensity.of(volume).normalise(volume)[..., volume.shape[2] // 2]

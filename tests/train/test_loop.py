@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 import re
 import signal
@@ -222,6 +223,31 @@ def test_weights_start_from_another_checkpoint(folder: Path, tmp_path: Path) -> 
     for other in ({"name": "fast"}, {**SMALL, "mean": 0.0}):  # of other shapes, and of the same with another meaning
         with pytest.raises(InputFileError, match="another network"):
             train(replace(config(folder, other), init=str(init)), tmp_path / "third", progress=False)
+
+
+def test_network_that_is_told_the_noise_starts_from_one_that_was_not(folder: Path, tmp_path: Path) -> None:
+    train(config(folder), tmp_path / "first", progress=False)
+    init = tmp_path / "first" / "brain.pt"
+    told = loop.initial(replace(config(folder, {**SMALL, "told": True}), init=str(init)))
+    for name, tensor in weights(init).items():
+        torch.testing.assert_close(told.state_dict()[name], tensor, rtol=0, atol=0)
+    assert not told.state_dict()["condition.2.weight"].any()
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+def test_loss_of_pixels_is_what_is_descended(folder: Path, loss: str) -> None:
+    chosen = config(folder, {**SMALL, "batch_norm": False}, loss=loss, ema=0, precision="float32", clip_norm=0)
+    stage = chosen.stages["brain"]
+    batches, _ = loop.load_stage(stage, loop.prepare(chosen)["brain"], progress=False)
+    network = networks.build(chosen.generator)
+    twin = copy.deepcopy(network)
+    parts = Learner(network, stage, torch.device("cpu")).step(batches[0], 0)
+    lr, hr, sigma, scales = batches[0]
+    error = twin(torch.from_numpy(lr), scales, torch.from_numpy(sigma)) - torch.from_numpy(hr)
+    assert parts["l1"] == pytest.approx(error.abs().mean().item(), rel=1e-4)
+    (error.abs().mean() if loss == "l1" else 10 * (error**2).mean()).backward()
+    for descended, expected in zip(network.parameters(), twin.parameters()):
+        torch.testing.assert_close(descended.grad, expected.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
