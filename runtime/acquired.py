@@ -23,8 +23,9 @@ Float = NDArray[np.float32]
 
 MOST_GAIN = 4.0  # −12 dB: how far a window is undone. Beyond it small errors of its estimate become ripple
 KEPT = 0.2  # a window's value where the canonical matrix ends: beyond it there is next to nothing to keep
-_NEAR = 0.015  # of an axis: how far its canonical matrix may be from the measured one, for a simple ratio
-_WHOLE = 0.98  # a part of Nyquist's frequency from which the whole matrix counts as measured
+_NEAR = 0.01  # of Nyquist's frequency: how far the canonical band may end from the measured one, for a simple ratio
+_WHOLE = 0.97  # a part of Nyquist's frequency from which the whole matrix counts as measured
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Band:
         return np.where(k < 1, self.floor + (1 - self.floor) * tukey, 0)
 
     def gains(self, count: int, size: int) -> NDArray[np.float64]:
-        """What undoes the window, up to `MOST_GAIN`, at the same cosines."""
-        return 1 / np.maximum(self.window(count, size), 1 / MOST_GAIN)
+        """What undoes the window, up to `MOST_GAIN`, at the same cosines; 0 beyond the band."""
+        window = self.window(count, size)
+        return np.where(window > 0, 1 / np.maximum(window, 1 / MOST_GAIN), 0)
 
     @property
     def kept(self) -> float:
@@ -57,25 +59,24 @@ class Band:
         fallen = math.acos(2 * (KEPT - self.floor) / (1 - self.floor) - 1) / math.pi  # part of the taper
         return self.fraction * (1 - self.taper * (1 - fallen))
 
-    def canonical_size(self, size: int) -> int:
-        """Samples of the canonical matrix of an axis of `size` pixels: a simple ratio near `kept`, whose tables are small."""
-        wanted = self.kept * size
+    @property
+    def spacing(self) -> Fraction:
+        """How far canonical samples lie apart, in stored pixels: a simple ratio near 1 / `kept`, so that tables stay small."""
         if self.kept >= _WHOLE:
-            return size
-        near = range(max(2, math.ceil(wanted - _NEAR * size)), min(size, math.floor(wanted + _NEAR * size)) + 1)
-        return min(near, key=lambda m: (Fraction(size, m).denominator, abs(m - wanted)), default=max(2, round(wanted)))
+            return Fraction(1)
+        ratios = (Fraction(1 / self.kept).limit_denominator(q) for q in range(1, 100))
+        return next(s for s in ratios if abs(float(1 / s) - self.kept) <= _NEAR)
 
 
-def resampling(size: int, positions: NDArray[Any], gains: NDArray[np.float64]) -> Float:
-    """The matrix (positions, size) from the pixels of an axis to band-limited samples of it.
+def resampling(size: int, places: NDArray[Any], gains: NDArray[np.float64]) -> Float:
+    """The matrix (places, size) from the pixels of an axis to band-limited samples of it.
 
-    `positions` count in pixels from the axis's outer edge: pixel i is at i + 1/2. Cosine k is kept with `gains[k]`, the others
-    are not.
+    `places` count in pixels from the axis's outer edge: pixel i is at i + 1/2. Cosine k is kept with `gains[k]`, the others are
+    not.
     """
-    k = np.arange(len(gains))
-    weights = np.where(k, 2.0, 1.0) / size * gains
-    cosines = [np.cos(np.pi / size * np.outer(x, k)) for x in (positions, np.arange(size) + 0.5)]
-    return np.asarray((cosines[0] * weights) @ cosines[1].T, np.float32)
+    weights = np.where(np.arange(len(gains)), 2.0, 1.0) / size * gains
+    at_places, at_pixels = (_cosines(x, len(gains), size) for x in (places, np.arange(size) + 0.5))
+    return np.asarray((at_places * weights) @ at_pixels.T, np.float32)
 
 
 @dataclass(frozen=True)
@@ -110,47 +111,68 @@ class Acquired:
         return {"matrix": list(self.matrix(shape)), "taper": taper, "source": self.source, "noise": round(self.sigma, 5)}
 
     def canonical(self, image: Float) -> tuple[Float, tuple[Fraction, Fraction]]:
-        """A slice (H, W) in canonical form (m_y, m_x), and how much larger its pixels are than the stored ones."""
-        height, width = image.shape
+        """A slice (H, W) in canonical form, (⌈H / s_y⌉, ⌈W / s_x⌉), and s, the size of its pixels in stored ones.
+
+        Outer edges stay aligned. Where H / s is no whole number the last pixel reaches beyond the edge, into the mirror image.
+        """
         rows, cols = (_to_canonical(band, n) for band, n in zip(self.bands, image.shape))
         image = image if rows is None else rows @ image
         image = image if cols is None else image @ cols.T
-        return image, (Fraction(height, image.shape[0]), Fraction(width, image.shape[1]))
+        return image, (self.bands[0].spacing, self.bands[1].spacing)
+
+    def lacking(self, image: Float, sr: Float, scales: Sequence[Fraction]) -> Float:
+        """What `sr`, the slice `image` (H, W) upscaled, lacks of what was measured: cosines of rows and columns."""
+        measured = [_measured(band, n) for band, n in zip(self.bands, image.shape)]
+        found = [_found(band, n, r) for band, n, r in zip(self.bands, image.shape, scales)]
+        return np.asarray(measured[0] @ image @ measured[1].T - found[0] @ sr @ found[1].T, np.float32)
+
+    def given_back(
+        self, lacks: Float, shape: Sequence[int], scales: Sequence[Fraction], rows: slice = ALL, cols: slice = ALL
+    ) -> Float:
+        """What adds `lacking` to the output pixels rows × cols of a slice of `shape`, and changes nothing else in its band."""
+        up_y, up_x = (_synthesis(band, n, r) for band, n, r in zip(self.bands, shape, scales))
+        return np.asarray(up_y[rows] @ lacks @ up_x[cols].T, np.float32)
 
 
 STORED = Acquired((Band(),) * 3)  # the whole matrix was measured, without noise
 
 
+def _samples(band: Band, size: int) -> int:
+    """Of the canonical form of an axis, and its cosines."""
+    return math.ceil(size / band.spacing)
+
+
 @lru_cache(maxsize=16)  # all slices of a volume need the same two or three
 def _to_canonical(band: Band, size: int) -> Float | None:
     """The matrix (m, size) that crops an axis to its canonical samples and undoes the window; None where nothing changes."""
-    m = band.canonical_size(size)
-    if m == size and not band.taper:
+    m = _samples(band, size)
+    if band.spacing == 1 and not band.taper:
         return None
-    return resampling(size, (np.arange(m) + 0.5) * (size / m), band.gains(m, size))
-
-
-def lacking(canonical: Float, sr: Float, scales: Sequence[Fraction]) -> Float:
-    """What `sr`, brought down to the canonical matrix again, lacks of the canonical image; (m_y, m_x)."""
-    rows, cols = (_brought_down(m, r) for m, r in zip(canonical.shape, scales))
-    return np.asarray(canonical - rows[:, : sr.shape[0]] @ sr @ cols[:, : sr.shape[1]].T, np.float32)
-
-
-def given_back(lacks: Float, scales: Sequence[Fraction], rows: slice, cols: slice) -> Float:
-    """What adds `lacking` to the output pixels rows × cols without changing anything else in its band."""
-    up_y, up_x = (_interpolation(m, r) for m, r in zip(lacks.shape, scales))
-    return np.asarray(up_y[rows] @ lacks @ up_x[cols].T, np.float32)
+    return resampling(size, (np.arange(m) + 0.5) * float(band.spacing), band.gains(m, size))
 
 
 @lru_cache(maxsize=8)
-def _interpolation(m: int, scale: Fraction) -> Float:
-    """Zero filling: the matrix from an axis of m pixels to m·p // q, band-limited."""
-    n = m * scale.numerator // scale.denominator
-    return resampling(m, (np.arange(n) + 0.5) / float(scale), np.ones(m))
+def _measured(band: Band, size: int) -> Float:
+    """The matrix (m, size) from an axis's pixels to the cosines that were measured, the window undone."""
+    m = _samples(band, size)
+    weights = np.where(np.arange(m), 2.0, 1.0) / size * band.gains(m, size)
+    return np.asarray(weights[:, None] * _cosines(np.arange(size) + 0.5, m, size).T, np.float32)
 
 
 @lru_cache(maxsize=8)
-def _brought_down(m: int, scale: Fraction) -> Float:
-    """Its inverse on the band: what was interpolated comes back exactly, where m·p/q is no whole number too."""
-    up = _interpolation(m, scale).astype(np.float64)
+def _synthesis(band: Band, size: int, scale: Fraction) -> Float:
+    """The matrix (size·p // q, m) from those cosines to output pixels: zero filling."""
+    places = (np.arange(size * scale.numerator // scale.denominator) + 0.5) / float(scale)
+    return np.asarray(_cosines(places, _samples(band, size), size), np.float32)
+
+
+@lru_cache(maxsize=8)
+def _found(band: Band, size: int, scale: Fraction) -> Float:
+    """Its inverse (m, size·p // q): what was filled in comes back exactly, where size·p/q is no whole number too."""
+    up = _synthesis(band, size, scale).astype(np.float64)
     return np.asarray(np.linalg.solve(up.T @ up, up.T), np.float32)
+
+
+def _cosines(places: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:
+    """The first cosines of an axis of `size` pixels at places in pixels from its outer edge; (places, count)."""
+    return np.cos(np.pi / size * np.outer(places, np.arange(count)))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import engines, grid, measure, tiles
-from .acquired import STORED, Acquired, given_back, lacking
+from .acquired import STORED, Acquired
 from .bounded import BoundedCache
 from .bundle import Bundle
 from .engines import Engine, Progress
@@ -164,9 +164,10 @@ class Upscaler:
         array = _checked(image, (2,))
         intensity = Intensity.of(array)
         measured = measure.of(array, (-2, -1), intensity, acquired, noise).along(-2, -1)
-        canonical, ratios = measured.canonical(intensity.normalise(array))
+        unit = intensity.normalise(array)
+        canonical, spacing = measured.canonical(unit)
         encoded = self._within_memory(lambda: tuple(self._encode(canonical, measured.sigma)))
-        return View(self, array.shape, intensity, measured, canonical, ratios, encoded)
+        return View(self, unit, intensity, measured, canonical.shape, spacing, encoded)
 
     def volume(
         self,
@@ -207,13 +208,14 @@ class Upscaler:
         grain: float = 0.0,
     ) -> NDArray[Any]:
         """One checked slice (H, W) of a volume with this intensity range, in `dtype`; its tiles are dropped one by one."""
-        canonical, ratios = acquired.canonical(intensity.normalise(image))
-        scales = (scales[0] * ratios[0], scales[1] * ratios[1])
-        unit = self._within_memory(lambda: self._render(self._encode(canonical, acquired.sigma), canonical.shape, scales))
+        unit = intensity.normalise(image)
+        canonical, spacing = acquired.canonical(unit)
+        window = (0, 0, *output_shape(image.shape, scales))
+        larger = (scales[0] * spacing[0], scales[1] * spacing[1])
+        sr = self._within_memory(lambda: self._render(self._encode(canonical, acquired.sigma), canonical.shape, larger, window))
         if grain:
-            everything = slice(None)
-            unit += np.float32(grain) * given_back(lacking(canonical, unit, scales), scales, everything, everything)
-        return intensity.restore(unit, dtype)
+            sr += np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
+        return intensity.restore(sr, dtype)
 
     def close(self) -> None:
         """Release the engine and its memory. Harmless when repeated; any other use afterwards raises ClosedError."""
@@ -253,13 +255,11 @@ class Upscaler:
                 log.warning("%s: going on with tiles of %d pixels in place of %d", said, tile // 2, tile)
                 self._tile = min(self._tile, tile // 2)
 
-    def _render(
-        self, encoded: Iterable[_Tile], shape: tuple[int, ...], scales: grid.Scales, window: Window | None = None
-    ) -> Float:
-        """The window, or the whole, in units of black 0 and white 1."""
+    def _render(self, encoded: Iterable[_Tile], shape: tuple[int, ...], scales: grid.Scales, window: Window) -> Float:
+        """The window in units of black 0 and white 1."""
         model, engine = self.bundle.model, self._running
         rows, cols = (grid.project(n, r, model.projection) for n, r in zip(shape, scales))
-        top, left, height, width = window or (0, 0, rows.n_out, cols.n_out)
+        top, left, height, width = window
         out = np.empty((height, width), np.float32)
         for tile in encoded:
             y = tile.rows.outputs(rows, top, top + height)
@@ -282,16 +282,16 @@ class View:
     def __init__(
         self,
         upscaler: Upscaler,
-        shape: tuple[int, ...],
+        unit: Float,
         intensity: Intensity,
         acquired: Acquired,
-        canonical: Float,
-        ratios: grid.Scales,
+        canonical_shape: tuple[int, ...],
+        spacing: grid.Scales,
         encoded: tuple[_Tile, ...],
     ) -> None:
-        self.shape, self.acquired = shape, acquired
-        self._upscaler, self._intensity = upscaler, intensity
-        self._canonical, self._ratios, self._encoded = canonical, ratios, encoded
+        self.shape, self.acquired = unit.shape, acquired
+        self._upscaler, self._unit, self._intensity = upscaler, unit, intensity
+        self._canonical_shape, self._spacing, self._encoded = canonical_shape, spacing, encoded
         self._lacks: BoundedCache[Float] = BoundedCache(_LACKS)
 
     def render(
@@ -311,17 +311,18 @@ class View:
         whole = output_shape(self.shape, scales)
         top, left, height, width = (0, 0, *whole) if window is None else _checked_window(window, whole)
         grain = measure.checked_grain(grain)
-        scales = (scales[0] * self._ratios[0], scales[1] * self._ratios[1])
-        unit = self._upscaler._render(self._encoded, self._canonical.shape, scales, (top, left, height, width))
+        sr = self._render(scales, (top, left, height, width))
         if grain:
-            lacks = self._lacks.get(scales, lambda: self._lacking(scales))
+            lacks = self._lacks.get(
+                scales, lambda: self.acquired.lacking(self._unit, self._render(scales, (0, 0, *whole)), scales)
+            )
             part = slice(top, top + height), slice(left, left + width)
-            unit += np.float32(grain) * given_back(lacks, scales, *part)
-        return self._intensity.restore(unit, np.float32)
+            sr += np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
+        return self._intensity.restore(sr, np.float32)
 
-    def _lacking(self, scales: grid.Scales) -> Float:
-        sr = self._upscaler._render(self._encoded, self._canonical.shape, scales)
-        return lacking(self._canonical, sr, scales)
+    def _render(self, scales: grid.Scales, window: Window) -> Float:
+        larger = (scales[0] * self._spacing[0], scales[1] * self._spacing[1])
+        return self._upscaler._render(self._encoded, self._canonical_shape, larger, window)
 
 
 def resolve_scales(shape_in: tuple[int, ...], scale: ScaleOrPair | None, shape: tuple[int, int] | None) -> grid.Scales:

@@ -91,16 +91,19 @@ def kspace(line: np.ndarray, scale: Fraction, taper: float) -> np.ndarray:
     return out
 
 
-def crop_to_acquired(image: np.ndarray, axis: int, m: int, fraction: float, taper: float) -> np.ndarray:
-    """An axis cropped to m samples by a Fourier transform of the image mirrored at its borders, Tukey's window of `taper` over
-    the first `fraction` of the band undone to -12 dB. m samples a period, at places half a new pixel from the outer edge."""
+def crop_to_acquired(image: np.ndarray, axis: int, spacing: Fraction, fraction: float, taper: float) -> np.ndarray:
+    """An axis cropped to its acquired samples by a Fourier transform of the image mirrored at its borders, with Tukey's window
+    of `taper` over the first `fraction` of the band undone to -12 dB. Samples lie `spacing` apart, from the outer edge."""
     x = np.moveaxis(image.astype(np.float64), axis, 0)
     n = len(x)
+    m = math.ceil(n / spacing)
     spectrum = np.fft.fft(np.concatenate([x, x[::-1]]), axis=0)
     out = np.zeros((m, *x.shape[1:]))
     for i in range(m):
-        place = (i + 0.5) * n / m - 0.5  # in old pixels, from the first one's centre
+        place = (i + 0.5) * float(spacing) - 0.5  # in old pixels, from the first one's centre
         for k in range(-(m - 1), m):  # frequency k/2 over the axis
+            if abs(k) >= fraction * n:
+                continue
             edge = (abs(k) / (fraction * n) - 1 + taper) / taper if taper else -1.0
             window = 0.5 + 0.5 * math.cos(math.pi * min(max(edge, 0), 1))
             out[i] += np.real(spectrum[k % (2 * n)] * np.exp(1j * np.pi * k * place / n)) / (2 * n) / max(window, 0.25)

@@ -18,6 +18,7 @@ import numpy as np
 from runtime import ScaleError, Upscaler, grid
 from runtime.acquired import STORED, Acquired
 from runtime.intensity import Intensity
+from runtime.upscaler import output_shape
 
 from . import resample
 from .metrics import Image
@@ -141,12 +142,13 @@ def upscale_with(model: nn.Module) -> Upscale:
 
     @torch.no_grad()
     def upscale(lr: Image, scales: grid.Scales, acquired: Acquired = STORED) -> Image:
+        height, width = output_shape(lr.shape, scales)
         if isinstance(model, Generator):
-            lr, ratios = acquired.canonical(lr)
-            scales = (scales[0] * ratios[0], scales[1] * ratios[1])
+            lr, spacing = acquired.canonical(lr)
+            scales = (scales[0] * spacing[0], scales[1] * spacing[1])
         batch = torch.tensor(lr)[None, None].to(device, memory_format=torch.channels_last)
         sr: Image = model(batch, scales, torch.tensor([acquired.sigma], dtype=torch.float32, device=device))[0, 0].cpu().numpy()
-        return sr
+        return sr[:height, :width]
 
     return upscale
 
