@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import nn
 
-from train.generator import LEAST_SIGMA, Generator, ResidualBlock
+from train.generator import LEAST_SIGMA, SOFT, TOLD, Generator, ResidualBlock
 
 from .graph import Graph
 
@@ -23,7 +23,7 @@ def trunk(generator: Generator, half: bool, computes: int = TensorProto.FLOAT) -
     """image (N, 1, H, W), standardised, float32 → responses (N, H, W, B'), channels last, in what the graph computes in.
 
     They are the features convolved with the basis, zeros beyond the image; and with a skip each pixel's 3×3 neighbours in the
-    image, edges repeated. A generator that is told the noise has a second input: sigma (1), float32, a part of white.
+    image, edges repeated. A generator that is told has a second input: told (3), float32.
     """
     graph = Graph(half, computes)
     image = graph.cast("image")
@@ -46,12 +46,12 @@ def trunk(generator: Generator, half: bool, computes: int = TensorProto.FLOAT) -
         x = graph.op("Concat", x, graph.op("Transpose", neighbours, perm=[0, 2, 3, 1]), axis=-1)
     inputs: dict[str, tuple[int, list[Any]]] = {"image": (TensorProto.FLOAT, ["N", 1, "H", "W"])}
     if generator.config.told:
-        inputs["sigma"] = (TensorProto.FLOAT, [1])
+        inputs["told"] = (TensorProto.FLOAT, [TOLD])
     return graph.finish(inputs, x, "responses", ["N", "H", "W", len(filters) + 9 * generator.config.skip])
 
 
 def _told(graph: Graph, x: str, generator: Generator) -> str:
-    """What the head gives, with the bias of `sigma` added to each channel. σ → biases is in float32 in every graph.
+    """What the head gives, with the bias of `told` added to each channel: what it follows from is in float32 in every graph.
 
     The convolution with ones changes nothing. Behind it ONNX Runtime keeps all sums of the blocks in the layout of its
     convolutions: on a CPU the biases take 0.5 % of the trunk's time, without it 6 %.
@@ -60,10 +60,14 @@ def _told(graph: Graph, x: str, generator: Generator) -> str:
     assert isinstance(hidden, nn.Linear)
     assert isinstance(last, nn.Linear)
     (w1, b1), (w2, b2) = ([p.detach().numpy() for p in (layer.weight, layer.bias)] for layer in (hidden, last))
-    times = graph.op("Max", graph.op("Div", "sigma", graph.exact(np.array([LEAST_SIGMA]))), graph.exact(np.array([1])))
+    sigma, soft = (graph.op("Slice", "told", graph.integers(a), graph.integers(b)) for a, b in ((0, 1), (1, TOLD)))
+    times = graph.op("Max", graph.op("Div", sigma, graph.exact(np.array([LEAST_SIGMA]))), graph.exact(np.array([1])))
     level = graph.op("Div", graph.op("Log", times), graph.exact(np.log([10])))
-    units = graph.op("Relu", graph.op("Add", graph.op("Mul", level, graph.exact(w1)), graph.exact(b1[:, None])))  # (16, 1)
-    products = graph.op("Mul", units, graph.exact(w2.T))  # (16, C): TensorRT for RTX has no float32 MatMul for every GPU
+    told = graph.op("Concat", level, graph.op("Mul", soft, graph.exact(np.array([SOFT]))), axis=0)
+    # Products and sums: TensorRT for RTX has no float32 MatMul for every GPU.
+    sums = graph.op("ReduceSum", graph.op("Mul", told, graph.exact(w1)), graph.integers(1), keepdims=1)  # (16, 1)
+    units = graph.op("Relu", graph.op("Add", sums, graph.exact(b1[:, None])))
+    products = graph.op("Mul", units, graph.exact(w2.T))  # (16, C)
     bias = graph.op("Add", graph.op("ReduceSum", products, graph.integers(0), keepdims=0), graph.exact(b2))
     x = graph.op("Add", x, graph.cast(graph.op("Reshape", bias, graph.integers(1, -1, 1, 1))))
     return graph.op("Conv", x, graph.weights(np.ones((len(b2), 1, 1, 1))), group=len(b2), kernel_shape=[1, 1])

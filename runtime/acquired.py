@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 Float = NDArray[np.float32]
 
 MOST_GAIN = 4.0  # −12 dB: how far a window is undone. Beyond it small errors of its estimate become ripple
-KEPT = 0.2  # a window's value where the canonical matrix ends: beyond it there is next to nothing to keep
 _NEAR = 0.01  # of Nyquist's frequency: how far the canonical band may end from the measured one, for a simple ratio
 _WHOLE = 0.97  # a part of Nyquist's frequency from which the whole matrix counts as measured
 ALL = slice(None)
+
+Told = tuple[float, float, float]  # what a network is told: σ, and the soft part of the band along rows and columns
+NOTHING: Told = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,20 @@ class Band:
         return np.where(window > 0, 1 / np.maximum(window, 1 / MOST_GAIN), 0)
 
     @property
-    def kept(self) -> float:
-        """The part of Nyquist's frequency where the window falls to `KEPT`: where the canonical matrix ends."""
-        if self.floor >= KEPT:
-            return self.fraction
-        fallen = math.acos(2 * (KEPT - self.floor) / (1 - self.floor) - 1) / math.pi  # part of the taper
-        return self.fraction * (1 - self.taper * (1 - fallen))
+    def soft(self) -> float:
+        """The part of the band, at its end, where the window is too deep to be undone whole: 0 is a hard edge."""
+        if self.floor >= 1 / MOST_GAIN:
+            return 0.0
+        fallen = math.acos(2 * (1 / MOST_GAIN - self.floor) / (1 - self.floor) - 1) / math.pi  # part of the taper
+        return self.taper * (1 - fallen)
 
     @property
     def spacing(self) -> Fraction:
-        """How far canonical samples lie apart, in stored pixels: a simple ratio near 1 / `kept`, so that tables stay small."""
-        if self.kept >= _WHOLE:
+        """How far canonical samples lie apart, in stored pixels: a simple ratio near 1 / fraction, whose tables are small."""
+        if self.fraction >= _WHOLE:
             return Fraction(1)
-        ratios = (Fraction(1 / self.kept).limit_denominator(q) for q in range(1, 100))
-        return next(s for s in ratios if abs(float(1 / s) - self.kept) <= _NEAR)
+        ratios = (Fraction(1 / self.fraction).limit_denominator(q) for q in range(1, 100))
+        return next(s for s in ratios if abs(float(1 / s) - self.fraction) <= _NEAR)
 
 
 def resampling(size: int, places: NDArray[Any], gains: NDArray[np.float64]) -> Float:
@@ -91,6 +93,11 @@ class Acquired:
     sigma: float = 0.0
     source: str = "stored"
     notes: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> Told:
+        """What a network is told of a slice."""
+        return self.sigma, self.bands[0].soft, self.bands[1].soft
 
     def along(self, *axes: int) -> Acquired:
         """The same of these axes alone."""

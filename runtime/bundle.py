@@ -42,7 +42,7 @@ class Model:
     mean: float  # of images scaled to [0, 1]
     std: float
     radius: int  # receptive radius in input pixels, trunk and stage: a tile's halo
-    told: bool = False  # whether the trunk is told the noise, as `sigma`
+    told: bool = False  # whether the trunk is told the noise and the band, as `told`
 
     def __post_init__(self) -> None:
         numbers = (type(self.basis), type(self.radius)) == (int, int) and self.basis > 0 <= self.radius

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import engines, grid, measure, tiles
-from .acquired import STORED, Acquired
+from .acquired import STORED, Acquired, Told
 from .bounded import BoundedCache
 from .bundle import Bundle
 from .engines import Engine, Progress
@@ -166,7 +166,7 @@ class Upscaler:
         measured = measure.of(array, (-2, -1), intensity, acquired, noise).along(-2, -1)
         unit = intensity.normalise(array)
         canonical, spacing = measured.canonical(unit)
-        encoded = self._within_memory(lambda: tuple(self._encode(canonical, measured.sigma)))
+        encoded = self._within_memory(lambda: tuple(self._encode(canonical, measured.told)))
         return View(self, unit, intensity, measured, canonical.shape, spacing, encoded)
 
     def volume(
@@ -212,7 +212,7 @@ class Upscaler:
         canonical, spacing = acquired.canonical(unit)
         window = (0, 0, *output_shape(image.shape, scales))
         larger = (scales[0] * spacing[0], scales[1] * spacing[1])
-        sr = self._within_memory(lambda: self._render(self._encode(canonical, acquired.sigma), canonical.shape, larger, window))
+        sr = self._within_memory(lambda: self._render(self._encode(canonical, acquired.told), canonical.shape, larger, window))
         if grain:
             sr += np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
         return intensity.restore(sr, dtype)
@@ -235,12 +235,12 @@ class Upscaler:
             raise ClosedError("this Upscaler is closed: load it again")
         return self._engine
 
-    def _encode(self, canonical: Float, sigma: float) -> Iterator[_Tile]:
+    def _encode(self, canonical: Float, told: Told) -> Iterator[_Tile]:
         model = self.bundle.model
         standard = (canonical - np.float32(model.mean)) / np.float32(model.std)
         for rows in tiles.extents(canonical.shape[0], model.radius, self._tile):
             for cols in tiles.extents(canonical.shape[1], model.radius, self._tile):
-                yield _Tile(rows, cols, self._running.encode(standard[rows.first : rows.last, cols.first : cols.last], sigma))
+                yield _Tile(rows, cols, self._running.encode(standard[rows.first : rows.last, cols.first : cols.last], told))
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
         """Do something with tiles; where a GPU has too little memory for them, again with tiles half as large."""

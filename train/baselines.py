@@ -90,7 +90,7 @@ class Edsr(nn.Module):
         self.upscale = _upsampler(C, config.scale)
         self.last = _conv(C, 1)
 
-    def forward(self, image: Tensor, scales: grid.Scales, sigma: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, scales: grid.Scales, told: Tensor | None = None) -> Tensor:
         """(N, 1, H, W), black 0 and white 1 → (N, 1, H·s, W·s), float32. Raises ScaleError unless s is `config.scale`."""
         _check(scales, self.config.scale)
         first = self.head((image - self.config.mean) / self.config.std)
@@ -111,7 +111,7 @@ class Srgan(nn.Module):
         self.upscale = _upsampler(C, config.scale, nn.PReLU)
         self.last = _conv(C, 1, 9)
 
-    def forward(self, image: Tensor, scales: grid.Scales, sigma: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, scales: grid.Scales, told: Tensor | None = None) -> Tensor:
         """(N, 1, H, W), black 0 and white 1 → (N, 1, H·s, W·s), float32. Raises ScaleError unless s is `config.scale`."""
         _check(scales, self.config.scale)
         first = self.head((image - self.config.mean) / self.config.std)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from runtime import grid, images, measure, volume
+from runtime.acquired import Told
 from runtime.errors import ImageError, InputFileError
 from runtime.intensity import Intensity
 
@@ -128,16 +129,16 @@ class Batches:
     world: int = 1
 
     def __getitem__(self, update: int) -> Batch:
-        """(lr, hr, sigma, scales): lr (batch, 1, n_y, n_x) with n = patch // scale, or `input_patch` where that is less; hr
-        (batch, 1, m_y, m_x) with m = n·p // q; and the noise in each lr that is told, (batch,), as a part of white.
+        """(lr, hr, told, scales): lr (batch, 1, n_y, n_x) with n = patch // scale, or `input_patch` where that is less; hr
+        (batch, 1, m_y, m_x) with m = n·p // q; and what is told of each lr, (batch, 3): `runtime.acquired.Told`.
         """
         scales = self.scales_of(update)
         patches = [
             self._patch(self.crops[crop].pixels, scales, np.random.default_rng([self.stage.seed, 2, update, k]))
             for k, crop in self._crops_of(update)
         ]
-        lr, hr, sigma = zip(*patches)
-        return np.stack(lr)[:, None], np.stack(hr)[:, None], np.array(sigma, np.float32), scales
+        lr, hr, told = zip(*patches)
+        return np.stack(lr)[:, None], np.stack(hr)[:, None], np.array(told, np.float32), scales
 
     def sources_of(self, update: int) -> list[str]:
         """Where an update's patches are from."""
@@ -159,7 +160,7 @@ class Batches:
         drawn = [(k, update * stage.batch * self.world + k) for k in numbers]
         return [(k, int(_order(stage.seed, d // per_epoch, per_epoch)[d % per_epoch]) % len(self.crops)) for k, d in drawn]
 
-    def _patch(self, crop: Image, scales: grid.Scales, rng: np.random.Generator) -> tuple[Image, Image, float]:
+    def _patch(self, crop: Image, scales: grid.Scales, rng: np.random.Generator) -> tuple[Image, Image, Told]:
         flip_y, flip_x, transpose = rng.integers(2, size=3)
         crop = crop[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
         crop = self.stage.augment.crop(crop.T if transpose else crop, self.stage.patch, rng)
@@ -174,17 +175,18 @@ class Batches:
         around = self.stage.augment.patch(around, (top, left), crop.shape, rng)
 
         kernel, sigma = self.stage.kernels[rng.integers(len(self.stage.kernels))], self.stage.augment.sigma(rng)
+        rows, cols = 0.0, 0.0  # soft ends of the band
         start = (y - top, x - left)
         if kernel == "scanner":
-            lr, around, sigma = scanner.canonical_patch(around, scales, start, (ny, nx), sigma, rng)
+            lr, around, (sigma, rows, cols) = scanner.canonical_patch(around, scales, start, (ny, nx), sigma, rng)
         else:
             taper = resample.TAPER if rng.random() < 0.75 else rng.uniform(0.25, 0.75)  # and scanners differ
             lr = resample.downsample(around, scales, kernel, start, (ny, nx), taper)
             lr = resample.rician(lr, sigma, rng) if sigma else lr
         my, mx = (grid.output_size(n, r) for n, r in zip((ny, nx), scales))
         hr = around[start[0] : start[0] + my, start[1] : start[1] + mx]
-        told = np.hypot(sigma, 10 ** rng.uniform(*_TEXTURE))
-        return *self.stage.augment.pair(lr, hr, scales, rng), float(told)
+        told = float(np.hypot(sigma, 10 ** rng.uniform(*_TEXTURE))), rows, cols
+        return *self.stage.augment.pair(lr, hr, scales, rng), told
 
 
 @lru_cache(maxsize=2)  # a batch may end one epoch and begin the next

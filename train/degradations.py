@@ -63,11 +63,10 @@ def scan(fractions: tuple[float, float], window: str, sigma: float = 0.0) -> Deg
 
 
 def _left(band: Band) -> float:
-    """What the canonical form of an axis leaves of the noise's σ: it is cut where its window has fallen to `KEPT`."""
+    """What the canonical form of an axis leaves of the noise's σ, where its window is too deep to be undone whole."""
     size = 4096  # of any axis, finely
-    count = round(band.kept * size)
-    power = np.sum((band.gains(count, size) * band.window(count, size)) ** 2)
-    return float(np.sqrt(power / (band.fraction * size)))
+    count = round(band.fraction * size)
+    return float(np.sqrt(np.mean((band.gains(count, size) * band.window(count, size)) ** 2)))
 
 
 def named(text: str, sigma: float = 0.0) -> list[Degradation]:

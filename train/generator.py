@@ -22,7 +22,8 @@ from runtime import grid
 from .tables import require
 
 LEAST_SIGMA = 1e-3  # of white: less noise than this is none
-TOLD_HIDDEN = 16  # units of the network that turns σ into biases
+SOFT = 3.0  # a band's soft end is multiplied by it: Hann's window is 1
+TOLD, TOLD_HIDDEN = 3, 16  # numbers that are told, and units of the network that turns them into biases
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class GeneratorConfig:
     predictor_hidden: int = 256
     basis: int = 0  # 3×3×C filters that all predicted ones are sums of; 0: the predictor's last layer alone
     per_axis: bool = False  # the predictor is told 1/r_y and 1/r_x, not 1/r alone
-    told: bool = False  # the trunk is told the input's noise: a bias for each channel after the head
+    told: bool = False  # the trunk is told the input's noise and band (`TOLD`): a bias for each channel after the head
     mean: float = 0.370
     std: float = 0.117
 
@@ -173,29 +174,29 @@ class Generator(nn.Module):
             last = nn.Linear(TOLD_HIDDEN, config.channels)
             nn.init.zeros_(last.weight)  # a network that was not told goes on as it was
             nn.init.zeros_(last.bias)
-            self.condition = nn.Sequential(nn.Linear(1, TOLD_HIDDEN), nn.ReLU(), last)
+            self.condition = nn.Sequential(nn.Linear(TOLD, TOLD_HIDDEN), nn.ReLU(), last)
         self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.blocks)))
         self.tail, self.tail_norm = _conv(config), _norm(config)
         self.upscale = MetaUpscale(config)
 
-    def forward(self, image: Tensor, scales: grid.Scales, sigma: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, scales: grid.Scales, told: Tensor | None = None) -> Tensor:
         """(N, 1, H, W) → (N, 1, H·p_y // q_y, W·p_x // q_x), float32.
 
-        `sigma` (N,) is the noise of each image as a part of white, which a network that is told takes off; None: no noise.
+        `told` (N, 3) is what `runtime.acquired.Acquired.told` says of each image; None: no noise, hard ends.
         """
         x = (image - self.config.mean) / self.config.std
-        y = self.upscale(self.encode(x, sigma), scales).float()
+        y = self.upscale(self.encode(x, told), scales).float()
         if self.config.skip:
             y = y + interpolate(x, scales, self.config.projection)
         return y * self.config.std + self.config.mean
 
-    def encode(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, told: Tensor | None = None) -> Tensor:
         """The trunk: standardised images (N, 1, H, W) → features (N, C, H, W)."""
         first = self.head(x)
         if self.config.told:
-            sigma = torch.zeros(len(x), device=x.device) if sigma is None else sigma
-            level = torch.log10(sigma.clamp(min=LEAST_SIGMA)) - math.log10(LEAST_SIGMA)  # 0 is no noise, 2 is 10 % of white
-            first = first + self.condition(level[:, None])[:, :, None, None]
+            told = torch.zeros(len(x), TOLD, device=x.device) if told is None else told
+            noise = torch.log10(told[:, :1].clamp(min=LEAST_SIGMA)) - math.log10(LEAST_SIGMA)  # 0 is none, 2 is 10 % of white
+            first = first + self.condition(torch.cat([noise, SOFT * told[:, 1:]], 1))[:, :, None, None]
         first = self.head_act(first)
         return first + self.tail_norm(self.tail(self.blocks(first)))
 

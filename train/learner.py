@@ -63,13 +63,13 @@ class Learner:
         """
         stage = self.stage
         lr, hr = (torch.from_numpy(side).to(self.device, memory_format=torch.channels_last) for side in batch[:2])
-        sigma, scales = torch.from_numpy(batch[2]).to(self.device), batch[3]
+        told, scales = torch.from_numpy(batch[2]).to(self.device), batch[3]
         for optimiser in (self.optimiser, *([self.judge] if self.discriminator else [])):
             for group in optimiser.param_groups:
                 group["lr"] = stage.rate(update)
         self.generator.train()
         with self._autocast():
-            sr = self._generator(lr, scales, sigma)
+            sr = self._generator(lr, scales, told)
         sr = sr.clamp(0, 1) if stage.clamp else sr
         parts = {"l1": nn.functional.l1_loss(sr, hr)}
         loss = parts["l1"] if stage.loss == "l1" else 10 * nn.functional.mse_loss(sr, hr)  # as large as L1 of 0.02, or near it

@@ -147,7 +147,7 @@ def upscale_with(model: nn.Module) -> Upscale:
             lr, spacing = acquired.canonical(lr)
             scales = (scales[0] * spacing[0], scales[1] * spacing[1])
         batch = torch.tensor(lr)[None, None].to(device, memory_format=torch.channels_last)
-        sr: Image = model(batch, scales, torch.tensor([acquired.sigma], dtype=torch.float32, device=device))[0, 0].cpu().numpy()
+        sr: Image = model(batch, scales, torch.tensor([acquired.told], dtype=torch.float32, device=device))[0, 0].cpu().numpy()
         return sr[:height, :width]
 
     return upscale

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import grid
-from runtime.acquired import Band, resampling
+from runtime.acquired import Band, Told, resampling
 
 Image = NDArray[np.float32]
 
@@ -71,20 +71,19 @@ def acquire(
 
 def canonical_patch(
     around: Image, scales: grid.Scales, start: tuple[int, int], shape: tuple[int, int], sigma: float, rng: np.random.Generator
-) -> tuple[Image, Image, float]:
+) -> tuple[Image, Image, Told]:
     """A scan of `around`, brought to its canonical form as the runtime would, errors of its estimate included.
 
     Returns the patch of `shape` pixels, `scales` times as large as `around`'s, that begins at pixel `start` of it; the truth,
-    as large as `around`; and the σ that the runtime would tell. In a quarter of the noisy patches a part of the noise is in
-    the truth, and not told: a network learns to take off what it is told, and no more.
+    as large as `around`; and what the runtime would tell. In a quarter of the noisy patches a part of the noise is in the
+    truth, and not told: a network learns to take off what it is told, and no more.
     """
     first = _draw(rng)
     drawn = (first, first if rng.random() < 0.5 else _draw(rng))
     seen = min(1.0, rng.uniform(0, 1.2)) if sigma and rng.random() < 0.25 else 0.0
     ellipse, partial = rng.random() < 0.2, int(rng.integers(2)) if rng.random() < 0.1 else None
     ends = [n / float(r) for n, r in zip(around.shape, scales)]  # cosines of the canonical matrix
-    assumed = [end / guess.kept for end, (_, guess, _) in zip(ends, drawn)]  # where the band is taken to end
-    measured = [end * error for end, (_, _, error) in zip(assumed, drawn)]
+    measured = [end * error for end, (_, _, error) in zip(ends, drawn)]
     stored = [int(np.ceil(max(pair) * rng.uniform(1, 1.8))) for pair in zip(ends, measured)]
     bands = [replace(band, fraction=end / n) for end, n, (band, _, _) in zip(measured, stored, drawn)]
     how = Acquisition((bands[0], bands[1]), sigma, ellipse, partial)
@@ -92,12 +91,13 @@ def canonical_patch(
     scan, truth = acquire(around, sizes, how, tuple(stored), rng, seen)
     for k, (_, guess, _) in enumerate(drawn):
         count = int(np.ceil(ends[k]))
-        gains = replace(guess, fraction=assumed[k] / stored[k]).gains(count, stored[k])
+        gains = replace(guess, fraction=ends[k] / stored[k]).gains(count, stored[k])
         sigma *= float(np.sqrt(np.sum((gains * bands[k].window(count, stored[k])) ** 2) / measured[k]))  # of the noise is left
         places = (start[k] + (np.arange(shape[k]) + 0.5) * float(scales[k])) * (stored[k] / around.shape[k])
         matrix = resampling(stored[k], places, gains)
         scan = matrix @ scan if k == 0 else scan @ matrix.T
-    return scan, truth, sigma * float((1 - seen**2) ** 0.5 * np.exp(0.12 * rng.standard_normal()))
+    sigma *= float((1 - seen**2) ** 0.5 * np.exp(0.12 * rng.standard_normal()))
+    return scan, truth, (sigma, drawn[0][1].soft, drawn[1][1].soft)
 
 
 def _draw(rng: np.random.Generator) -> tuple[Band, Band, float]:

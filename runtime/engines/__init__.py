@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import grid
+from ..acquired import NOTHING, Told
 from ..bundle import Bundle
 from ..errors import DeviceError
 from ..phases import Tables
@@ -30,10 +31,10 @@ class Engine(Protocol):
     device: str  # cpu, cuda or tensorrt
     runs_on: str  # for a person: library, version, precision, processor
 
-    def encode(self, image: NDArray[np.float32], sigma: float = 0.0) -> Any:
+    def encode(self, image: NDArray[np.float32], told: Told = NOTHING) -> Any:
         """A standardised image (H, W) → its responses, wherever the engine keeps them.
 
-        `sigma` is its noise as a part of white, which a model that is not told ignores.
+        `told` is what `acquired.Acquired.told` says of it; a model that is not told ignores it.
         """
 
     def render(self, responses: Any, rows: Span, cols: Span, scales: grid.Scales) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import grid
+from ..acquired import NOTHING, Told
 from ..bounded import BoundedCache
 from ..bundle import GRAPHS, Bundle, Model
 from ..errors import BundleError, reason
@@ -31,7 +32,7 @@ _STRIP_SLOTS = 1 << 20  # of the product, 4 MB: a slice of 240×240 pixels up to
 _STRIP_PIXELS = 1 << 15  # of the table-free path, some 8 MB of the hidden units that bend
 _ALIKE = 3  # groups of pixels with similar offsets, an axis: the fastest of 2 … 5, with strips of 1 << 14 … 1 << 16
 _CACHED = 8 << 20  # bytes of slot tables: the paper's thirty scales take 2.4 MB
-_BLANKS = 8 << 20  # bytes of the background's responses, by σ: five of 1.4 MB
+_BLANKS = 8 << 20  # bytes of the background's responses, by what is told: five of 1.4 MB
 _WORTH_SKIPPING = 0.9  # of an image's pixels: to fill in the background's responses takes a twentieth of the trunk's time
 
 
@@ -69,20 +70,20 @@ class CpuEngine:
         precision = "8-bit integers" if bundle.integers else "float32"
         return cls(bundle.model, tables, f"onnxruntime {ort.__version__}, {precision}", *sessions)
 
-    def encode(self, image: Float, sigma: float = 0.0) -> Float:
+    def encode(self, image: Float, told: Told = NOTHING) -> Float:
         """A standardised image (H, W) → responses (H, W, B'). The trunk runs only where they are not the background's."""
-        sigma = sigma if self._model.told else 0.0
+        told = told if self._model.told else NOTHING
         radius = self._model.radius
         axes = [content((image != self._background).any(axis), radius) for axis in (1, 0)]
         (inner_y, outer_y), (inner_x, outer_x) = axes
         part = image[outer_y, outer_x]
         if min(image.shape) <= 2 * radius or part.size > _WORTH_SKIPPING * image.size:
-            return self._run_trunk(image, sigma)
-        responses = self._blank(sigma)[np.ix_(*(by_distance_to_the_ends(n, radius) for n in image.shape))]
+            return self._run_trunk(image, told)
+        responses = self._blank(told)[np.ix_(*(by_distance_to_the_ends(n, radius) for n in image.shape))]
         if part.size:
             first_y, first_x = inner_y.start - outer_y.start, inner_x.start - outer_x.start
             height, width = inner_y.stop - inner_y.start, inner_x.stop - inner_x.start
-            part = self._run_trunk(part, sigma)
+            part = self._run_trunk(part, told)
             responses[inner_y, inner_x] = part[first_y : first_y + height, first_x : first_x + width]
         return responses
 
@@ -95,15 +96,15 @@ class CpuEngine:
     def close(self) -> None:
         """Nothing to do: the sessions go with the engine."""
 
-    def _run_trunk(self, image: Float, sigma: float) -> Float:
-        noise = {"sigma": np.array([sigma], np.float32)} if self._model.told else {}
-        responses: Float = self._trunk.run(None, {"image": image[None, None], **noise})[0][0]
+    def _run_trunk(self, image: Float, told: Told) -> Float:
+        more = {"told": np.array(told, np.float32)} if self._model.told else {}
+        responses: Float = self._trunk.run(None, {"image": image[None, None], **more})[0][0]
         return responses
 
-    def _blank(self, sigma: float) -> Float:
+    def _blank(self, told: Told) -> Float:
         """The background's responses: by distance to each end of an axis up to the receptive radius, equal beyond it."""
         image = np.full((2 * self._model.radius + 1,) * 2, self._background, np.float32)
-        return self._blanks.get(sigma, lambda: self._run_trunk(image, sigma))
+        return self._blanks.get(told, lambda: self._run_trunk(image, told))
 
     def _slot_table(self, scales: grid.Scales) -> Float:
         model = self._model

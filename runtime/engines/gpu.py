@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import grid
+from ..acquired import NOTHING, Told
 from ..bounded import BoundedCache
 from ..bundle import Bundle, Model
 from ..errors import DeviceError
@@ -43,10 +44,10 @@ class Trunk(Protocol):
     half: bool  # whether in half precision, responses too
     runs_on: str  # for a person: which library, in which version and precision
 
-    def run(self, image: cuda.Array, sigma: cuda.Array | None, responses: cuda.Array) -> None:
+    def run(self, image: cuda.Array, told: cuda.Array | None, responses: cuda.Array) -> None:
         """A standardised image (H, W) float32 → responses (H, W, B'), float16 or float32; need not be done on return.
 
-        `sigma` (1,) float32 is for a trunk that is told the noise, None for one that is not.
+        `told` (3,) float32 is for a trunk that is told, None for one that is not.
         """
 
     def close(self) -> None: ...
@@ -57,7 +58,7 @@ class Encoded:
     """An image on the GPU and its responses, with the trunk that they came from and what it was told."""
 
     image: cuda.Array
-    sigma: cuda.Array | None
+    told: cuda.Array | None
     responses: cuda.Array
     trunk: Trunk
 
@@ -88,11 +89,11 @@ class GpuEngine:
         self._w2, self._b2 = device.upload(self._predictor.w2), device.upload(self._predictor.b2)
         self._lock = threading.Lock()
 
-    def encode(self, image: Float, sigma: float = 0.0) -> Encoded:
+    def encode(self, image: Float, told: Told = NOTHING) -> Encoded:
         """A standardised image (H, W) → its responses, on the GPU. Raises DeviceMemoryError."""
         with self._lock:
-            noise = self._gpu.upload(np.array([sigma], np.float32)) if self._model.told else None
-            return self._encode(self._gpu.upload(image), noise, self._trunk)
+            more = self._gpu.upload(np.array(told, np.float32)) if self._model.told else None
+            return self._encode(self._gpu.upload(image), more, self._trunk)
 
     def render(self, encoded: Encoded, rows: Span, cols: Span, scales: grid.Scales) -> Float:
         """The pixels rows × cols at a scale; (len(rows), len(cols)), float32."""
@@ -101,7 +102,7 @@ class GpuEngine:
             if pixels is None and encoded.trunk.half:
                 log.warning("half precision overflowed: this image is computed again in float32")
                 self._exact = self._exact or self._make_exact()
-                again = self._encode(encoded.image, encoded.sigma, self._exact)
+                again = self._encode(encoded.image, encoded.told, self._exact)
                 encoded.responses, encoded.trunk = again.responses, again.trunk
                 pixels = self._render(encoded, rows, cols, scales)
             if pixels is None:
@@ -116,11 +117,11 @@ class GpuEngine:
                     trunk.close()
             self._gpu.close()
 
-    def _encode(self, image: cuda.Array, sigma: cuda.Array | None, trunk: Trunk) -> Encoded:
+    def _encode(self, image: cuda.Array, told: cuda.Array | None, trunk: Trunk) -> Encoded:
         channels = self._model.basis + 9 * self._model.skip
         responses = self._gpu.empty((*image.shape, channels), np.float16 if trunk.half else np.float32)
-        trunk.run(image, sigma, responses)
-        return Encoded(image, sigma, responses, trunk)
+        trunk.run(image, told, responses)
+        return Encoded(image, told, responses, trunk)
 
     def _render(self, encoded: Encoded, rows: Span, cols: Span, scales: grid.Scales) -> Float | None:
         """The pixels, or None where one is not finite."""

@@ -113,12 +113,12 @@ class OnnxTrunk:
             raise DeviceError(f"{what} is there, but was not used", "python -m runtime doctor")
         return cls(device, session, half, f"{what}, {'float16' if half else 'float32'}")
 
-    def run(self, image: Array, sigma: Array | None, responses: Array) -> None:
+    def run(self, image: Array, told: Array | None, responses: Array) -> None:
         binding = self._session.io_binding()
         where = self._device.kind, 0
         binding.bind_input("image", *where, image.dtype.type, [1, 1, *image.shape], image.pointer)
-        if sigma is not None:
-            binding.bind_input("sigma", *where, sigma.dtype.type, [*sigma.shape], sigma.pointer)
+        if told is not None:
+            binding.bind_input("told", *where, told.dtype.type, [*told.shape], told.pointer)
         binding.bind_output("responses", *where, responses.dtype.type, [1, *responses.shape], responses.pointer)
         with self._device.borrowed():
             try:

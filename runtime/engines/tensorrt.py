@@ -134,12 +134,12 @@ class TensorRtTrunk:
             raise kind(f"{describe(library)} cannot run its engine on this GPU: {logger.last}")
         self._logger = logger  # TensorRT does not keep it alive
 
-    def run(self, image: cuda.Array, sigma: cuda.Array | None, responses: cuda.Array) -> None:
+    def run(self, image: cuda.Array, told: cuda.Array | None, responses: cuda.Array) -> None:
         context = self._context
         with self._device.borrowed() as stream:
             fits = context.set_input_shape("image", (1, 1, *image.shape))
             fits = fits and context.set_tensor_address("image", image.pointer)
-            fits = fits and (sigma is None or context.set_tensor_address("sigma", sigma.pointer))
+            fits = fits and (told is None or context.set_tensor_address("told", told.pointer))
             fits = fits and context.set_tensor_address("responses", responses.pointer)
             if not fits or not context.execute_async_v3(stream):
                 raise DeviceError(f"{self.runs_on}: an image of {image.shape} failed: {self._logger.last}")

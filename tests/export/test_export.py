@@ -62,13 +62,13 @@ def test_a_wrong_bias_is_noticed() -> None:
         verify(up, generator, half=False)
 
 
-def test_a_told_trunk_differs_in_half_precision_by_types_alone_and_takes_sigma_in_float32(told: Bundle) -> None:
+def test_a_told_trunk_differs_in_half_precision_by_types_alone_and_takes_what_is_told_in_float32(told: Bundle) -> None:
     models = [onnx.load_from_string(told.trunk(half)) for half in (False, True)]
     for model in models:
-        assert [value.name for value in model.graph.input] == ["image", "sigma"]
-        sigma = model.graph.input[1].type.tensor_type
-        assert sigma.elem_type == onnx.TensorProto.FLOAT
-        assert [d.dim_value for d in sigma.shape.dim] == [1]
+        assert [value.name for value in model.graph.input] == ["image", "told"]
+        told = model.graph.input[1].type.tensor_type
+        assert told.elem_type == onnx.TensorProto.FLOAT
+        assert [d.dim_value for d in told.shape.dim] == [3]
     assert [m.graph.output[0].type.tensor_type.elem_type for m in models] == [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16]
     onnx.checker.check_model(models[1], full_check=True)
 

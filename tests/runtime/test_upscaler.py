@@ -216,9 +216,9 @@ def test_background_is_skipped_exactly(
     up = Upscaler.of(random_upscaler.bundle, tile=tile)
     encoded, run_trunk = [], up._running._run_trunk
 
-    def spy(part: np.ndarray, sigma: float) -> np.ndarray:
+    def spy(part: np.ndarray, told: tuple[float, ...]) -> np.ndarray:
         encoded.append(part.size)
-        return run_trunk(part, sigma)
+        return run_trunk(part, told)
 
     monkeypatch.setattr(up._running, "_run_trunk", spy)
     skipped = up(image, "2.5")

@@ -194,9 +194,10 @@ def test_noise_is_told_to_the_network(crops: list[data.Crop], kernel: str) -> No
     stage = replace(STAGE, batch=32, kernels=(kernel,), augment=Augment(noise=0.5), scales=(Fraction(3, 2),))
     told = data.Batches(crops, stage)[0][2]
     assert told.dtype == np.float32
-    assert told.shape == (32,)
-    assert told.min() < 0.011  # what an estimate finds where there is no noise
-    assert told.max() > 0.02
+    assert told.shape == (32, 3)
+    assert told[:, 0].min() < 0.011  # what an estimate finds where there is no noise
+    assert told[:, 0].max() > 0.02
+    assert told[:, 1:].any() == (kernel == "scanner")  # soft ends of bands
 
 
 def head_of(scan: Path) -> np.ndarray:

@@ -34,8 +34,8 @@ def test_the_fast_one_drops_batch_norm_is_told_both_scales_and_has_a_basis() -> 
 def test_the_shipped_one_is_deeper_and_narrower() -> None:
     head, conv, predictor = 9 * 9 * 32 + 32, 9 * 32 * 32 + 32, 4 * 256 + 256 + 256 * 32 + 32 + 32 * 9 * 32
     # Twenty blocks of two convolutions and an activation of one slope, the tail, and the head's slope.
-    told = 2 * 16 + 16 * 32 + 32
-    assert parameters(Generator(CONFIGS["edge"])) == head + 20 * (2 * conv + 1) + conv + 1 + predictor + told == 401_109
+    told = 4 * 16 + 16 * 32 + 32
+    assert parameters(Generator(CONFIGS["edge"])) == head + 20 * (2 * conv + 1) + conv + 1 + predictor + told == 401_141
 
 
 def test_network_that_was_not_told_goes_on_as_it_was() -> None:
@@ -43,10 +43,10 @@ def test_network_that_was_not_told_goes_on_as_it_was() -> None:
     generator = Generator(CONFIGS["edge"]).eval()
     image = torch.rand(2, 1, 9, 7)
     with torch.no_grad():
-        none, much = (generator.encode(image, sigma) for sigma in (None, torch.tensor([0.0, 0.05])))
+        none, much = (generator.encode(image, told) for told in (None, torch.tensor([[0.0, 0, 0], [0.05, 0, 0.1]])))
         assert torch.equal(none, much)
         generator.condition[2].weight.normal_()
-        none, much = (generator.encode(image, sigma) for sigma in (None, torch.tensor([0.0, 0.05])))
+        none, much = (generator.encode(image, told) for told in (None, torch.tensor([[0.0, 0, 0], [0.05, 0, 0.1]])))
     assert torch.equal(none[0], much[0])
     assert not torch.allclose(none[1], much[1])
 

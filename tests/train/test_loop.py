@@ -151,7 +151,7 @@ def test_resume_goes_on_to_the_same_weights(
 
 def test_ctrl_c_saves_and_stops(folder: Path, tmp_path: Path) -> None:
     small = [f"generator.{k}={v}" for k, v in {"channels": 8, "blocks": 1}.items()]
-    settings = [f"--set={s}" for s in [*small, "patch=32", "batch=2", "updates=100000", "validate_every=5"]]
+    settings = [f"--set={s}" for s in [*small, "patch=48", "batch=2", "updates=100000", "validate_every=5"]]
     process = run("train", "--data", folder, "--out", tmp_path, *settings)
     deadline = time.monotonic() + 60
     while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline:
@@ -242,8 +242,8 @@ def test_loss_of_pixels_is_what_is_descended(folder: Path, loss: str) -> None:
     network = networks.build(chosen.generator)
     twin = copy.deepcopy(network)
     parts = Learner(network, stage, torch.device("cpu")).step(batches[0], 0)
-    lr, hr, sigma, scales = batches[0]
-    error = twin(torch.from_numpy(lr), scales, torch.from_numpy(sigma)) - torch.from_numpy(hr)
+    lr, hr, told, scales = batches[0]
+    error = twin(torch.from_numpy(lr), scales, torch.from_numpy(told)) - torch.from_numpy(hr)
     assert parts["l1"] == pytest.approx(error.abs().mean().item(), rel=1e-4)
     (error.abs().mean() if loss == "l1" else 10 * (error**2).mean()).backward()
     for descended, expected in zip(network.parameters(), twin.parameters()):
@@ -417,7 +417,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.toml").write_text(TOML)
-    settings = ["--set", "patch=32", "--set", "batch=2", "--set", "updates=7200"]
+    settings = ["--set", "patch=48", "--set", "batch=2", "--set", "updates=7200"]
     assert main(["--config", "c.toml", "--data", str(folder), "--dry-run", *settings]) == 0
     out = capsys.readouterr().out
     assert f"{sum(p.numel() for p in networks.build(networks.configure(SMALL)).parameters()):,} parameters" in out
@@ -431,7 +431,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONFIG_FILES.glob("*.toml")))
 def test_every_named_configuration_loads_and_trains(folder: Path, vgg: Path, tmp_path: Path, name: str) -> None:
     """Each with its own stages, scales and losses, on a network and for a time that a test can afford."""
-    small = {"generator.channels": 8, "generator.blocks": 1, "init": "''", "features": f"'{vgg}'", "batch": 2, "patch": 32,
+    small = {"generator.channels": 8, "generator.blocks": 1, "init": "''", "features": f"'{vgg}'", "batch": 2, "patch": 48,
              "updates": 2, "warmup": 1, "validate_every": 2, "subject": "'subject.'"}  # fmt: skip
     chosen = load(name, [f"{key}={value}" for key, value in small.items()], data=folder)
     chosen = replace(chosen, stages={n: replace(s, data=str(folder)) for n, s in chosen.stages.items()})
@@ -464,7 +464,7 @@ def test_command_line_errors_are_one_line(folder: Path, tmp_path: Path, capsys: 
                 "--set",
                 "ramp=0",
                 "--set",
-                "patch=32",
+                "patch=48",
                 "--set",
                 "batch=1",
             ],

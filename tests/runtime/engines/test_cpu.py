@@ -29,24 +29,27 @@ def island() -> np.ndarray:
 
 def test_skipped_background_equals_the_whole_trunk_at_every_noise(engine: CpuEngine, island: np.ndarray) -> None:
     for sigma in SIGMAS:
+        told = (sigma, 0.1, 0.3)
         for image in (island, np.zeros_like(island)):
-            expected = engine._run_trunk(image, sigma)
-            np.testing.assert_allclose(engine.encode(image, sigma), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+            expected = engine._run_trunk(image, told)
+            np.testing.assert_allclose(engine.encode(image, told), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_responses_follow_the_noise_from_a_thousandth_of_white(engine: CpuEngine, island: np.ndarray) -> None:
-    none, little, some, more = (engine.encode(island, sigma) for sigma in (0.0, 1e-3, 2e-3, 0.05))
+    none, little, some, more = (engine.encode(island, (sigma, 0.0, 0.0)) for sigma in (0.0, 1e-3, 2e-3, 0.05))
     np.testing.assert_array_equal(engine.encode(island), none)
     np.testing.assert_array_equal(little, none)
     assert np.abs(some - none).max() > 1e-3 * np.abs(none).max()  # far more than arithmetic's 1e-6
     assert np.abs(more - some).max() > 1e-3 * np.abs(none).max()
+    rows, cols = (engine.encode(island, told) for told in ((0.0, 0.3, 0.0), (0.0, 0.0, 0.3)))
+    assert min(np.abs(rows - none).max(), np.abs(rows - cols).max()) > 1e-3 * np.abs(none).max()
 
 
 def test_a_model_that_is_not_told_ignores_the_noise(island: np.ndarray) -> None:
     bundle = bundle_of(random_generator("fast"))
     engine = CpuEngine.load(bundle, Tables(bundle.predictor()))
     for image in (island, island[30:50, 70:100]):
-        np.testing.assert_array_equal(engine.encode(image, 0.05), engine.encode(image))
+        np.testing.assert_array_equal(engine.encode(image, (0.05, 0.1, 0.0)), engine.encode(image))
     assert len(engine._blanks._values) == 1
 
 
@@ -54,5 +57,5 @@ def test_backgrounds_of_many_noises_keep_within_their_bytes(told: Bundle, monkey
     monkeypatch.setattr(cpu, "_BLANKS", 1 << 20)  # five of 33×33 pixels
     engine = CpuEngine.load(told, Tables(told.predictor()))
     for k in range(12):
-        engine.encode(np.zeros((40, 40), np.float32), 0.001 * k)
+        engine.encode(np.zeros((40, 40), np.float32), (0.001 * k, 0.0, 0.0))
         assert 0 < engine._blanks.bytes <= 1 << 20

@@ -87,8 +87,8 @@ def test_half_precision_that_overflows_is_computed_again_in_float32(
     engine = host.load(exact.bundle, driver, half=True)
     run = engine._trunk.run
 
-    def overflow(image: cuda.Array, sigma: cuda.Array | None, responses: cuda.Array) -> None:
-        run(image, sigma, responses)
+    def overflow(image: cuda.Array, told: cuda.Array | None, responses: cuda.Array) -> None:
+        run(image, told, responses)
         ctypes.memmove(responses.pointer + 2 * 41 * 500, np.float16(np.inf).tobytes(), 2)  # one number of one pixel
 
     engine._trunk.run = overflow  # type: ignore[method-assign]
@@ -115,8 +115,8 @@ def test_what_is_computed_again_is_told_the_same_noise(told: Bundle, driver: hos
     engine = host.load(told, driver, half=True)
     run = engine._trunk.run
 
-    def overflow(image: cuda.Array, sigma: cuda.Array | None, responses: cuda.Array) -> None:
-        run(image, sigma, responses)
+    def overflow(image: cuda.Array, told: cuda.Array | None, responses: cuda.Array) -> None:
+        run(image, told, responses)
         ctypes.memset(responses.pointer, 0xFF, responses.nbytes)  # NaN
 
     engine._trunk.run = overflow  # type: ignore[method-assign]
