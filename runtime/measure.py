@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, Union
 
@@ -54,8 +55,8 @@ def of(
     for axis, seen in zip(axes, found):
         told, given = header[axis] if axis < len(header) else None, asked.get(axis)
         if given is not None:
-            near = seen is not None and abs(seen.fraction - given) <= _DIFFER
-            bands[axis] = Band(given, seen.taper if seen is not None and near else 0.0)
+            agrees = seen is not None and abs(seen.fraction - given) <= _DIFFER
+            bands[axis] = replace(seen, fraction=given) if seen is not None and agrees else Band(given)
             sources.append("given")
         elif seen is not None:
             bands[axis] = seen
