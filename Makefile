@@ -26,7 +26,7 @@ evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was
 
 results: .venv/dev/installed  ## docs/results.md and docs/perceptual/results.md, from the committed checkpoints
 	$(DEV) -m train.evaluate --data $(DATA) --scales $(SCALES) --out docs --force \
-		--models models/fidelity.pt models/fast.bundle models/paper.pt models/edsr-small.pt
+		--models models/fidelity.pt former=models/former.pt@stored models/fast.bundle models/paper.pt models/edsr-small.pt
 	$(DEV) -m train.evaluate --data $(DATA) --inputs scan --scales 1.5 2 3 --out docs/scanner --force \
 		--models former=models/former.pt@stored paper=models/paper.pt@stored new=models/fidelity.pt
 	$(DEV) -m train.evaluate --data $(DATA) --models models/fidelity.pt models/perceptual.pt --scales 1.1 1.5 2 3 4 \

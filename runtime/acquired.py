@@ -149,7 +149,7 @@ def _samples(band: Band, size: int) -> int:
     return math.ceil(size / band.spacing)
 
 
-@lru_cache(maxsize=16)  # all slices of a volume need the same two or three
+@lru_cache(maxsize=6)  # all slices of a volume need the same two or three
 def _to_canonical(band: Band, size: int) -> Float | None:
     """The matrix (m, size) that crops an axis to its canonical samples and undoes the window; None where nothing changes."""
     m = _samples(band, size)
@@ -158,7 +158,7 @@ def _to_canonical(band: Band, size: int) -> Float | None:
     return resampling(size, (np.arange(m) + 0.5) * float(band.spacing), band.gains(m, size))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _measured(band: Band, size: int) -> Float:
     """The matrix (m, size) from an axis's pixels to the cosines that were measured, the window undone."""
     m = _samples(band, size)
@@ -166,14 +166,14 @@ def _measured(band: Band, size: int) -> Float:
     return np.asarray(weights[:, None] * _cosines(np.arange(size) + 0.5, m, size).T, np.float32)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _synthesis(band: Band, size: int, scale: Fraction) -> Float:
     """The matrix (size·p // q, m) from those cosines to output pixels: zero filling."""
     places = (np.arange(size * scale.numerator // scale.denominator) + 0.5) / float(scale)
     return np.asarray(_cosines(places, _samples(band, size), size), np.float32)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _found(band: Band, size: int, scale: Fraction) -> Float:
     """Its inverse (m, size·p // q): what was filled in comes back exactly, where size·p/q is no whole number too."""
     up = _synthesis(band, size, scale).astype(np.float64)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from runtime import ImageError, ScaleError, Upscaler, through_plane
+from runtime.acquired import STORED
 from runtime.intensity import Intensity
 from tests.conftest import SCAN
 
@@ -117,7 +118,8 @@ def test_isotropic_is_as_fine_as_the_finest(shipped: Upscaler) -> None:
 
 def test_times_of_a_series_are_upscaled_each_by_itself(shipped: Upscaler) -> None:
     data = np.stack([blobs((8, 9, 4)), blobs((8, 9, 4), 1)], -1)
-    result = shipped.volume(nib.Nifti1Image(data, np.diag([1.0, 1.0, 2.0, 1.0])), (1, 1, 2), axis=2, dtype=np.float32)
+    image = nib.Nifti1Image(data, np.diag([1.0, 1.0, 2.0, 1.0]))
+    result = shipped.volume(image, (1, 1, 2), axis=2, dtype=np.float32, acquired=STORED)
     intensity = Intensity.of(data)
     for k in range(2):
         alone = through_plane.upscale(shipped, data[..., k], 2, Fraction(2), intensity)
