@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .measure import Fractions
+from .measure import UNKNOWN, Fractions
 
 Numbers = Callable[[str, int], Sequence[float] | None]  # so many finite numbers of an attribute, or None
-
-UNKNOWN: Fractions = (None, None, None)
 
 
 def of_dicom(numbers: Numbers, direction: str, shape: tuple[int, int]) -> Fractions:

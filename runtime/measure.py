@@ -24,6 +24,7 @@ Float = NDArray[np.float32]
 # Samples of each axis within a slice, or of all three array axes; or what was found before, of an array with as many axes.
 Matrix = Union[Literal["auto", "stored"], Sequence[int], Acquired]
 Fractions = Sequence[Union[float, None]]  # acquired over stored, of each array axis; None where a header does not tell
+UNKNOWN: Fractions = (None, None, None)
 
 _SLICES = 16  # of a volume, that are looked at
 _NOISIEST = 0.1  # of white: networks are trained up to 0.08, and what looks noisier is no scan
@@ -36,7 +37,7 @@ def of(
     intensity: Intensity,
     matrix: Matrix = "auto",
     noise: float | None = None,
-    header: Fractions = (None, None, None),
+    header: Fractions = UNKNOWN,
 ) -> Acquired:
     """What was measured of an array whose slices have the first two of `axes`: a band for each of its axes.
 

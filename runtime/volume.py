@@ -23,7 +23,7 @@ from .errors import ImageError, InputFileError, OutputFileError, ScaleError, rea
 from .files import write_atomically
 from .inputs import believe, unreadable
 from .intensity import Intensity, real_array, to_dtype
-from .measure import Fractions, Matrix
+from .measure import UNKNOWN, Fractions, Matrix
 from .sizes import AxisScales, Size, exact_spacing
 from .upscaler import allocate, check_slice_shape
 
@@ -133,7 +133,7 @@ def upscale(
     acquired: Matrix = "auto",
     noise: float | None = None,
     grain: float = 0.0,
-    header: Fractions = (None, None, None),
+    header: Fractions = UNKNOWN,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Any, Acquired]:
     """`Upscaler.volume`, with pixels as they are to be stored and the header's slope set for `save`; and what was measured.

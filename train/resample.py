@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime import grid
+from runtime.acquired import Band, resampling
 
 Kernel = Literal["bilinear", "bicubic", "kspace"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -64,14 +66,8 @@ def _band_limited(size: int, scale: Fraction, start: int, count: int, taper: flo
     """The matrix (count, size) from the pixels of an axis to band-limited samples of it, by way of their cosine transform."""
     if scale == 1:
         return np.eye(count, size, start, dtype=np.float32)
-    band = size / float(scale)  # cosine k has k/2 periods over the axis, the coarse grid resolves band/2
-    k = np.arange(int(np.ceil(band)))
-    window = 0.5 + 0.5 * np.cos(np.pi * np.clip((k / band - 1 + taper) / max(taper, 1e-9), 0, 1))
-    window[0] /= 2
-    coarse = start + (np.arange(count) + 0.5) * float(scale)
-    fine = np.arange(size) + 0.5
-    cosines = [np.cos(np.pi / size * np.outer(x, k)) for x in (coarse, fine)]
-    return np.asarray(2 / size * (cosines[0] * window) @ cosines[1].T, np.float32)
+    window = Band(1 / float(scale), taper).window(math.ceil(size / scale), size)
+    return resampling(size, start + (np.arange(count) + 0.5) * float(scale), window)
 
 
 def rician(image: NDArray[np.float32], sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import headers
+from runtime import headers, measure
 
 
 def of_dicom(shape: tuple[int, int], direction: str = "", **attributes: Sequence[float]) -> headers.Fractions:
@@ -36,7 +36,7 @@ def test_percent_sampling_serves_without_a_matrix() -> None:
 
 @pytest.mark.parametrize("attributes", [{}, {"AcquisitionMatrix": (0, 0, 0, 0)}, {"AcquisitionMatrix": (0, 4, 4, 0)}])
 def test_header_that_tells_nothing_usable_is_unknown(attributes: dict[str, Sequence[float]]) -> None:
-    assert of_dicom((256, 256), **attributes) == headers.UNKNOWN
+    assert of_dicom((256, 256), **attributes) == measure.UNKNOWN
 
 
 def test_oversampling_is_the_whole_matrix() -> None:
@@ -48,10 +48,10 @@ def test_bids_sidecar_beside_a_volume_is_read(tmp_path: Path) -> None:
     (tmp_path / "scan.json").write_text(json.dumps(fields))
     assert headers.beside(tmp_path / "scan.nii.gz", (256, 256, 20)) == (0.5, 0.75, None)
     assert headers.beside(tmp_path / "scan.NII", (256, 256, 20)) == (0.5, 0.75, None)
-    assert headers.beside(tmp_path / "other.nii", (256, 256, 20)) == headers.UNKNOWN
+    assert headers.beside(tmp_path / "other.nii", (256, 256, 20)) == measure.UNKNOWN
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"PhaseEncodingDirection": 3}', '{"AcquisitionMatrixPE": "many"}'])
 def test_sidecar_that_makes_no_sense_is_unknown(tmp_path: Path, content: str) -> None:
     (tmp_path / "scan.json").write_text(content)
-    assert headers.beside(tmp_path / "scan.nii", (256, 256, 20)) == headers.UNKNOWN
+    assert headers.beside(tmp_path / "scan.nii", (256, 256, 20)) == measure.UNKNOWN
