@@ -29,21 +29,28 @@ _AT = np.arange(_BINS) / _BINS
 _USED = slice(6, _BINS)  # below that a head's shape rules
 _OTHER = slice(7, 29)  # of the other axis: beyond the bright edges along it, and before most bands end
 _BORDER = 1 / 8  # of an axis is faded out at either end: else the jump there leaks over the whole spectrum
-_WIDER = 1.25  # edges near the border leak farther than an average pixel, whose leakage is known
+_WIDER = 1.1  # edges near the border leak farther than an average pixel, whose leakage is known
 _DARKEST = 1e-6  # of the mean power: less is the arithmetic's rounding
 _POWERS = (0.0, 2.0, 3.0, 4.0)  # by which nature's power falls with the frequency; 0 is white noise
 _FLOOR = 0.05  # at most, of nature's power at the band's end: -13 dB, more than blurred images fall
-_SHAPES = ((0.0, 0.0), (0.25, 0.0), (0.5, 0.0), (1.0, 0.08))  # tapers and floors: more are mistaken for each other
+# Tapers and floors; how many times as well as a hard edge each must fit, and how much better than no window. More of them
+# are mistaken for each other. What a bilinear kernel does looks a little like a window: it gains up to 0.1.
+_SHAPES = {(0.0, 0.0): (1.0, 0.01), (0.25, 0.0): (1.3, 0.08), (0.5, 0.0): (2.3, 0.15), (1.0, 0.08): (1.4, 0.3)}
+_CUT = 1.7  # how many times as well a band must fit that ends before Nyquist's frequency
 _BANDS = [Band(round(float(f), 2), *shape) for f in np.linspace(1, 0.36, 33) for shape in _SHAPES]  # the first is everything
 _TAPERED = np.array([band.taper > 0 for band in _BANDS])
-_WINDOWS = np.array([band.window(_BINS, _BINS) ** 2 for band in _BANDS], np.float32)
+_TIMES, _GAINS = np.array([_SHAPES[band.taper, band.floor] for band in _BANDS]).T
+_TIMES = np.where([band.fraction < 1 for band in _BANDS], _CUT, 1) * _TIMES
+# The mean over each bin, from half a bin below it to half a bin above: no band ends where bins do.
+_FINER = np.array([band.window(8 * _BINS, 8 * _BINS) ** 2 for band in _BANDS], np.float32)
+_WINDOWS = np.concatenate([_FINER[:, 4:0:-1], _FINER[:, :-4]], 1)
+_WINDOWS = _WINDOWS.reshape(len(_BANDS), _BINS, 8).mean(2)
 _NATURE = np.array([((_AT[:, None] ** 2 + _AT[_OTHER] ** 2) ** (-p / 2)).mean(1) for p in _POWERS], np.float32)
 _ENDS = np.array([_NATURE[:, min(int(band.fraction * _BINS), _BINS - 1)] for band in _BANDS], np.float32)
 _STEPS, _FIRST, _BEST = 24, 6, 40  # of the fit; after the first ones only the best windows go on
 
 # Misfits are means of r - log r - 1, with r the power over the model's: 0.01 is an error of 0.6 dB, 0.1 of 1.9 dB.
-_HARD_GAIN, _TAPER_GAIN = 0.01, 0.2  # how much better than no window it must fit; what a bilinear kernel does gains up to 0.1
-_SIMPLER = 1.4  # a hard edge wins where a taper fits no better than that
+_TAPER_LEFT = 0.4  # of the misfit of no window, at most, is left by a taper
 _UNCLEAR = 0.5  # a misfit from which the spectrum is not that of a scan
 
 _BLOCK = 8  # pixels
@@ -141,8 +148,8 @@ def _band(power: NDArray[np.float64], leakage: NDArray[np.float64]) -> Band | No
         floor = np.minimum(floor, _FLOOR * (parts * _ENDS[left]).sum(1, keepdims=True))
     if misfit.min() > _UNCLEAR:
         return None
-    clear = misfit[0] - misfit > np.where(_TAPERED[left], _TAPER_GAIN, _HARD_GAIN)
-    cost = np.where(clear, misfit * np.where(_TAPERED[left], _SIMPLER, 1), np.inf)
+    clear = (misfit[0] - misfit > _GAINS[left]) & (misfit < np.where(_TAPERED[left], _TAPER_LEFT, 1) * misfit[0])
+    cost = np.where(clear, misfit * _TIMES[left], np.inf)
     return _BANDS[left[cost.argmin()]] if clear.any() else Band()
 
 

@@ -42,6 +42,17 @@ def test_band_of_a_zero_filled_scan_is_found(truths: list[np.ndarray], fraction:
     assert abs(end(cols) - end(band)) <= 0.05
 
 
+@pytest.mark.parametrize("scale", ["3/2", "2"])  # to 85 pixels: a band's end is as wide there as a taper
+def test_taper_at_the_end_of_a_full_matrix_is_not_taken_for_a_smaller_one(truths: list[np.ndarray], scale: str) -> None:
+    r, band = (Fraction(scale), Fraction(scale)), Band(taper=0.25)
+    how, rng = Acquisition((band, band)), np.random.default_rng(1)
+    size = tuple(int(n / r[0]) for n in truths[0].shape)
+    for found in spectrum.bands([acquire(truth, r, how, size, rng)[0] for truth in truths]):
+        assert found is not None
+        assert found.fraction >= 0.96
+        assert found.taper == band.taper
+
+
 def end(band: Band) -> float:
     """Where the window has fallen to a fifth, as a part of Nyquist's frequency: beyond it little is left to be seen."""
     return float(np.argmax(band.window(1001, 1000) < 0.2)) / 1000
