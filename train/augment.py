@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,28 @@ def _dotted(lr: Image, hr: Image, scales: grid.Scales, rng: np.random.Generator)
         y, x = (np.exp(-((((np.arange(n) + 0.5) * p - c) / width) ** 2) / 2) for n, p, c in zip(image.shape, pixels, centre))
         dots.append(image + (peak * np.outer(y, x)).astype(np.float32))
     return dots[0], dots[1]
+
+
+def faint_discs(patch: Image, scales: grid.Scales, sigma: float, rng: np.random.Generator) -> Image:
+    """A high-resolution patch (h, w) with discs in it, all of one size, brighter or darker by one to three times `sigma`.
+
+    They are 1.5 to 4 input pixels wide, and 10 apart. Without noise, `sigma` counts as 0.5 % of white.
+    """
+    pixel = max(map(float, scales))
+    diameter, contrast = rng.uniform(1.5, 4) * pixel, rng.uniform(1, 3) * max(sigma, 0.005)
+    pitch, discs = max(8, round(10 * pixel)), np.zeros_like(patch)
+    for top, left in np.ndindex(*(n // pitch for n in patch.shape)):
+        cell = discs[top * pitch : (top + 1) * pitch, left * pitch : (left + 1) * pitch]
+        cell += np.float32(rng.choice((-contrast, contrast))) * disc(
+            cell.shape, pitch / 2 + rng.uniform(-1, 1, 2) * pixel, diameter
+        )
+    return np.maximum(patch + discs, 0)  # magnitudes
+
+
+def disc(shape: tuple[int, ...], centre: Sequence[float], diameter: float) -> Image:
+    """1 within a disc, 0 without, and between them at its edge; in pixels, whole numbers at their centres."""
+    rows, cols = (np.arange(n) - at for n, at in zip(shape, centre))
+    return np.clip(diameter / 2 - np.hypot(rows[:, None], cols) + 0.5, 0, 1).astype(np.float32)
 
 
 def _blob(size: tuple[int, ...], start: tuple[int, int], shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.bool_]:

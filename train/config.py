@@ -46,6 +46,7 @@ class Stage:
 
     updates: int = 20_000
     loss: Literal["l1", "l2"] = "l1"  # of pixels: mean absolute, or ten times the mean squared difference
+    faint: float = 0.0  # weight of what is lost of faint discs, which a quarter of a batch has once more than its twin; 0: none
     warmup: int = 0  # updates on it alone, before the other losses set in
     adversarial: float = 0.0  # weight beside the pixels' loss, 1; 0: no discriminator
     perceptual: float = 0.0
@@ -67,8 +68,9 @@ class Stage:
         least = dict.fromkeys(("updates", "batch", "patches_per_crop", "validate_every", "step_updates"), 1)
         for name, smallest in {**least, "patch": 32, "input_patch": 0, "seed": 0, "warmup": 0, "ramp": 0}.items():
             require(smallest <= getattr(self, name) < 2**31, name, getattr(self, name), f"{smallest} or more, below 2³¹")
+        require(self.batch > 1 or not self.faint, "batch", self.batch, "2 or more where faint is not 0")
         require(self.batch <= 4096, "batch", self.batch, "4096 or less")
-        for name in ("adversarial", "perceptual", "clip_norm"):
+        for name in ("faint", "adversarial", "perceptual", "clip_norm"):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or a positive number")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a positive number, such as 5e-4")
         require(0 < self.step_factor <= 1, "step_factor", self.step_factor, "a number above 0, up to 1")
@@ -81,6 +83,11 @@ class Stage:
         require(self.input_patch == 0 or self.input_patch >= 8, "input_patch", self.input_patch, "0, or 8 or more")
         largest = self.patch // 8  # an input of 8 pixels, below which nothing is learned
         require(all(1 <= r <= largest for r in self.scales), "scales", self.scales, f"1 to {largest}, an eighth of the patch")
+
+    @property
+    def twins(self) -> int:
+        """How many patches, at the end of a process's batch, are those at its beginning with faint discs in them."""
+        return max(1, self.batch // 4) if self.faint else 0
 
     def rate(self, update: int) -> float:
         """The learning rate of an update."""

@@ -21,6 +21,7 @@ from runtime.errors import ImageError, InputFileError
 from runtime.intensity import Intensity
 
 from . import resample, scanner
+from .augment import faint_discs
 
 if TYPE_CHECKING:
     from .config import Stage
@@ -120,7 +121,8 @@ class Batches:
 
     An epoch takes every crop `patches_per_crop` times in a shuffled order. A batch has one scale, or with the probability
     `anisotropic` one for each axis, of which one may be 1. Each patch has its own place, flip, changes (`augment`) and
-    downsampling kernel. Of `world` processes, which share an update, number `rank` sees its own `batch` patches.
+    downsampling kernel. The last `stage.twins` patches of a batch are its first ones again, to the same noise, with faint
+    discs in them. Of `world` processes, which share an update, number `rank` sees its own `batch` patches.
     """
 
     crops: Sequence[Crop]
@@ -133,9 +135,16 @@ class Batches:
         (batch, 1, m_y, m_x) with m = n·p // q; and what is told of each lr, (batch, 3): `runtime.acquired.Told`.
         """
         scales = self.scales_of(update)
+        drawn = self._crops_of(update)
+        drawn = drawn[: len(drawn) - self.stage.twins] + drawn[: self.stage.twins]
         patches = [
-            self._patch(self.crops[crop].pixels, scales, np.random.default_rng([self.stage.seed, 2, update, k]))
-            for k, crop in self._crops_of(update)
+            self._patch(
+                self.crops[crop].pixels,
+                scales,
+                np.random.default_rng([self.stage.seed, 2, update, k]),
+                np.random.default_rng([self.stage.seed, 3, update, k]) if n >= len(drawn) - self.stage.twins else None,
+            )
+            for n, (k, crop) in enumerate(drawn)
         ]
         lr, hr, told = zip(*patches)
         return np.stack(lr)[:, None], np.stack(hr)[:, None], np.array(told, np.float32), scales
@@ -160,7 +169,10 @@ class Batches:
         drawn = [(k, update * stage.batch * self.world + k) for k in numbers]
         return [(k, int(_order(stage.seed, d // per_epoch, per_epoch)[d % per_epoch]) % len(self.crops)) for k, d in drawn]
 
-    def _patch(self, crop: Image, scales: grid.Scales, rng: np.random.Generator) -> tuple[Image, Image, Told]:
+    def _patch(
+        self, crop: Image, scales: grid.Scales, rng: np.random.Generator, discs: np.random.Generator | None
+    ) -> tuple[Image, Image, Told]:
+        """An input, its truth and what is told of it; `discs` draws faint ones into it, and changes nothing else."""
         flip_y, flip_x, transpose = rng.integers(2, size=3)
         crop = crop[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
         crop = self.stage.augment.crop(crop.T if transpose else crop, self.stage.patch, rng)
@@ -175,6 +187,7 @@ class Batches:
         around = self.stage.augment.patch(around, (top, left), crop.shape, rng)
 
         kernel, sigma = self.stage.kernels[rng.integers(len(self.stage.kernels))], self.stage.augment.sigma(rng)
+        around = faint_discs(around, scales, sigma, discs) if discs else around
         rows, cols = 0.0, 0.0  # soft ends of the band
         start = (y - top, x - left)
         if kernel == "scanner":

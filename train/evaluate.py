@@ -211,7 +211,9 @@ def _scores(args: argparse.Namespace, inputs: list[Degradation], scales: list[gr
 
         _check_folder(args.out, [*FILES, *curves, *(_panel_file(*panel) for panel in panels)], args.force)
     models = _models(args)
-    measures = [metrics.PSNR, metrics.SSIM, *([metrics.perceptual(args.features)] if args.features else [])]
+    measures = [metrics.PSNR, metrics.SSIM]
+    measures += [metrics.TISSUE] if any(d.noise for d in inputs) else []  # the rest is noise that nobody wants back
+    measures += [metrics.perceptual(args.features)] if args.features else []
     progress = sys.stderr.isatty()
     subjects = load_subjects(args.data, args.subject, progress)
 

@@ -58,8 +58,8 @@ class Learner:
         """One update of each network; its losses by name. A loss or gradient that is not finite changes no weights of its
         network: FloatingPointError.
 
-        The generator's loss is that of pixels, and past the warm-up pixels + adversarial + perceptual with the stage's weights
-        (Tan, Zhu, Liò 2020: L1, and 1, 0.001, 0.006).
+        The generator's loss is that of pixels and of faint discs with the stage's weight, and past the warm-up pixels +
+        adversarial + perceptual too (Tan, Zhu, Liò 2020: L1, and 1, 0.001, 0.006).
         """
         stage = self.stage
         lr, hr = (torch.from_numpy(side).to(self.device, memory_format=torch.channels_last) for side in batch[:2])
@@ -73,6 +73,9 @@ class Learner:
         sr = sr.clamp(0, 1) if stage.clamp else sr
         parts = {"l1": nn.functional.l1_loss(sr, hr)}
         loss = parts["l1"] if stage.loss == "l1" else 10 * nn.functional.mse_loss(sr, hr)  # as large as L1 of 0.02, or near it
+        if stage.faint:
+            parts["faint"] = losses.faint(sr.float(), hr, stage.twins, lr.shape[-2:])
+            loss = loss + stage.faint * parts["faint"]
         if stage.is_adversarial(update):
             if self.discriminator is not None:
                 parts["discriminator"] = self._train_discriminator(sr.detach(), hr)

@@ -17,6 +17,7 @@ from runtime.acquired import Acquired
 from runtime.intensity import Intensity
 
 from . import data, report
+from .augment import disc
 from .degradations import Degradation, inputs, percent
 from .models import Image, Model
 
@@ -237,11 +238,6 @@ def distance(shape: tuple[int, ...], place: tuple[int, int]) -> NDArray[np.float
     """How far every pixel's centre lies from that of one."""
     rows, cols = (np.arange(n) - at for n, at in zip(shape, place))
     return np.hypot(rows[:, None], cols)
-
-
-def disc(shape: tuple[int, ...], place: tuple[int, int], diameter: float) -> Image:
-    """1 within a disc, 0 without, and between them at its edge."""
-    return np.clip(diameter / 2 - distance(shape, place) + 0.5, 0, 1).astype(np.float32)
 
 
 def contrast(image: Image, place: tuple[int, int], diameter: float) -> float:

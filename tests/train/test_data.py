@@ -200,6 +200,21 @@ def test_noise_is_told_to_the_network(crops: list[data.Crop], kernel: str) -> No
     assert told[:, 1:].any() == (kernel == "scanner")  # soft ends of bands
 
 
+@pytest.mark.parametrize("kernel", ["bilinear", "scanner"])
+def test_last_patches_are_the_first_ones_with_faint_discs(crops: list[data.Crop], kernel: str) -> None:
+    stage = replace(STAGE, batch=8, kernels=(kernel,), augment=Augment(noise=1, spots=0.5), scales=(Fraction(2),), faint=0.1)
+    lr, hr, told, _ = data.Batches(crops, stage)[0]
+    assert stage.twins == 2
+    changed = [twin - first for twin, first in ((hr[-2:], hr[:2]), (lr[-2:], lr[:2]))]
+    for sigma, truth, seen in zip(told[:2, 0], *changed):
+        assert (truth != 0).mean() < 0.5
+        assert 0.5 * sigma < np.abs(truth).max() < 8 * sigma  # what is left of the noise is told: no more than there was
+        assert 0.2 * np.abs(truth).max() < np.abs(seen).max() < 3 * np.abs(truth).max()
+    np.testing.assert_array_equal(told[-2:], told[:2])
+    none = data.Batches(crops, replace(stage, faint=0.0))[0]
+    np.testing.assert_array_equal(hr[:6], none[1][:6])
+
+
 def head_of(scan: Path) -> np.ndarray:
     """The middle slice of a scan, black 0 and white 1."""
     volume = np.asarray(nib.load(scan).dataobj, np.float32)

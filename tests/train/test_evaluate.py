@@ -103,6 +103,20 @@ def test_psnr_and_ssim_by_their_definitions() -> None:
         assert score(image, beyond) == score(image, bounded)
 
 
+def test_ssim_of_tissue_leaves_the_background_out() -> None:
+    rng = np.random.default_rng(0)
+    truth, image = (0.6 + 0.2 * rng.random((2, 40, 30))).astype(np.float32)
+    assert metrics.ssim_of_tissue(truth, image) == pytest.approx(slow_ssim(truth, image), abs=1e-6)
+    truth[:20] = image[:20] = 0
+    image[:17] = rng.random((17, 30)) * 0.1  # noise of the air, three pixels from the tissue's windows
+    quiet = np.where(np.arange(40)[:, None] < 17, 0, image).astype(np.float32)
+    assert metrics.ssim_of_tissue(truth, image) == pytest.approx(metrics.ssim_of_tissue(truth, quiet), abs=1e-3)
+    assert metrics.ssim(truth, image) < metrics.ssim(truth, quiet) - 0.1
+    truth[28:32, 10:14] = 0  # a hole in tissue is tissue
+    assert metrics.ssim_of_tissue(truth, image) < metrics.ssim_of_tissue(np.where(truth, truth, image), image)
+    assert np.isnan(metrics.ssim_of_tissue(np.zeros_like(truth), image))
+
+
 def test_noise_is_in_the_input_alone_and_the_same_for_all() -> None:
     hr = np.zeros((128, 128), np.float32)
     heard: list[tuple[np.ndarray, Acquired]] = []

@@ -250,6 +250,21 @@ def test_loss_of_pixels_is_what_is_descended(folder: Path, loss: str) -> None:
         torch.testing.assert_close(descended.grad, expected.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_faint_discs_are_weighed_beside_the_pixels(folder: Path) -> None:
+    def gradients(faint: float) -> tuple[dict[str, float], list[torch.Tensor]]:
+        chosen = config(folder, {**SMALL, "batch_norm": False}, faint=faint, batch=4, ema=0, precision="float32", clip_norm=0)
+        stage = chosen.stages["brain"]
+        batches, _ = loop.load_stage(stage, loop.prepare(chosen)["brain"], progress=False)
+        learner = Learner(networks.build(chosen.generator), stage, torch.device("cpu"))
+        parts = learner.step(batches[0], 0)
+        return parts, [p.grad for p in learner.generator.parameters() if p.grad is not None]
+
+    (one, little), (two, much) = gradients(0.1), gradients(10.0)
+    assert one == two
+    assert set(one) == {"l1", "faint"}
+    assert any(not torch.allclose(a, b, rtol=0.1) for a, b in zip(little, much))
+
+
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     stage = Stage(updates=10_000, learning_rate=1.0)
     rates = [stage.rate(u) for u in range(10_001)]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from runtime import ImageError, InputFileError
 from train import metrics
-from train.losses import Perceptual, adversarial_discriminator, adversarial_generator
+from train.losses import Perceptual, adversarial_discriminator, adversarial_generator, faint
 
 VGG16 = {f"block{b}_conv{c}": b for b, n in enumerate((2, 2, 3, 3, 3), 1) for c in range(1, n + 1)}  # name → block
 VGG19 = dict(zip((0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34), (1, 1, 2, 2, *[3] * 4, *[4] * 4, *[5] * 4)))
@@ -77,6 +77,18 @@ def random_image(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 # Adversarial
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.4, 1.0, 1.3])
+def test_faint_is_the_square_of_the_part_of_a_disc_that_is_lost(kept: float) -> None:
+    rng = np.random.default_rng(0)
+    hr, disc = torch.from_numpy(rng.random((6, 1, 24, 20), np.float32)), torch.zeros(1, 1, 24, 20)
+    disc[..., 8:12, 6:10] = 0.03
+    hr[-2:] = hr[:2] + disc
+    sr = torch.from_numpy(rng.random((6, 1, 24, 20), np.float32))
+    sr[-2:] = sr[:2] + kept * disc
+    assert faint(sr, hr, 2, (12, 10)).item() == pytest.approx((1 - kept) ** 2, abs=1e-4)
+    assert faint(sr, hr[[0, 1, 2, 3, 0, 1]], 2, (12, 10)).item() == 1  # without discs nothing is kept, and nothing fails
 
 
 def test_a_guess_costs_ln_2_an_answer() -> None:
