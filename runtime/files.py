@@ -26,7 +26,7 @@ try:
 except ImportError:  # not a Unix: nothing can be locked
     fcntl = None  # type: ignore[assignment]
 
-PART = ".part"  # how the temporary name ends that a file has for a moment, or all along where it cannot be without one
+PART = ".part"  # in the temporary name of a file that is being written
 _TAKEN = "exists already: name another file, or allow replacing it (--force)"
 
 
@@ -54,28 +54,18 @@ def make_folder(path: Path) -> None:
 
 
 class Draft:
-    """A file in the making. It has no name until `publish`, so that nothing is left of it even where the process is killed.
-
-    `path` is where it can be read meanwhile; write to `file`.
-    """
+    """A file in the making, under a hidden name beside its own until `publish`. Write to `file`."""
 
     def __init__(self, path: Path, overwrite: bool) -> None:
         check_output(path, overwrite)
-        self.name, self._overwrite = path, overwrite
+        self._overwrite = overwrite
         self._target = path.resolve()  # a link is written through
-        self._temporary = self._target.with_name(f".{secrets.token_hex(8)}{PART}")
-        try:
-            self.file: IO[bytes] = open(os.open(self._target.parent, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")  # noqa: SIM115
-            self.path = Path(f"/proc/self/fd/{self.file.fileno()}")
-            self._unnamed = os.path.exists(self.path)
-        except (OSError, AttributeError):  # a file system, or an operating system, that has no files without a name
-            self._unnamed = False
-        if not self._unnamed:
-            self.file, self.path = open(self._temporary, "x+b"), self._temporary  # noqa: SIM115
-            _lock(self.file.fileno())
+        self.path = self._target.with_name(f".{secrets.token_hex(8)}{PART}{path.suffix}")  # libraries look at the suffix
+        self.file = open(self.path, "x+b")  # noqa: SIM115
+        _lock(self.file.fileno())
 
     def finish(self) -> None:
-        """See to it that all of it is on the disk."""
+        """Bring all of it to the disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
@@ -85,39 +75,22 @@ class Draft:
         return sha256(self.path)
 
     def publish(self) -> None:
-        """Give it its name. Raises FileExistsError where somebody has it meanwhile and it may not be replaced."""
-        if self._unnamed and not self._overwrite and self._link(self._target):
-            return
-        if self._unnamed and not self._link(self._temporary):
-            shutil.copyfile(self.path, self._temporary)
+        """Give it its name. Raises FileExistsError if another file took the name meanwhile and may not be replaced."""
         if self._overwrite:
-            os.replace(self._temporary, self._target)
+            os.replace(self.path, self._target)
         else:
-            _move_new(self._temporary, self._target)
-
-    def _link(self, path: Path) -> bool:
-        """Name the file that has no name; false where the system does not do that."""
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.link(self.path, path.name, dst_dir_fd=folder)  # without a descriptor it would be a link to /proc's own
-            return True
-        except FileExistsError:
-            raise
-        except OSError:
-            return False
-        finally:
-            os.close(folder)
+            _move_new(self.path, self._target)
 
     def discard(self) -> None:
-        """Release it; what has no name yet is gone."""
+        """Close it, and remove it unless it was published."""
         self.file.close()
         with contextlib.suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def draft(path: Path, overwrite: bool) -> Iterator[Draft]:
-    """A `Draft` that is gone afterwards unless it was published; nothing half-written is ever left behind.
+    """A `Draft` that is removed afterwards unless it was published.
 
     Raises OutputFileError where the path is taken (and `overwrite` is false) or cannot be written, a full disk included.
     """
@@ -133,25 +106,16 @@ def draft(path: Path, overwrite: bool) -> Iterator[Draft]:
 def write_atomically(
     path: Path, write: Callable[[IO[bytes]], Any], overwrite: bool, check: Callable[[Path], Any] = lambda finished: None
 ) -> None:
-    """Call `write` on a file without a name, then give it its name; on any failure nothing is left behind.
+    """Call `write` on a temporary file, then give it its name; on any failure nothing is left behind.
 
-    `check` is given where the finished file can be read before it gets its name: what it raises prevents that. A link is
-    written through. Raises OutputFileError as `draft` does.
+    `check` gets the path of the finished temporary file; if it raises, the file does not get its name. A link is written
+    through. Raises OutputFileError as `draft` does.
     """
     with draft(path, overwrite) as new:
         write(new.file)
         new.finish()
         check(new.path)
         new.publish()
-
-
-@contextlib.contextmanager
-def called(file: IO[bytes], suffix: str) -> Iterator[Path]:
-    """A path with a suffix that leads to an open file, for a library that writes to names and looks at their ends."""
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder, f"file{suffix}")
-        link.symlink_to(file.name if isinstance(file.name, str) else f"/proc/{os.getpid()}/fd/{file.fileno()}")
-        yield link
 
 
 def sha256(path: Path) -> str:
@@ -181,7 +145,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     try:
         if not _lock(descriptor):
             raise OutputFileError(f"another run is writing into {folder}: wait for it, or name another folder")
-        for left in folder.glob(f".*{PART}"):
+        for left in folder.glob(f".*{PART}*"):
             with contextlib.suppress(OSError):
                 _clear(left)
         yield

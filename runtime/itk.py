@@ -17,7 +17,6 @@ import nibabel as nib
 import numpy as np
 
 from .errors import ImageError, InputFileError, OutputFileError, reason
-from .files import called
 from .inputs import believe, inflated, library, unreadable
 from .volume import millimetres, stored
 
@@ -93,15 +92,14 @@ def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:
     itk_image = _to_itk(sitk, image)
 
     def write(file: IO[bytes]) -> None:
-        with called(file, suffix) as name:
-            itk_writer = sitk.ImageFileWriter()
-            itk_writer.SetImageIO(_LIBRARIES[suffix])
-            itk_writer.SetFileName(str(name))
-            itk_writer.SetUseCompression(True)
-            try:
-                itk_writer.Execute(itk_image)
-            except RuntimeError as error:
-                raise OSError(_last_line(error)) from None
+        itk_writer = sitk.ImageFileWriter()
+        itk_writer.SetImageIO(_LIBRARIES[suffix])
+        itk_writer.SetFileName(str(file.name))  # ITK writes to names alone
+        itk_writer.SetUseCompression(True)
+        try:
+            itk_writer.Execute(itk_image)
+        except RuntimeError as error:
+            raise OSError(_last_line(error)) from None
 
     return write
 
