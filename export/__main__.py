@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime import Upscaler, bundle, command, grid
+from runtime import Upscaler, bundle, command
 from runtime.bundle import Bundle
 from runtime.errors import DeviceError, InputFileError, OutputFileError
 from runtime.files import check_output
@@ -26,18 +26,12 @@ def _export(argv: list[str]) -> None:
     )
     parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of `python -m train`")
     parser.add_argument("--out", type=Path, help="the bundle (default: the checkpoint's name with .bundle)")
-    parser.add_argument("--fp16", action="store_true", help="weights and tables in half precision: half the size")
+    parser.add_argument("--fp16", action="store_true", help="weights in half precision: half the size")
     parser.add_argument(
         "--int8",
         type=Path,
         metavar="FOLDER",
         help="the trunk in 8-bit integers, calibrated on slices or volumes of this folder: 2.5 times as fast on a CPU",
-    )
-    parser.add_argument(
-        "--scales",
-        nargs="*",
-        metavar="R",
-        help="scales whose tables to store (default: those of 1.1…4.0 that pay; none: --scales alone)",
     )
     parser.add_argument(
         "--engine",
@@ -58,14 +52,13 @@ def _export(argv: list[str]) -> None:
     if out.resolve() == args.ckpt.resolve():
         raise OutputFileError(f"{out} is the checkpoint itself: name the bundle with --out")
     check_output(out, args.force)
-    scales = None if args.scales is None else [grid.parse_scale(s) for s in args.scales]
     generator, content = checkpoint.load_generator(args.ckpt)
     if args.int8 and generator.config.told:
         raise InputFileError(
             f"{args.ckpt} is told the noise, --int8 is for networks that are not: export without it, or train another "
             "(python -m train --set generator.name=fast)"
         )
-    model, files, kept = build(generator, scales, args.fp16)
+    model, files = build(generator, args.fp16)
     origin = about(generator, content, args.ckpt, args.fp16, args.int8 is not None)
 
     def draft() -> Bundle:
@@ -78,7 +71,7 @@ def _export(argv: list[str]) -> None:
         origin["engines"], built = tensorrt.portable_engines(draft())
         files |= built
     with Upscaler.of(draft()) as exact:
-        origin["largest_error_of_range"] = verify(exact, generator, args.fp16, kept)
+        origin["largest_error_of_range"] = verify(exact, generator, args.fp16)
         said = f"within {max(origin['largest_error_of_range'].values()):.1e} of the checkpoint's range"
 
         slices = None
@@ -94,12 +87,12 @@ def _export(argv: list[str]) -> None:
         def check(finished: Path) -> None:
             with Upscaler.load(finished) as upscaler:
                 if slices is None:
-                    verify(upscaler, generator, args.fp16, kept)
+                    verify(upscaler, generator, args.fp16)
                 else:
                     int8.measure_loss(upscaler, exact, slices)
 
         bundle.write(out, model, files, origin, args.force, check)
-    print(f"{out}: {out.stat().st_size:,} bytes, {len(kept)} tables, {said}")
+    print(f"{out}: {out.stat().st_size:,} bytes, {said}")
 
 
 def _inspect(argv: list[str]) -> None:

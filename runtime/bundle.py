@@ -9,7 +9,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -136,13 +135,6 @@ class Bundle:
         w1, b1, w2, b2 = (self._array(member).astype(np.float32) for member in PREDICTOR)
         return WeightPredictor(w1, b1, w2, b2, self.model.projection)
 
-    def table(self, scales: grid.Scales) -> NDArray[np.float32] | None:
-        """The phase table (p_y, p_x, B) that the bundle carries for a scale, in float32, or None."""
-        name = table_file(scales[0])
-        if scales[0] != scales[1] or name not in self.files:
-            return None
-        return self._array(name).astype(np.float32)
-
     def _array(self, member: str) -> NDArray[Any]:
         return cast(NDArray[Any], np.load(io.BytesIO(self.files[member]), allow_pickle=False))
 
@@ -179,11 +171,6 @@ def serialise(model: Model, files: dict[str, bytes], about: dict[str, Any]) -> b
             archive.writestr(entry, data)
     body = buffer.getvalue()[: -len(_seal(b""))]
     return body + _seal(body)
-
-
-def table_file(scale: Fraction) -> str:
-    """The member that holds a scale's phase table."""
-    return f"tables/{scale.numerator}-{scale.denominator}.npy"
 
 
 def array_bytes(array: NDArray[Any]) -> bytes:

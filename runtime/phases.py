@@ -1,4 +1,4 @@
-"""The custom Meta-Upscale stage's filters: the weight predictor in numpy, a scale's phase table, and where tables are kept.
+"""The Meta-Upscale stage's filters: the weight predictor in numpy, and a scale's phase table.
 
 A scale p/q has p phases an axis, hence p_y·p_x filters, whatever the image's size. Each is a sum of the B filters of a
 basis, with which the trunk has convolved the features already: what is predicted, once a scale, are B coefficients a phase.
@@ -6,21 +6,12 @@ basis, with which the trunk has convolved the features already: what is predicte
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import grid
-from .errors import OutputFileError
-from .files import seal, unseal, write_atomically
-
-log = logging.getLogger(__name__)
 
 Float = NDArray[np.float32]
 
@@ -81,13 +72,6 @@ class WeightPredictor:
         hidden_rows, hidden_cols, weights, bias = (part.astype(np.float32) for part in parts)
         return hidden_rows, hidden_cols, weights, bias
 
-    def digest(self) -> str:
-        """SHA-256 of the weights and the projection: what a table depends on, beside its scale."""
-        content = hashlib.sha256(self.projection.encode())
-        for array in (self.w1, self.b1, self.w2, self.b2):
-            content.update(np.ascontiguousarray(array).tobytes())
-        return content.hexdigest()
-
 
 def slot_table(table: Float, scales: grid.Scales, projection: grid.Projection, skip: bool) -> Float:
     """A phase table laid out for the stage: (q_y·q_x, B', n_y·n_x) float32.
@@ -107,48 +91,3 @@ def slot_table(table: Float, scales: grid.Scales, projection: grid.Projection, s
         slots = np.concatenate([slots, taps.reshape(*slots.shape[:4], 9)], axis=-1)
     slots = slots.reshape(len(phase_y) * len(phase_x), ny * nx, -1)
     return np.ascontiguousarray(slots.transpose(0, 2, 1))
-
-
-class Tables:
-    """Phase tables by scale, from the first that has one: `stored` (a bundle's own), the folder `directory`, the predictor."""
-
-    def __init__(
-        self,
-        predictor: WeightPredictor,
-        stored: Callable[[grid.Scales], Float | None] = lambda scales: None,
-        directory: Path | None = None,
-    ) -> None:
-        self.predictor = predictor
-        self._stored, self._directory = stored, directory
-        self._digest = predictor.digest() if directory else ""
-
-    def __getitem__(self, scales: grid.Scales) -> Float:
-        """(p_y, p_x, B), float32."""
-        table = self._stored(scales)
-        if table is not None:
-            return table
-        return self._from_disk(scales) if self._directory else self.predictor.table(scales)
-
-    def _from_disk(self, scales: grid.Scales) -> Float:
-        """The table in the folder, or predicted and then kept there. A file is its content's SHA-256, then the content."""
-        assert self._directory is not None
-        (py, qy), (px, qx) = ((r.numerator, r.denominator) for r in scales)
-        path = self._directory / f"{self._digest[:32]}_{py}-{qy}_{px}-{qx}.table"
-        shape = (py, px, len(self.predictor.b2))
-        try:
-            content = unseal(path.read_bytes())
-            if content is not None and len(content) == 4 * int(np.prod(shape)):
-                return np.frombuffer(content, np.float32).reshape(shape)
-            log.warning("the cached table %s is damaged: predicting it again", path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            log.warning("the cached table %s cannot be read (%s): predicting it again", path, error)
-        table = self.predictor.table(scales)
-        sealed = seal(np.ascontiguousarray(table).tobytes())
-        try:
-            os.makedirs(self._directory, exist_ok=True)
-            write_atomically(path, lambda file: file.write(sealed), overwrite=True)
-        except (OutputFileError, OSError) as error:
-            log.warning("the table cache is not kept: %s", error)
-        return table

@@ -75,9 +75,9 @@ class Upscaler:
         """Load a bundle, by default the shipped one, for a device: cpu, cuda, tensorrt or auto.
 
         `auto` takes a GPU that works, or else the CPU, with one warning where there is a GPU; no other name falls back.
-        `threads` is by default the number of processors this process may use; `cache_dir` keeps phase tables on disk, and
-        TensorRT's engines (by default: in the user's cache); an image larger than `tile` pixels an axis is cut into tiles,
-        smaller ones of which need less memory. While TensorRT builds an engine, `progress(phase, done, total)` is called.
+        `threads` is by default the number of processors this process may use; `cache_dir` keeps TensorRT's engines (by
+        default: in the user's cache); an image larger than `tile` pixels an axis is cut into tiles, smaller ones of which
+        need less memory. While TensorRT builds an engine, `progress(phase, done, total)` is called.
         Raises BundleError for a bundle that is missing or damaged, DeviceError for a device that cannot run here.
         """
         if bundle is None:

@@ -46,7 +46,7 @@ def random_generator(name: str) -> Generator:
 def bundle_of(generator: Generator, half: bool = False) -> Bundle:
     from export.build import build
 
-    model, files, _ = build(generator, (), half)
+    model, files = build(generator, half)
     return Bundle.parse(bundle.serialise(model, files, {}), "test bundle")
 
 
@@ -84,7 +84,7 @@ def told() -> Bundle:
     from export.graphs import trunk
 
     generator = random_generator("told")
-    model, files, _ = build(generator, (), half=True)
+    model, files = build(generator, half=True)
     switches = bundle.half_switches(*(trunk(generator, True, real) for real in (TensorProto.FLOAT, TensorProto.FLOAT16)))
     return Bundle.parse(bundle.serialise(model, files, {"half": switches}), "told bundle")
 

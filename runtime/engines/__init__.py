@@ -15,7 +15,6 @@ from .. import grid
 from ..acquired import NOTHING, Told
 from ..bundle import Bundle
 from ..errors import DeviceError
-from ..phases import Tables
 from ..tiles import Span
 from .cpu import CpuEngine
 
@@ -54,18 +53,17 @@ def load(
     """
     if device not in DEVICES:
         raise DeviceError(f"device {device!r} is unknown", f"use one of {', '.join(DEVICES)}")
-    tables = Tables(bundle.predictor(), bundle.table, cache_dir)
     if device == "cpu" or (device == "auto" and not driver_is_installed()):
-        return CpuEngine.load(bundle, tables, threads)
+        return CpuEngine.load(bundle, threads)
     from . import gpu  # nobody without a GPU imports any of it
 
     try:
-        return gpu.load(bundle, tables, "cuda" if device == "auto" else device, tile, cache_dir, progress)
+        return gpu.load(bundle, "cuda" if device == "auto" else device, tile, cache_dir, progress)
     except DeviceError as error:
         if device != "auto":
             raise
         log.warning("this machine has an NVIDIA driver, but the CPU computes, not cuda: %s", error)
-        return CpuEngine.load(bundle, tables, threads)
+        return CpuEngine.load(bundle, threads)
 
 
 def driver_is_installed() -> bool:

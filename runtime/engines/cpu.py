@@ -22,7 +22,7 @@ from ..acquired import NOTHING, Told
 from ..bounded import BoundedCache
 from ..bundle import GRAPHS, Bundle, Model
 from ..errors import BundleError, reason
-from ..phases import Tables, slot_table
+from ..phases import WeightPredictor, slot_table
 from ..tiles import Span, by_distance_to_the_ends, content
 from .ort import load_onnxruntime
 
@@ -41,16 +41,16 @@ class CpuEngine:
 
     device = "cpu"
 
-    def __init__(self, model: Model, tables: Tables, runs_on: str, trunk: Any, stage: Any, table_free: Any) -> None:
+    def __init__(self, model: Model, predictor: WeightPredictor, runs_on: str, trunk: Any, stage: Any, table_free: Any) -> None:
         self.runs_on = runs_on
-        self._model, self._tables = model, tables
+        self._model, self._predictor = model, predictor
         self._trunk, self._stage, self._table_free = trunk, stage, table_free
         self._slots: BoundedCache[Float] = BoundedCache(_CACHED)
         self._background = np.float32((0 - np.float32(model.mean)) / np.float32(model.std))
         self._blanks: BoundedCache[Float] = BoundedCache(_BLANKS)
 
     @classmethod
-    def load(cls, bundle: Bundle, tables: Tables, threads: int | None = None) -> CpuEngine:
+    def load(cls, bundle: Bundle, threads: int | None = None) -> CpuEngine:
         """Sessions for a bundle's graphs; by default one thread for each processor this process may use."""
         ort = load_onnxruntime()
         options = ort.SessionOptions()
@@ -68,7 +68,7 @@ class CpuEngine:
         except Exception as error:  # ONNX Runtime has no base class for its own
             raise BundleError(f"onnxruntime {ort.__version__} cannot run this bundle ({reason(error)}): update it") from error
         precision = "8-bit integers" if bundle.integers else "float32"
-        return cls(bundle.model, tables, f"onnxruntime {ort.__version__}, {precision}", *sessions)
+        return cls(bundle.model, bundle.predictor(), f"onnxruntime {ort.__version__}, {precision}", *sessions)
 
     def encode(self, image: Float, told: Told = NOTHING) -> Float:
         """A standardised image (H, W) → responses (H, W, B'). The trunk runs only where they are not the background's."""
@@ -107,8 +107,8 @@ class CpuEngine:
         return self._blanks.get(told, lambda: self._run_trunk(image, told))
 
     def _slot_table(self, scales: grid.Scales) -> Float:
-        model = self._model
-        return self._slots.get(scales, lambda: slot_table(self._tables[scales], scales, model.projection, model.skip))
+        model, predictor = self._model, self._predictor
+        return self._slots.get(scales, lambda: slot_table(predictor.table(scales), scales, model.projection, model.skip))
 
     def _render_by_table(self, responses: Float, rows: Span, cols: Span, scales: grid.Scales) -> Float:
         slots = self._slot_table(scales)
@@ -151,7 +151,7 @@ class CpuEngine:
 
         Pixels of similar offsets go together: of the predictor's hidden units they need those that bend between them.
         """
-        predictor, skip = self._tables.predictor, self._model.skip
+        predictor, skip = self._predictor, self._model.skip
         pixels = responses.reshape(-1, responses.shape[-1])
         source_rows, source_cols = rows.sources * np.int32(responses.shape[1]), cols.sources
         all_rows, all_cols = predictor.hidden_parts(rows.offset, cols.offset, scales)

@@ -22,7 +22,7 @@ from ..acquired import NOTHING, Told
 from ..bounded import BoundedCache
 from ..bundle import Bundle, Model
 from ..errors import DeviceError
-from ..phases import Tables
+from ..phases import WeightPredictor
 from ..tiles import Span
 from . import cuda, ort, tensorrt
 from .cache import EngineCache, default_directory
@@ -74,13 +74,13 @@ class GpuEngine:
         self,
         name: str,
         model: Model,
-        tables: Tables,
+        predictor: WeightPredictor,
         device: cuda.Device,
         trunk: Trunk,
         exact: Callable[[], Trunk],
     ) -> None:
         self.device, self.runs_on = name, f"{trunk.runs_on}, {device.properties.name}, {device.library}"
-        self._model, self._tables, self._predictor = model, tables, tables.predictor
+        self._model, self._predictor = model, predictor
         self._gpu, self._trunk, self._make_exact = device, trunk, exact
         self._exact: Trunk | None = None if trunk.half else trunk
         ptx = resources.files(__package__).joinpath("stage.ptx").read_bytes()
@@ -129,7 +129,7 @@ class GpuEngine:
         by_table = grid.has_table(scales)
         coefficients: list[cuda.Array | np.generic]
         if by_table:
-            table = self._kept.get(scales, lambda: gpu.upload(self._tables[scales].astype(np.float16)))
+            table = self._kept.get(scales, lambda: gpu.upload(self._predictor.table(scales).astype(np.float16)))
             coefficients = [table, np.int32(scales[1].numerator)]
         else:
             hidden = [gpu.upload(part) for part in self._predictor.hidden_parts(rows.offset, cols.offset, scales)]
@@ -161,9 +161,7 @@ def _axes(rows: Span, cols: Span, by_table: bool) -> NDArray[np.int32]:
     return np.concatenate(parts)
 
 
-def load(
-    bundle: Bundle, tables: Tables, name: str, tile: int, cache_dir: Path | None, progress: Progress | None = None
-) -> GpuEngine:
+def load(bundle: Bundle, name: str, tile: int, cache_dir: Path | None, progress: Progress | None = None) -> GpuEngine:
     """The engine for cuda or tensorrt. Raises DeviceError, which says what is missing."""
     if bundle.integers:
         raise DeviceError("this bundle computes in 8-bit integers, which is for CPUs", "give the one exported without --int8")
@@ -175,7 +173,7 @@ def load(
         else:
             cache = EngineCache(cache_dir or default_directory())
             make = partial(tensorrt.open_trunk, device, bundle, tile + 2 * bundle.model.radius, cache, progress)
-        return GpuEngine(name, bundle.model, tables, device, make(bundle.has_half), partial(make, False))
+        return GpuEngine(name, bundle.model, bundle.predictor(), device, make(bundle.has_half), partial(make, False))
     except BaseException:
         device.close()
         raise

@@ -185,11 +185,6 @@ def test_array_of_slices(tmp_path: Path) -> None:
     assert np.load(tmp_path / "a_sr.npy").shape == (3, 13, 15)
 
 
-def test_cache_folder_is_filled(scan: Path, tmp_path: Path) -> None:
-    assert main([str(scan), "--scale", "2.1", "--cache-dir", str(tmp_path / "tables")]) == 0
-    assert len(list((tmp_path / "tables").iterdir())) == 1
-
-
 BAD_FILES = {
     "missing.nii.gz": None,
     "missing.png": None,

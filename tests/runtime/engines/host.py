@@ -18,7 +18,7 @@ from runtime import engines
 from runtime.bundle import Bundle
 from runtime.engines import cuda, gpu, ort
 from runtime.errors import DeviceMemoryError
-from runtime.phases import Tables
+from runtime.phases import WeightPredictor
 
 FOLDER = Path(__file__).parent
 
@@ -111,7 +111,7 @@ class HostDriver:
         assert not self._kernels.launch(kernel.encode(), *(ctypes.c_void_p(array.ctypes.data) for array in (*sizes, pointers)))
 
 
-def load(bundle: Bundle, driver: HostDriver, half: bool, tables: Tables | None = None) -> gpu.GpuEngine:
+def load(bundle: Bundle, driver: HostDriver, half: bool, predictor: WeightPredictor | None = None) -> gpu.GpuEngine:
     """The GPU's engine on the host, its trunk by ONNX Runtime on memory that stays where it is."""
     device = cuda.Device(driver)
 
@@ -119,5 +119,5 @@ def load(bundle: Bundle, driver: HostDriver, half: bool, tables: Tables | None =
         session = onnxruntime.InferenceSession(bundle.trunk(half), providers=["CPUExecutionProvider"])
         return ort.OnnxTrunk(device, session, half, "onnxruntime on the host")
 
-    tables = tables or Tables(bundle.predictor(), bundle.table)
-    return gpu.GpuEngine("cuda", bundle.model, tables, device, trunk(half), lambda: trunk(False))
+    predictor = predictor or bundle.predictor()
+    return gpu.GpuEngine("cuda", bundle.model, predictor, device, trunk(half), lambda: trunk(False))

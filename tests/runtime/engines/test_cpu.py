@@ -8,7 +8,6 @@ import pytest
 from runtime.bundle import Bundle
 from runtime.engines import cpu
 from runtime.engines.cpu import CpuEngine
-from runtime.phases import Tables
 from tests.conftest import bundle_of, random_generator
 
 SIGMAS = (0.0, 0.05, 0.01, 0.05, 0.0)  # the last two are kept from before
@@ -16,7 +15,7 @@ SIGMAS = (0.0, 0.05, 0.01, 0.05, 0.0)  # the last two are kept from before
 
 @pytest.fixture(scope="module")
 def engine(told: Bundle) -> CpuEngine:
-    return CpuEngine.load(told, Tables(told.predictor()))
+    return CpuEngine.load(told)
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def test_responses_follow_the_noise_from_a_thousandth_of_white(engine: CpuEngine
 
 def test_a_model_that_is_not_told_ignores_the_noise(island: np.ndarray) -> None:
     bundle = bundle_of(random_generator("fast"))
-    engine = CpuEngine.load(bundle, Tables(bundle.predictor()))
+    engine = CpuEngine.load(bundle)
     for image in (island, island[30:50, 70:100]):
         np.testing.assert_array_equal(engine.encode(image, (0.05, 0.1, 0.0)), engine.encode(image))
     assert len(engine._blanks._values) == 1
@@ -55,7 +54,7 @@ def test_a_model_that_is_not_told_ignores_the_noise(island: np.ndarray) -> None:
 
 def test_backgrounds_of_many_noises_keep_within_their_bytes(told: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "_BLANKS", 1 << 20)  # five of 33×33 pixels
-    engine = CpuEngine.load(told, Tables(told.predictor()))
+    engine = CpuEngine.load(told)
     for k in range(12):
         engine.encode(np.zeros((40, 40), np.float32), (0.001 * k, 0.0, 0.0))
         assert 0 < engine._blanks.bytes <= 1 << 20

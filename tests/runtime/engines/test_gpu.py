@@ -18,7 +18,7 @@ from runtime.acquired import Acquired, Band
 from runtime.bundle import Bundle
 from runtime.engines import cuda, gpu
 from runtime.intensity import Intensity
-from runtime.phases import Tables
+from runtime.phases import WeightPredictor
 from tests.runtime.engines import host
 
 # Tables are half precision on a GPU, coefficients to 5e-4 of themselves; everything else is float32 here.
@@ -42,9 +42,14 @@ def upscaler(bundle: Bundle, driver: host.HostDriver, half: bool = True, tile: i
 @pytest.fixture(scope="session")
 def exact(shipped: Upscaler) -> Upscaler:
     """The CPU's engine with the tables that a GPU has: what is left of a difference is arithmetic."""
-    bundle = shipped.bundle
-    tables = Tables(bundle.predictor(), lambda scales: bundle.predictor().table(scales).astype(np.float16).astype(np.float32))
-    return Upscaler(bundle, engines.CpuEngine.load(bundle, tables), 512)
+
+    class Half(WeightPredictor):
+        def table(self, scales: grid.Scales) -> np.ndarray:
+            return super().table(scales).astype(np.float16).astype(np.float32)
+
+    engine = engines.CpuEngine.load(shipped.bundle)
+    engine._predictor = Half(**vars(engine._predictor))
+    return Upscaler(shipped.bundle, engine, 512)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
@@ -131,8 +136,12 @@ def noisy(up: Upscaler, image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def test_what_is_not_finite_in_float32_either_is_an_error(exact: Upscaler, driver: host.HostDriver, head: np.ndarray) -> None:
-    tables = Tables(exact.bundle.predictor(), lambda scales: np.full((2, 2, exact.bundle.model.basis), np.nan, np.float32))
-    with Upscaler(exact.bundle, host.load(exact.bundle, driver, True, tables), 512) as up:
+    class Wrong(WeightPredictor):
+        def table(self, scales: grid.Scales) -> np.ndarray:
+            return np.full((2, 2, exact.bundle.model.basis), np.nan, np.float32)
+
+    wrong = Wrong(**vars(exact.bundle.predictor()))
+    with Upscaler(exact.bundle, host.load(exact.bundle, driver, True, wrong), 512) as up:
         with pytest.raises(DeviceError, match="not finite"):
             up(head, 2)
         assert np.isfinite(up(head, 1.7320508)).all()  # by the predictor: it is usable
@@ -238,4 +247,4 @@ def test_a_device_that_fails_to_load_is_let_go(
 def test_integers_are_refused_on_a_gpu(driver: host.HostDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.read(Path(__file__).parents[3] / "models" / "fast.bundle")
     with pytest.raises(DeviceError, match="8-bit integers, which is for CPUs: give the one exported without --int8"):
-        gpu.load(bundle, Tables(bundle.predictor()), "cuda", 512, None)
+        gpu.load(bundle, "cuda", 512, None)
