@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,7 +104,7 @@ def faint_discs(patch: Image, scales: grid.Scales, sigma: float, rng: np.random.
     return np.maximum(patch + discs, 0)  # magnitudes
 
 
-def disc(shape: tuple[int, ...], centre: Sequence[float], diameter: float) -> Image:
+def disc(shape: tuple[int, ...], centre: Iterable[float], diameter: float) -> Image:
     """1 within a disc, 0 without, and between them at its edge; in pixels, whole numbers at their centres."""
     rows, cols = (np.arange(n) - at for n, at in zip(shape, centre))
     return np.clip(diameter / 2 - np.hypot(rows[:, None], cols) + 0.5, 0, 1).astype(np.float32)

@@ -74,7 +74,7 @@ class Learner:
         parts = {"l1": nn.functional.l1_loss(sr, hr)}
         loss = parts["l1"] if stage.loss == "l1" else 10 * nn.functional.mse_loss(sr, hr)  # as large as L1 of 0.02, or near it
         if stage.faint:
-            parts["faint"] = losses.faint(sr.float(), hr, stage.twins, lr.shape[-2:])
+            parts["faint"] = losses.faint(sr.float(), hr, stage.twins, (lr.shape[-2], lr.shape[-1]))
             loss = loss + stage.faint * parts["faint"]
         if stage.is_adversarial(update):
             if self.discriminator is not None:

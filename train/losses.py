@@ -9,7 +9,6 @@ from __future__ import annotations
 import pickle
 import zipfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -24,13 +23,13 @@ from runtime.errors import ImageError, InputFileError, reason
 MIN_SIZE = 16  # pixels an axis that survive VGG's four poolings
 
 
-def faint(sr: Tensor, hr: Tensor, twins: int, size: Sequence[int]) -> Tensor:
+def faint(sr: Tensor, hr: Tensor, twins: int, size: tuple[int, int]) -> Tensor:
     """What outputs lose of faint discs: the mean of (1 - kept)² over the last `twins` images, which are the first with discs.
 
     Images are (N, 1, H, W). Kept is the part of the truth's change that the output shows, both averaged over each of the
     `size` input pixels. L1 alone irons out what is as faint as the noise, because that has the smallest error on average.
     """
-    shown, there = (F.adaptive_avg_pool2d(image[-twins:] - image[:twins], tuple(size)) for image in (sr, hr))
+    shown, there = (F.adaptive_avg_pool2d(image[-twins:] - image[:twins], size) for image in (sr, hr))
     kept = (shown * there).sum((1, 2, 3)) / (there**2).sum((1, 2, 3)).clamp_min(1e-9)
     return ((1 - kept) ** 2).mean()
 
