@@ -60,7 +60,7 @@ def measured(device: str) -> dict[str, Any]:
     began = time.perf_counter()
     with Upscaler.load(device=device) as up:
         found: dict[str, Any] = {"runs on": up.runs_on, "load_s": time.perf_counter() - began}
-        engine = up._running
+        engine = up.slices.engine
         wait: Callable[[], None] = engine._gpu.synchronise if isinstance(engine, GpuEngine) else lambda: None
         if isinstance(engine, GpuEngine):
             found["gpu"] = engine._gpu.properties.name

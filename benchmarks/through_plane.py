@@ -44,7 +44,7 @@ def ways(upscaler: Upscaler, told_one: Upscaler, low: Pixels, scale: int) -> Ite
 
     def planes(up: Upscaler, across: int) -> Pixels:
         moved = np.moveaxis(low, across, 0)
-        return np.moveaxis(np.stack([up.upscale_slice(p, intensity, scales, np.float32) for p in moved]), 0, across)
+        return np.moveaxis(np.stack([up.slices.upscale(p, intensity, scales, np.float32) for p in moved]), 0, across)
 
     one, other = planes(upscaler, 0), planes(upscaler, 1)
     yield "one orientation", one
@@ -53,7 +53,7 @@ def ways(upscaler: Upscaler, told_one: Upscaler, low: Pixels, scale: int) -> Ite
     yield "averaged, told one scale", (planes(told_one, 0) + planes(told_one, 1)) / 2
     cubic = np.stack([resample.upsample(p, scales) for p in low])
     yield "averaged, half cubic", (one + other) / 4 + cubic / 2
-    yield "**ours**", through_plane.upscale(upscaler, low, 2, Fraction(scale), intensity)
+    yield "**ours**", through_plane.upscale(upscaler.slices, low, 2, Fraction(scale), intensity)
 
 
 def psnr(truth: Pixels, image: Pixels) -> float:
@@ -82,7 +82,7 @@ def orders(upscaler: Upscaler, pixels: Pixels, axis: int) -> Iterator[tuple[str,
 
     def then(image: Any, *scales: tuple[int, int, int]) -> Pixels:
         for three in scales:
-            image, _ = volume.upscale(upscaler, image, Size(three), axis=2)
+            image, _ = volume.upscale(upscaler.slices, image, Size(three), axis=2)
         return np.asarray(image.dataobj)
 
     yield "through the plane first", psnr(whole, then(image, (1, 1, 3), (2, 2, 1)))

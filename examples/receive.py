@@ -13,7 +13,7 @@ from typing import Any
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context, evt
 
 from runtime import MetasrganError, Upscaler, __version__
-from runtime.dicom import Series, series_of
+from runtime.dicom import Series, datasets, series_of
 
 
 def main(scale: str, port: str, host: str, host_port: str) -> None:
@@ -35,7 +35,7 @@ def main(scale: str, port: str, host: str, host_port: str) -> None:
         image = upscaler.volume(series.volume(), scale, axis=2)
         record = {"software": f"metasrgan-edge {__version__}", "device": upscaler.device, "scale": scale}
         record["time"] = datetime.now(UTC).isoformat()
-        slices = list(series.derive(image, f"metasrgan-edge ×{scale}", record))
+        slices = list(datasets(series, image, f"metasrgan-edge ×{scale}", record))
         onward = ae.associate(host, int(host_port), contexts=[build_context(slices[0].SOPClassUID)])
         statuses = [onward.send_c_store(slice_) for slice_ in slices] if onward.is_established else []
         onward.release()

@@ -52,7 +52,7 @@ def verify(upscaler: Upscaler, generator: Generator, half: bool) -> dict[str, fl
         case = f"{shape[0]}×{shape[1]} ×{texts[0]},{texts[1]}" + (f" σ {scan.sigma}" if scan.sigma else "")
         image = _phantom(shape)
         expected = upscale_with(generator)(image, scales, scan)
-        actual = upscaler.upscale_slice(image, Intensity(-np.inf, np.inf, black=0.0, white=1.0), scales, np.float32, scan)
+        actual = upscaler.slices.upscale(image, Intensity(-np.inf, np.inf, black=0.0, white=1.0), scales, np.float32, scan)
         errors[case] = float(np.abs(actual - expected).max() / np.ptp(expected))
     worst = max(errors, key=lambda case: np.inf if np.isnan(errors[case]) else errors[case])
     if not errors[worst] <= TOLERANCE[half]:  # a NaN is the worst, and is not below it

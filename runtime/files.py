@@ -5,19 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import math
 import os
 import re
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
-
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from typing import IO, Any
 
 from .errors import OutputFileError, reason
 
@@ -208,21 +203,6 @@ def check_folder(folder: Path, overwrite: bool, ours: str = r"(?!)") -> None:
         raise OutputFileError(
             f"{folder} cannot be written: the folder {folder.absolute().parent} is read-only, name another place"
         )
-
-
-def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"]) -> NDArray[Any]:
-    """An array in a temporary file, which has no name and is gone with the array. Raises OutputFileError on a full disk."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    try:
-        if shutil.disk_usage(tempfile.gettempdir()).free < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with tempfile.TemporaryFile() as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # now, as a disk that is full later would kill the process
-            return np.asarray(np.memmap(file, dtype, "r+", shape=shape, order=order))
-    except (OSError, OverflowError, AttributeError) as error:  # the last where the system cannot set disk space aside
-        raise OutputFileError(
-            f"{tempfile.gettempdir()} has no room for it ({reason(error)}): name a folder that has by TMPDIR"
-        ) from error
 
 
 def _move_new(temporary: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputFileError, MetasrganError, reason
-from .upscaler import machine_memory
+from .memory import machine_memory
 
 _INFLATION = 1032  # the most that deflate makes of a byte
 _PIECE = 1 << 14

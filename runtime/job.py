@@ -183,7 +183,7 @@ def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request
     axis = volume.slices_across(image, request.axis)
     scales = volume.scales_of(image, request.size, axis)
     result, acquired = volume.upscale(
-        upscaler,
+        upscaler.slices,
         image,
         request.size,
         axis=axis,

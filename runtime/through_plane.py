@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from . import grid
 from .acquired import STORED, Acquired
 from .intensity import Intensity, exact_float
-from .upscaler import allocate
-
-if TYPE_CHECKING:
-    from .upscaler import Upscaler
+from .memory import allocate
+from .slices import Slices
 
 
 def planes(shape: tuple[int, ...], axis: int) -> int:
@@ -28,7 +26,7 @@ def planes(shape: tuple[int, ...], axis: int) -> int:
 
 
 def upscale(
-    upscaler: Upscaler,
+    slices: Slices,
     volume: NDArray[Any],
     axis: int,
     scale: Fraction,
@@ -49,7 +47,7 @@ def upscale(
         pair = [k for k in range(3) if k != other]
         scales, measured = tuple(scale if k == axis else Fraction(1) for k in pair), acquired.along(*pair)
         for plane, target in zip(np.moveaxis(volume, other, 0), np.moveaxis(out, other, 0)):
-            target += upscaler.upscale_slice(plane, intensity, (scales[0], scales[1]), dtype, measured) / len(across)
+            target += slices.upscale(plane, intensity, (scales[0], scales[1]), dtype, measured) / len(across)
             step()
     overlap = thickness(volume.shape[axis], scale).astype(dtype)
     means, parts = overlap / overlap.sum(1, keepdims=True), (overlap / overlap.sum(0)).T

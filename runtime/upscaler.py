@@ -3,51 +3,39 @@
 from __future__ import annotations
 
 import logging
-import math
 import operator
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import engines, grid, measure, tiles
-from .acquired import STORED, Acquired, Told
+from .acquired import Acquired
 from .bounded import BoundedCache
 from .bundle import Bundle
 from .engines import Engine, Progress
-from .errors import ClosedError, DeviceError, DeviceMemoryError, ImageError, OutputFileError, ScaleError
-from .files import scratch_array
+from .errors import BundleError, DeviceError, ImageError, ScaleError
 from .intensity import Intensity, real_array
 from .measure import Matrix
+from .memory import allocate
 from .sizes import Size
+from .slices import Encoded, Slices, Window, check_slice_shape, output_shape
 
 log = logging.getLogger(__name__)
 
 Float = NDArray[np.float32]
-Result = TypeVar("Result")
 ScaleOrPair = grid.ScaleLike | tuple[grid.ScaleLike, grid.ScaleLike]
 ScaleOrAxes = ScaleOrPair | tuple[grid.ScaleLike, grid.ScaleLike, grid.ScaleLike]
-Window = tuple[int, int, int, int]  # row, column, height, width in output pixels
 
-SHIPPED = "brain.bundle"
+MODELS = ("brain", "fast", "perceptual")  # the shipped bundles, the default first
+SHIPPED = f"{MODELS[0]}.bundle"
 GRAIN = 0.0  # by default: what is told to be noise is left out
 _LACKS = 8 << 20  # bytes that a view keeps of what its outputs lack of the input: some scales of a slice of 512×512
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """Where a tile lies in a slice, and its responses, wherever the engine keeps them."""
-
-    rows: tiles.Extent
-    cols: tiles.Extent
-    responses: Any
 
 
 class Upscaler:
@@ -58,8 +46,7 @@ class Upscaler:
 
     def __init__(self, bundle: Bundle, engine: Engine, tile: int) -> None:
         self.bundle = bundle
-        self._engine: Engine | None = engine
-        self._tile = tile
+        self.slices = Slices(bundle.model, engine, tile)
 
     @classmethod
     def load(
@@ -72,7 +59,8 @@ class Upscaler:
         tile: int = tiles.TILE,
         progress: Progress | None = None,
     ) -> Upscaler:
-        """Load a bundle, by default the shipped one, for a device: cpu, cuda, tensorrt or auto.
+        """Load a bundle for a device: cpu, cuda, tensorrt or auto. A bundle is a path, or the name of a shipped one:
+        brain (the default), fast or perceptual.
 
         `auto` takes a GPU that works, or else the CPU, with one warning where there is a GPU; no other name falls back.
         `threads` is by default the number of processors this process may use; `cache_dir` keeps TensorRT's engines (by
@@ -80,12 +68,7 @@ class Upscaler:
         need less memory. While TensorRT builds an engine, `progress(phase, done, total)` is called.
         Raises BundleError for a bundle that is missing or damaged, DeviceError for a device that cannot run here.
         """
-        if bundle is None:
-            with resources.as_file(resources.files(__package__).joinpath(SHIPPED)) as path:
-                loaded = Bundle.read(path)
-        else:
-            loaded = Bundle.read(Path(bundle))
-        return cls.of(loaded, device=device, threads=threads, cache_dir=cache_dir, tile=tile, progress=progress)
+        return cls.of(open_bundle(bundle), device=device, threads=threads, cache_dir=cache_dir, tile=tile, progress=progress)
 
     @classmethod
     def of(
@@ -109,12 +92,12 @@ class Upscaler:
     @property
     def device(self) -> str:
         """What really does the arithmetic: cpu, cuda or tensorrt."""
-        return self._running.device
+        return self.slices.engine.device
 
     @property
     def runs_on(self) -> str:
         """The same for a person: library, version, precision, processor."""
-        return self._running.runs_on
+        return self.slices.engine.runs_on
 
     def prepare(self, shape: tuple[int, int], scale: ScaleOrPair) -> None:
         """Do ahead of time what the first slice of `shape` pixels would wait for: load kernels, choose algorithms, predict
@@ -130,6 +113,7 @@ class Upscaler:
         acquired: Matrix = "auto",
         noise: float | None = None,
         grain: float = GRAIN,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Float:
         """Upscale a slice (H, W), or the slices of one volume (N, H, W) with one intensity range, to float32 in its units.
 
@@ -139,7 +123,10 @@ class Upscaler:
         `acquired` is the matrix that the scanner measured, (rows, columns), where the stored one is larger by zero filling;
         "auto" estimates it from the spectrum, "stored" takes the whole matrix as measured. `noise` is σ as a part of white
         (default: estimated). `grain` is how much of what was measured is added back where the network took it for noise:
-        0 none, 1 all, so that the output brought down again equals the input. Raises ScaleError and ImageError.
+        0 none, 1 all, so that the output brought down again equals the input.
+
+        `progress(done, total)` is called after each slice; what it raises stops the work, and the Upscaler can be used
+        again. Raises ScaleError and ImageError.
         """
         array = _checked(image, (2, 3))
         scales = resolve_scales(array.shape[-2:], scale, shape)
@@ -147,8 +134,11 @@ class Upscaler:
         intensity = Intensity.of(array)
         measured = measure.of(array, (-2, -1), intensity, acquired, noise).along(-2, -1)
         grain = measure.checked_grain(grain)
-        for index in np.ndindex(array.shape[:-2]):
-            out[index] = self.upscale_slice(array[index], intensity, scales, np.float32, measured, grain)
+        indices = list(np.ndindex(array.shape[:-2]))
+        for done, index in enumerate(indices, 1):
+            out[index] = self.slices.upscale(array[index], intensity, scales, np.float32, measured, grain)
+            if progress:
+                progress(done, len(indices))
         return out
 
     def measure(self, image: ArrayLike, *, acquired: Matrix = "auto", noise: float | None = None) -> Acquired:
@@ -164,10 +154,7 @@ class Upscaler:
         array = _checked(image, (2,))
         intensity = Intensity.of(array)
         measured = measure.of(array, (-2, -1), intensity, acquired, noise).along(-2, -1)
-        unit = intensity.normalise(array)
-        canonical, spacing = measured.canonical(unit)
-        encoded = self._within_memory(lambda: tuple(self._encode(canonical, measured.told)))
-        return View(self, unit, intensity, measured, canonical.shape, spacing, encoded)
+        return View(self.slices, intensity, self.slices.encode(intensity.normalise(array), measured))
 
     def volume(
         self,
@@ -196,32 +183,11 @@ class Upscaler:
 
         size = Size(scale, shape, spacing, isotropic)
         options: dict[str, Any] = {"axis": axis, "dtype": dtype, "acquired": acquired, "noise": noise, "grain": grain}
-        return volume.reopened(volume.upscale(self, image, size, **options, progress=progress)[0])
-
-    def upscale_slice(
-        self,
-        image: NDArray[Any],
-        intensity: Intensity,
-        scales: grid.Scales,
-        dtype: DTypeLike,
-        acquired: Acquired = STORED,
-        grain: float = 0.0,
-    ) -> NDArray[Any]:
-        """One checked slice (H, W) of a volume with this intensity range, in `dtype`; its tiles are dropped one by one."""
-        unit = intensity.normalise(image)
-        canonical, spacing = acquired.canonical(unit)
-        window = (0, 0, *output_shape(image.shape, scales))
-        larger = (scales[0] * spacing[0], scales[1] * spacing[1])
-        sr = self._within_memory(lambda: self._render(self._encode(canonical, acquired.told), canonical.shape, larger, window))
-        if grain:
-            sr += np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
-        return intensity.restore(sr, dtype)
+        return volume.reopened(volume.upscale(self.slices, image, size, **options, progress=progress)[0])
 
     def close(self) -> None:
         """Release the engine and its memory. Harmless when repeated; any other use afterwards raises ClosedError."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+        self.slices.close()
 
     def __enter__(self) -> Upscaler:
         return self
@@ -229,69 +195,13 @@ class Upscaler:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    @property
-    def _running(self) -> Engine:
-        if self._engine is None:
-            raise ClosedError("this Upscaler is closed: load it again")
-        return self._engine
-
-    def _encode(self, canonical: Float, told: Told) -> Iterator[_Tile]:
-        model = self.bundle.model
-        standard = (canonical - np.float32(model.mean)) / np.float32(model.std)
-        for rows in tiles.extents(canonical.shape[0], model.radius, self._tile):
-            for cols in tiles.extents(canonical.shape[1], model.radius, self._tile):
-                yield _Tile(rows, cols, self._running.encode(standard[rows.first : rows.last, cols.first : cols.last], told))
-
-    def _within_memory(self, work: Callable[[], Result]) -> Result:
-        """Do something with tiles; where a GPU has too little memory for them, again with tiles half as large."""
-        while True:
-            tile = self._tile
-            try:
-                return work()
-            except DeviceMemoryError as error:
-                if tile < 2 * self.bundle.model.radius:  # there is more halo than tile
-                    raise
-                said = str(error)  # a log that keeps the error itself would keep its tile's memory too
-                log.warning("%s: going on with tiles of %d pixels in place of %d", said, tile // 2, tile)
-                self._tile = min(self._tile, tile // 2)
-
-    def _render(self, encoded: Iterable[_Tile], shape: tuple[int, ...], scales: grid.Scales, window: Window) -> Float:
-        """The window in units of black 0 and white 1."""
-        model, engine = self.bundle.model, self._running
-        rows, cols = (grid.project(n, r, model.projection) for n, r in zip(shape, scales))
-        top, left, height, width = window
-        out = np.empty((height, width), np.float32)
-        for tile in encoded:
-            y = tile.rows.outputs(rows, top, top + height)
-            x = tile.cols.outputs(cols, left, left + width)
-            if not len(y) or not len(x):
-                continue
-            pixels = engine.render(tile.responses, y, x, scales)
-            out[y.start - top : y.stop - top, x.start - left : x.stop - left] = pixels
-        out *= np.float32(model.std)
-        out += np.float32(model.mean)
-        return out
-
 
 class View:
-    """An encoded slice: responses of 164 bytes for each acquired pixel, and the `Upscaler` that made it.
+    """An encoded slice: it keeps 164 bytes for each acquired pixel. `acquired` is what was measured of it."""
 
-    `acquired` says what was measured of it.
-    """
-
-    def __init__(
-        self,
-        upscaler: Upscaler,
-        unit: Float,
-        intensity: Intensity,
-        acquired: Acquired,
-        canonical_shape: tuple[int, ...],
-        spacing: grid.Scales,
-        encoded: tuple[_Tile, ...],
-    ) -> None:
-        self.shape, self.acquired = unit.shape, acquired
-        self._upscaler, self._unit, self._intensity = upscaler, unit, intensity
-        self._canonical_shape, self._spacing, self._encoded = canonical_shape, spacing, encoded
+    def __init__(self, slices: Slices, intensity: Intensity, encoded: Encoded) -> None:
+        self.shape, self.acquired = encoded.unit.shape, encoded.acquired
+        self._slices, self._intensity, self._encoded = slices, intensity, encoded
         self._lacks: BoundedCache[Float] = BoundedCache(_LACKS)
 
     def render(
@@ -311,18 +221,26 @@ class View:
         whole = output_shape(self.shape, scales)
         top, left, height, width = (0, 0, *whole) if window is None else _checked_window(window, whole)
         grain = measure.checked_grain(grain)
-        sr = self._render(scales, (top, left, height, width))
+        slices, encoded = self._slices, self._encoded
+        sr = slices.render(encoded, scales, (top, left, height, width))
         if grain:
             lacks = self._lacks.get(
-                scales, lambda: self.acquired.lacking(self._unit, self._render(scales, (0, 0, *whole)), scales)
+                scales, lambda: self.acquired.lacking(encoded.unit, slices.render(encoded, scales, (0, 0, *whole)), scales)
             )
             part = slice(top, top + height), slice(left, left + width)
             sr += np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
         return self._intensity.restore(sr, np.float32)
 
-    def _render(self, scales: grid.Scales, window: Window) -> Float:
-        larger = (scales[0] * self._spacing[0], scales[1] * self._spacing[1])
-        return self._upscaler._render(self._encoded, self._canonical_shape, larger, window)
+
+def open_bundle(bundle: str | Path | None) -> Bundle:
+    """A shipped bundle by its model's name (default: the first of `MODELS`), or the bundle at a path. Raises BundleError."""
+    name = bundle or MODELS[0]
+    if name in MODELS:
+        with resources.as_file(resources.files(__package__).joinpath(f"{name}.bundle")) as path:
+            return Bundle.read(path)
+    if isinstance(name, str) and Path(name).stem == name and not os.path.exists(name):
+        raise BundleError(f"model {name!r} is unknown: use one of {', '.join(MODELS)}, or the path of a .bundle")
+    return Bundle.read(Path(name))
 
 
 def resolve_scales(shape_in: tuple[int, ...], scale: ScaleOrPair | None, shape: tuple[int, int] | None) -> grid.Scales:
@@ -336,37 +254,6 @@ def resolve_scales(shape_in: tuple[int, ...], scale: ScaleOrPair | None, shape: 
     return grid.parse_scales(scale)
 
 
-def output_shape(shape_in: tuple[int, ...], scales: grid.Scales) -> tuple[int, int]:
-    """(rows, columns) that a slice of `shape_in` becomes."""
-    return grid.output_size(shape_in[0], scales[0]), grid.output_size(shape_in[1], scales[1])
-
-
-def allocate(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"] = "C") -> NDArray[Any]:
-    """An array for the output, in a file without a name where it would take more than half of the machine's memory.
-
-    Raises ScaleError, rather than bring the machine down, where it fits neither.
-    """
-    needed = math.prod(shape) * np.dtype(dtype).itemsize
-    if needed <= machine_memory() // 2:
-        return np.empty(shape, dtype, order)
-    try:
-        return scratch_array(shape, dtype, order)
-    except OutputFileError as error:
-        size = "×".join(map(str, shape))
-        raise ScaleError(
-            f"the output of {size} values needs {needed / 1e9:,.0f} GB, more than half of this machine's memory, and {error}; "
-            "or give a smaller scale or shape"
-        ) from None
-
-
-def machine_memory() -> int:
-    """Bytes of this machine's memory."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system tells
-        return sys.maxsize
-
-
 def _checked(image: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:
     array = real_array(image)
     if array.ndim not in ndims:
@@ -374,12 +261,6 @@ def _checked(image: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:
         raise ImageError(f"the image has shape {array.shape}: give {forms}")
     check_slice_shape(array.shape[-2:])
     return array
-
-
-def check_slice_shape(shape: tuple[int, ...]) -> None:
-    """Raise ImageError for a slice without two pixels an axis: nothing lies between them to be resolved."""
-    if min(shape) < 2:
-        raise ImageError(f"a slice of {shape[0]}×{shape[1]} pixels holds no structure to upscale: give at least 2×2")
 
 
 def _checked_window(window: Window, whole: tuple[int, int]) -> Window:

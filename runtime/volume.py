@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
@@ -24,11 +24,9 @@ from .files import write_atomically
 from .inputs import believe, unreadable
 from .intensity import Intensity, real_array, to_dtype
 from .measure import UNKNOWN, Fractions, Matrix
+from .memory import allocate
 from .sizes import AxisScales, Size, exact_spacing
-from .upscaler import allocate, check_slice_shape
-
-if TYPE_CHECKING:
-    from .upscaler import Upscaler
+from .slices import Slices, check_slice_shape
 
 SUFFIXES = (".nii.gz", ".nii")
 _KIND = "NIfTI file"
@@ -124,7 +122,7 @@ def scales_of(image: Any, size: Size, axis: int) -> AxisScales:
 
 
 def upscale(
-    upscaler: Upscaler,
+    slices: Slices,
     image: Any,
     size: Size,
     *,
@@ -173,7 +171,7 @@ def upscale(
     grain = measure.checked_grain(grain)
 
     def computed(image: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
-        return upscaler.upscale_slice(image, intensity, scales, dtype, of_slice, grain)
+        return slices.upscale(image, intensity, scales, dtype, of_slice, grain)
 
     def finished(image: NDArray[Any]) -> NDArray[Any]:
         if keep_slope:
@@ -195,10 +193,10 @@ def upscale(
     for index in volumes:
         one, result = data[(..., *index)] if index else data, out[(..., *index)] if index else out
         if through:
-            one = through_plane.upscale(upscaler, one, axis, by_axis[axis], intensity, measured, step)
-        slices, targets = (np.moveaxis(array, in_plane, (-2, -1)) for array in (one, result))
-        for k in np.ndindex(slices.shape[:-2]):
-            targets[k] = finished(slices[k])
+            one = through_plane.upscale(slices, one, axis, by_axis[axis], intensity, measured, step)
+        stack, targets = (np.moveaxis(array, in_plane, (-2, -1)) for array in (one, result))
+        for k in np.ndindex(stack.shape[:-2]):
+            targets[k] = finished(stack[k])
             step()
     upscaled = type(image)(out, out_header.get_best_affine(), out_header)
     upscaled.header.set_slope_inter(*((slope, inter) if keep_slope else (1, 0)))

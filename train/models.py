@@ -18,7 +18,7 @@ import numpy as np
 from runtime import ScaleError, Upscaler, grid
 from runtime.acquired import STORED, Acquired
 from runtime.intensity import Intensity
-from runtime.upscaler import output_shape
+from runtime.slices import output_shape
 
 from . import resample
 from .metrics import Image
@@ -126,7 +126,7 @@ def _load_checkpoint(path: Path) -> Model:
 
 def upscale_by(upscaler: Upscaler) -> Upscale:
     """The runtime as a function of an image with black 0 and white 1; its output is not darker than black."""
-    return lambda lr, scales, acquired: upscaler.upscale_slice(lr, UNIT, scales, np.float32, acquired)
+    return lambda lr, scales, acquired: upscaler.slices.upscale(lr, UNIT, scales, np.float32, acquired)
 
 
 def upscale_with(model: nn.Module) -> Upscale:

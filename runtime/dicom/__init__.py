@@ -7,7 +7,7 @@ try:
 except ModuleNotFoundError:
     raise InputFileError("DICOM needs pydicom: pip install 'metasrgan-edge[dicom]'") from None
 
-from .derive import WRITTEN, save
+from .derive import WRITTEN, datasets, save
 from .series import Series, find_series, series_of
 
-__all__ = ["WRITTEN", "Series", "find_series", "save", "series_of"]
+__all__ = ["WRITTEN", "Series", "datasets", "find_series", "save", "series_of"]

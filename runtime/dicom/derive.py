@@ -68,7 +68,7 @@ def save(
     anonymous: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write the derived series as a folder of files, 0001.dcm and so on, whole or not at all; arguments as of `derive`.
+    """Write the derived series as a folder of files, 0001.dcm and so on, whole or not at all; arguments as of `datasets`.
 
     With `overwrite`, a folder that holds nothing but such files is replaced, unless the source lies in it.
     Raises OutputFileError.
@@ -76,12 +76,12 @@ def save(
     inside = folder.resolve()
     if any(isinstance(f.source.content, Path) and inside in f.source.content.resolve().parents for f in series.frames):
         raise OutputFileError(f"{folder} holds the series that is upscaled: name another folder")
-    datasets = derive(series, image, description, record, anonymous, acquired)
-    files = ((f"{k:04d}.dcm", partial(_write, dataset)) for k, dataset in enumerate(datasets, 1))
+    made = datasets(series, image, description, record, anonymous, acquired)
+    files = ((f"{k:04d}.dcm", partial(_write, dataset)) for k, dataset in enumerate(made, 1))
     write_folder(folder, files, overwrite, WRITTEN)
 
 
-def derive(
+def datasets(
     series: Series, image: Any, description: str, record: Mapping[str, Any], anonymous: bool = False, acquired: str = ""
 ) -> Iterator[Dataset]:
     """The derived series slice by slice, each a dataset with its file meta information, ready to be written or sent.

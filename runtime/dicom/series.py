@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
 from .. import headers
 from ..errors import ImageError, InputFileError
 from ..measure import Fractions
-from ..upscaler import allocate
+from ..memory import allocate
 from ..volume import reopened
 from .frames import Frame, Rescale, frames_of
 from .source import Skipped, Source, in_memory, quiet, sources
@@ -97,14 +96,6 @@ class Series:
         image.header.set_xyzt_units("mm")
         image.header.set_slope_inter(slope, intercept)
         return reopened(image)
-
-    def derive(
-        self, image: Any, description: str, record: Mapping[str, Any], anonymous: bool = False, acquired: str = ""
-    ) -> Iterator[Dataset]:
-        """The datasets of a new series that `image`, made of `volume()`, becomes; see `save`."""
-        from .derive import derive
-
-        return derive(self, image, description, record, anonymous, acquired)
 
     @cached_property
     def rescale(self) -> Rescale | None:

@@ -91,7 +91,7 @@ def test_trunk_equals_pytorch_with_batch_norm_folded(generator: Generator) -> No
     with torch.no_grad():
         features = generator.encode(image)[0].permute(1, 2, 0).numpy()
     with Upscaler.of(bundle_of(generator)) as up:
-        responses = up._running.encode(image[0, 0].numpy())
+        responses = up.slices.engine.encode(image[0, 0].numpy())
     wide = np.pad(features, ((1, 1), (1, 1), (0, 0)))
     patches = np.stack([wide[i : i + 21, j : j + 34] for i in range(3) for j in range(3)], 2).reshape(21, 34, -1)
     filters = graphs.basis(generator)

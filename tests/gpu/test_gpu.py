@@ -65,7 +65,7 @@ def test_a_thousand_calls_leave_device_memory_flat(gpu: Upscaler) -> None:
     free = []
     for k in range(1000):
         gpu(image[: 32 + k % 32], f"{1 + k % 97 / 32}")
-        free.append(gpu._running._gpu.free_bytes())  # type: ignore[attr-defined]
+        free.append(gpu.slices.engine._gpu.free_bytes())  # type: ignore[attr-defined]
     # Others on the machine may use the GPU too; what leaks a slice's responses would take 300 MB.
     assert free[200] - free[-1] < 32 << 20
 

@@ -85,7 +85,7 @@ def test_full_grain_gives_the_measured_image_back(random_upscaler: Upscaler, sca
     """Brought down again, the output is the input: also where its size is no whole multiple."""
     image = np.random.default_rng(1).random((47, 60)).astype(np.float32)
     acquired, scales = Acquired((band, Band())), (Fraction(scale), Fraction(scale))
-    kept, left_out = (random_upscaler.upscale_slice(image, UNIT, scales, np.float32, acquired, grain) for grain in (1, 0))
+    kept, left_out = (random_upscaler.slices.upscale(image, UNIT, scales, np.float32, acquired, grain) for grain in (1, 0))
     assert np.abs(acquired.lacking(image, left_out, scales)).max() > 0.01
     np.testing.assert_allclose(acquired.lacking(image, kept, scales), 0, atol=1e-5 * np.ptp(left_out))
 

@@ -75,7 +75,7 @@ with Upscaler.load() as up:
     found = up.measure(image, noise=0)  # of black, for the most part: nothing is cropped
     out = up(image, "1.1", acquired=found)
     assert out.shape == (8800, 8800)
-    crop = up.upscale_slice(image[7500:, :500], Intensity.of(image), parse_scales("1.1"), np.float32, STORED)
+    crop = up.slices.upscale(image[7500:, :500], Intensity.of(image), parse_scales("1.1"), np.float32, STORED)
     assert np.abs(out[8250:, :550] - crop)[35:, :-35].max() < 0.02, "differs from the crop"
     assert np.ptp(out[:8200]) < 0.5, "the background is not the background"
     print((peak() - idle) // 1024)

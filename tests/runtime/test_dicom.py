@@ -44,7 +44,7 @@ from pydicom.uid import (  # noqa: E402
     RLELossless,
 )
 
-from runtime.dicom import Series, carried, derive, find_series, save, series_of  # noqa: E402
+from runtime.dicom import Series, carried, datasets, derive, find_series, save, series_of  # noqa: E402
 from runtime.dicom import series as series_module  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +141,7 @@ def enlarged(image: Any, *scales: Any) -> Any:
 
 
 def derived(series: Series, image: Any, **options: Any) -> list[Dataset]:
-    return list(series.derive(image, "enlarged ×2", RECORD, **options))
+    return list(datasets(series, image, "enlarged ×2", RECORD, **options))
 
 
 def real(slice_: Dataset) -> np.ndarray:
@@ -724,7 +724,7 @@ def test_long_texts_are_cut_to_what_their_attributes_hold() -> None:
     series = found(make_series(SeriesDescription="T1 " * 21))
     record = {**RECORD, "slices": list(range(999))}
     for words in (10, 100):
-        slice_ = next(series.derive(enlarged(series.volume(), 2, 2, 1), "x2.5 " * words, record))
+        slice_ = next(datasets(series, enlarged(series.volume(), 2, 2, 1), "x2.5 " * words, record))
         assert slice_.SeriesDescription.endswith("x2.5")
         assert len(slice_.SeriesDescription) <= 64
         told = json.loads(slice_.ContributingEquipmentSequence[0].ContributionDescription)
@@ -793,11 +793,11 @@ def test_image_of_another_series_is_refused() -> None:
     series = found(make_series())
     image = enlarged(series.volume(), 2, 2, 1)
     with pytest.raises(ImageError, match="made of this series"):
-        series.derive(nib.Nifti1Image(np.zeros((3, 3, 3), np.int16), image.affine), "x", RECORD)
+        datasets(series, nib.Nifti1Image(np.zeros((3, 3, 3), np.int16), image.affine), "x", RECORD)
     with pytest.raises(ImageError, match="axes point elsewhere"):
-        series.derive(nib.Nifti1Image(np.zeros(image.shape, np.int16), np.eye(4)), "x", RECORD)
+        datasets(series, nib.Nifti1Image(np.zeros(image.shape, np.int16), np.eye(4)), "x", RECORD)
     with pytest.raises(ImageError, match="NaN"):
-        series.derive(nib.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine), "x", RECORD)
+        datasets(series, nib.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine), "x", RECORD)
 
 
 # The folder

@@ -102,20 +102,20 @@ def volume_of(shape: tuple[int, ...]) -> nib.Nifti1Image:
 @pytest.mark.parametrize(("matrix", "expected"), [((20, 30), (0.5, 0.75, 1)), ((20, 30, 6), (0.5, 0.75, 0.5))])
 def test_matrix_of_a_volume_is_of_its_array_axes(shipped: Upscaler, matrix: Sequence[int], expected: tuple[float, ...]) -> None:
     """Two numbers are of the axes within a slice. The slice axis is cropped where slices are made of it."""
-    image, found = volume.upscale(shipped, volume_of((40, 40, 12)), Size((1, 1, 2)), axis=2, acquired=matrix)
+    image, found = volume.upscale(shipped.slices, volume_of((40, 40, 12)), Size((1, 1, 2)), axis=2, acquired=matrix)
     assert image.shape == (40, 40, 24)
     assert tuple(band.fraction for band in found.bands) == expected
 
 
 def test_slice_axis_is_looked_at_where_it_is_upscaled(shipped: Upscaler, seen: list[Band | None]) -> None:
     seen[:] = [None, Band(0.75)]
-    _, found = volume.upscale(shipped, volume_of((20, 30, 12)), Size((1, 1, 2)), axis=2)
+    _, found = volume.upscale(shipped.slices, volume_of((20, 30, 12)), Size((1, 1, 2)), axis=2)
     assert [band.fraction for band in found.bands] == [1, 0.75, 0.75]
-    _, found = volume.upscale(shipped, volume_of((20, 30, 12)), Size(2), axis=2)
+    _, found = volume.upscale(shipped.slices, volume_of((20, 30, 12)), Size(2), axis=2)
     assert [band.fraction for band in found.bands] == [1, 0.75, 1]
 
 
 def test_four_dimensional_volume_is_measured_once(shipped: Upscaler, seen: list[Band | None]) -> None:
     seen[:] = [Band(0.75), None]
-    _, found = volume.upscale(shipped, volume_of((20, 30, 4, 2)), Size(2), axis=2)
+    _, found = volume.upscale(shipped.slices, volume_of((20, 30, 4, 2)), Size(2), axis=2)
     assert [band.fraction for band in found.bands[:3]] == [0.75, 1, 1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,32 @@ print([name for name in sys.modules if name.startswith(('pycuda', 'cuda.', 'tens
 """
     without_a_driver = "['runtime.engines.ort', 'runtime.engines.cpu']"  # nothing of CUDA, of ours or of others
     assert run_python(code).splitlines() == ["[]", without_a_driver]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    imports = {module_of(file): {*imports_of(file)} for file in (ROOT / "runtime").rglob("*.py")}
+    left = {name for name in imports if name not in GPU}
+    while ends := {name for name in left if not imports[name] & left}:
+        left -= ends
+    assert not left, f"these import one another: {sorted(left)}"
+
+
+GPU = {f"runtime.engines.{name}" for name in ("cuda", "gpu", "tensorrt")}
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """The project's modules that a file imports, anywhere in it."""
+    package = module_of(file).split(".") if file.name == "__init__.py" else module_of(file).split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+            for name in node.names:
+                path = ROOT / f"{base}.{name.name}".replace(".", "/")
+                yield f"{base}.{name.name}" if path.with_suffix(".py").exists() or path.is_dir() else base
 
 
 def test_resampling_needs_no_torch() -> None:

@@ -50,13 +50,13 @@ def _spans(up: Upscaler, scales: tuple[Fraction, Fraction]) -> tuple[tiles.Span,
 
 def by_table(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) -> np.ndarray:
     assert grid.has_table(scales)
-    return up._running.render(encoded.responses, *_spans(up, scales), scales)
+    return up.slices.engine.render(encoded.responses, *_spans(up, scales), scales)
 
 
 def table_free(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) -> np.ndarray:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid, "has_table", lambda scales: False)
-        return up._running.render(encoded.responses, *_spans(up, scales), scales)
+        return up.slices.engine.render(encoded.responses, *_spans(up, scales), scales)
 
 
 def loop(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) -> np.ndarray:

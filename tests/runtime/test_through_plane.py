@@ -48,7 +48,7 @@ def test_a_spot_keeps_its_place_in_millimetres(linear: Upscaler, axis: int, scal
 @pytest.mark.parametrize("scale", [2, 3, 6])
 def test_thin_slices_are_in_the_mean_the_thick_one(linear: Upscaler, scale: int) -> None:
     thick = blobs((12, 13, 5)).astype(np.float32)
-    thin = through_plane.upscale(linear, thick, 2, Fraction(scale), Intensity.of(thick))
+    thin = through_plane.upscale(linear.slices, thick, 2, Fraction(scale), Intensity.of(thick))
     means = thin.reshape(12, 13, 5, scale).mean(-1)
     inside = (thick > thick.min() + 200) & (thick < thick.max() - 200)  # where nothing is clipped to the range
     assert inside.mean() > 0.3
@@ -72,14 +72,14 @@ def test_it_is_the_mean_of_both_orientations_plus_what_is_given_back(shipped: Up
     intensity, scales = Intensity.of(thick), (Fraction(1), Fraction(3))
     result = np.zeros((9, 10, 12))
     for x in range(9):
-        result[x] += shipped.upscale_slice(thick[x], intensity, scales, np.float32) / 2
+        result[x] += shipped.slices.upscale(thick[x], intensity, scales, np.float32) / 2
     for y in range(10):
-        result[:, y] += shipped.upscale_slice(thick[:, y], intensity, scales, np.float32) / 2
+        result[:, y] += shipped.slices.upscale(thick[:, y], intensity, scales, np.float32) / 2
     for z in range(4):
         lacks = thick[:, :, z] - result[:, :, 3 * z : 3 * z + 3].mean(-1)
         result[:, :, 3 * z : 3 * z + 3] += lacks[..., None]
     result = result.clip(intensity.low, intensity.high)
-    np.testing.assert_allclose(through_plane.upscale(shipped, thick, 2, Fraction(3), intensity), result, atol=0.01)
+    np.testing.assert_allclose(through_plane.upscale(shipped.slices, thick, 2, Fraction(3), intensity), result, atol=0.01)
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -87,7 +87,7 @@ def test_it_beats_linear_interpolation(shipped: Upscaler, linear: Upscaler, scal
     """On a real scan whose rows are averaged: within a slice is the only place where it has detail to lose."""
     thin = np.asarray(nib.load(SCAN).dataobj)[64:192, 80:176, 2:6].astype(np.float32)
     thick = thin.reshape(-1, scale, *thin.shape[1:]).mean(1)
-    ours = through_plane.upscale(shipped, thick, 0, Fraction(scale), Intensity.of(thick))
+    ours = through_plane.upscale(shipped.slices, thick, 0, Fraction(scale), Intensity.of(thick))
     places = (np.arange(len(thin)) + 0.5) / scale - 0.5
     simple = np.apply_along_axis(lambda line: np.interp(places, np.arange(len(line)), line), 0, thick)
     assert psnr(thin, ours) > psnr(thin, simple) + 0.5  # dB; 1 to 4 on whole volumes (docs/through-plane.md)
@@ -122,7 +122,7 @@ def test_times_of_a_series_are_upscaled_each_by_itself(shipped: Upscaler) -> Non
     result = shipped.volume(image, (1, 1, 2), axis=2, dtype=np.float32, acquired=STORED)
     intensity = Intensity.of(data)
     for k in range(2):
-        alone = through_plane.upscale(shipped, data[..., k], 2, Fraction(2), intensity)
+        alone = through_plane.upscale(shipped.slices, data[..., k], 2, Fraction(2), intensity)
         np.testing.assert_array_equal(np.asarray(result.dataobj)[..., k], alone)
 
 

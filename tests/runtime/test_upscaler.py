@@ -34,7 +34,7 @@ def test_a_stack_is_one_volume_with_one_range(shipped: Upscaler, head: np.ndarra
     sr = shipped(stack, scale=2, acquired=STORED)
     both = (Fraction(2), Fraction(2))
     for slice_, actual in zip(stack, sr):
-        np.testing.assert_array_equal(actual, shipped.upscale_slice(slice_, Intensity.of(stack), both, np.float32))
+        np.testing.assert_array_equal(actual, shipped.slices.upscale(slice_, Intensity.of(stack), both, np.float32))
     assert (
         np.abs(sr[1] - shipped(stack[1], scale=2, acquired=STORED)).max() > 0.1
     )  # of a range of 100: a range of its own is another picture
@@ -144,7 +144,7 @@ def test_output_larger_than_half_the_memory_lies_in_a_file(
 ) -> None:
     stack = np.stack([head] * 3)
     expected = shipped(stack, 2)
-    monkeypatch.setattr("runtime.upscaler.machine_memory", lambda: 2 * expected.nbytes - 2)
+    monkeypatch.setattr("runtime.memory.machine_memory", lambda: 2 * expected.nbytes - 2)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     streamed = shipped(stack, 2)
     assert type(streamed) is np.ndarray
@@ -217,13 +217,13 @@ def test_background_is_skipped_exactly(
     rng = np.random.default_rng(0)
     image[place] = rng.random(image[place].shape) + 0.5
     up = Upscaler.of(random_upscaler.bundle, tile=tile)
-    encoded, run_trunk = [], up._running._run_trunk
+    encoded, run_trunk = [], up.slices.engine._run_trunk
 
     def spy(part: np.ndarray, told: tuple[float, ...]) -> np.ndarray:
         encoded.append(part.size)
         return run_trunk(part, told)
 
-    monkeypatch.setattr(up._running, "_run_trunk", spy)
+    monkeypatch.setattr(up.slices.engine, "_run_trunk", spy)
     skipped = up(image, "2.5")
     assert sum(encoded) < 0.9 * image.size
     monkeypatch.setattr("runtime.engines.cpu._WORTH_SKIPPING", -1.0)

@@ -10,6 +10,7 @@ import pytest
 
 from runtime import ImageError, InputFileError, OutputFileError, Upscaler, volume
 from runtime.sizes import Size
+from runtime.slices import Slices
 from tests.conftest import SCAN
 
 OBLIQUE = nib.affines.from_matvec(
@@ -139,7 +140,7 @@ def sloped(tmp_path: Path) -> nib.Nifti1Image:
 def test_slope_is_kept_and_applies_once(shipped: Upscaler, sloped: nib.Nifti1Image, tmp_path: Path) -> None:
     expected = 0.25 * shipped.volume(scan_of(head_volume()), 2).get_fdata() - 40
     np.testing.assert_allclose(shipped.volume(sloped, 2).get_fdata(), expected)
-    volume.save(tmp_path / "sr.nii", volume.upscale(shipped, sloped, Size(2))[0])
+    volume.save(tmp_path / "sr.nii", volume.upscale(shipped.slices, sloped, Size(2))[0])
     again = nib.load(tmp_path / "sr.nii")
     assert (again.dataobj.slope, again.dataobj.inter) == (0.25, -40)
     assert again.get_data_dtype() == np.int16
@@ -259,7 +260,7 @@ def _broken_headers() -> dict[str, nib.Nifti1Image]:
 def test_header_that_names_no_place_is_refused_before_any_work(
     shipped: Upscaler, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(Upscaler, "upscale_slice", lambda *_: pytest.fail("slices were computed in vain"))
+    monkeypatch.setattr(Slices, "upscale", lambda *_: pytest.fail("slices were computed in vain"))
     with pytest.raises(ImageError, match="repair"):
         shipped.volume(_broken_headers()[name], 2)
 

@@ -157,7 +157,7 @@ def test_scores_equal_a_slow_loop(folder: Path, shipped: Upscaler) -> None:
                     hr = hr[resample.brain_crop(hr)]
                     shape = tuple(int(size / r) for size, r in zip(hr.shape, pair))
                     lr = resample.downsample(hr, pair, kernel, shape=(shape[0], shape[1]))
-                    outputs = [resample.upsample(lr, pair), shipped.upscale_slice(lr, models.UNIT, pair, np.float32)]
+                    outputs = [resample.upsample(lr, pair), shipped.slices.upscale(lr, models.UNIT, pair, np.float32)]
                     truth = hr[: outputs[0].shape[0], : outputs[0].shape[1]]
                     expected.append([[metrics.psnr(truth, o), metrics.ssim(truth, o)] for o in outputs])
                 # The slow range is computed in float64 and rounded once: the same pixels but for a last bit.

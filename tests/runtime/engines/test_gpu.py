@@ -132,7 +132,7 @@ def test_what_is_computed_again_is_told_the_same_noise(told: Bundle, driver: hos
 def noisy(up: Upscaler, image: np.ndarray, sigma: float) -> np.ndarray:
     """Twice as large, told that noise."""
     twice = (Fraction(2), Fraction(2))
-    return up.upscale_slice(image, Intensity.of(image), twice, np.float32, Acquired((Band(), Band()), sigma))
+    return up.slices.upscale(image, Intensity.of(image), twice, np.float32, Acquired((Band(), Band()), sigma))
 
 
 def test_what_is_not_finite_in_float32_either_is_an_error(exact: Upscaler, driver: host.HostDriver, head: np.ndarray) -> None:
@@ -193,7 +193,7 @@ def test_close_frees_everything_once_and_is_final(exact: Upscaler, driver: host.
     up = upscaler(exact.bundle, driver)
     view = up.encode(head)
     view.render(2)
-    engine = up._running
+    engine = up.slices.engine
     up.close()
     up.close()
     assert (driver.used, driver.streams, driver.released, driver.depth) == (0, 0, True, 0)
@@ -245,6 +245,6 @@ def test_a_device_that_fails_to_load_is_let_go(
 
 
 def test_integers_are_refused_on_a_gpu(driver: host.HostDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = Bundle.read(Path(__file__).parents[3] / "models" / "fast.bundle")
+    bundle = Bundle.read(Path(__file__).parents[3] / "runtime" / "fast.bundle")
     with pytest.raises(DeviceError, match="8-bit integers, which is for CPUs: give the one exported without --int8"):
         gpu.load(bundle, "cuda", 512, None)

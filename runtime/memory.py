@@ -1,0 +1,57 @@
+"""Arrays for outputs, which may be larger than this machine's memory."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+import sys
+import tempfile
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .errors import OutputFileError, ScaleError, reason
+
+
+def allocate(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"] = "C") -> NDArray[Any]:
+    """An array for the output, in a file without a name where it would take more than half of the machine's memory.
+
+    Raises ScaleError, rather than bring the machine down, where it fits neither.
+    """
+    needed = math.prod(shape) * np.dtype(dtype).itemsize
+    if needed <= machine_memory() // 2:
+        return np.empty(shape, dtype, order)
+    try:
+        return scratch_array(shape, dtype, order)
+    except OutputFileError as error:
+        size = "×".join(map(str, shape))
+        raise ScaleError(
+            f"the output of {size} values needs {needed / 1e9:,.0f} GB, more than half of this machine's memory, and {error}; "
+            "or give a smaller scale or shape"
+        ) from None
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return sys.maxsize
+
+
+def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"]) -> NDArray[Any]:
+    """An array in a temporary file, which has no name and is gone with the array. Raises OutputFileError on a full disk."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        if shutil.disk_usage(tempfile.gettempdir()).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # now, as a disk that is full later would kill the process
+            return np.asarray(np.memmap(file, dtype, "r+", shape=shape, order=order))
+    except (OSError, OverflowError, AttributeError) as error:  # the last where the system cannot set disk space aside
+        raise OutputFileError(
+            f"{tempfile.gettempdir()} has no room for it ({reason(error)}): name a folder that has by TMPDIR"
+        ) from error

@@ -1,0 +1,145 @@
+"""One slice at a time: intensity → acquired matrix → tiles → encode → render. Knows nothing of files and volumes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from . import grid, tiles
+from .acquired import STORED, Acquired, Told
+from .bundle import Model
+from .engines import Engine
+from .errors import ClosedError, DeviceMemoryError, ImageError
+from .intensity import Intensity
+
+log = logging.getLogger(__name__)
+
+Float = NDArray[np.float32]
+Result = TypeVar("Result")
+Window = tuple[int, int, int, int]  # row, column, height, width in output pixels
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where a tile lies in a canonical slice, and its responses, wherever the engine keeps them."""
+
+    rows: tiles.Extent
+    cols: tiles.Extent
+    responses: Any
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A slice (H, W), black 0 and white 1; what was measured of it; its canonical form's shape and spacing; its responses."""
+
+    unit: Float
+    acquired: Acquired
+    shape: tuple[int, ...]
+    spacing: grid.Scales
+    tiles: tuple[Tile, ...]
+
+
+class Slices:
+    """Upscales slices with one network on one engine. Safe to share between threads."""
+
+    def __init__(self, model: Model, engine: Engine, tile: int) -> None:
+        self.model = model
+        self._engine: Engine | None = engine
+        self._tile = tile
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            raise ClosedError("this Upscaler is closed: load it again")
+        return self._engine
+
+    def close(self) -> None:
+        """Release the engine. Harmless when repeated; any other use afterwards raises ClosedError."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def upscale(
+        self,
+        image: NDArray[Any],
+        intensity: Intensity,
+        scales: grid.Scales,
+        dtype: DTypeLike,
+        acquired: Acquired = STORED,
+        grain: float = 0.0,
+    ) -> NDArray[Any]:
+        """A slice (H, W) of a volume with this intensity range, in `dtype`. Each tile's memory is freed before the next."""
+        unit = intensity.normalise(image)
+        canonical, spacing = acquired.canonical(unit)
+        larger, window = _times(scales, spacing), (0, 0, *output_shape(image.shape, scales))
+        sr = self._within_memory(lambda: self._render(self._encode(canonical, acquired.told), canonical.shape, larger, window))
+        if grain:
+            sr += np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
+        return intensity.restore(sr, dtype)
+
+    def encode(self, unit: Float, acquired: Acquired) -> Encoded:
+        """A slice (H, W), black 0 and white 1, whose responses are kept for `render`."""
+        canonical, spacing = acquired.canonical(unit)
+        encoded = self._within_memory(lambda: tuple(self._encode(canonical, acquired.told)))
+        return Encoded(unit, acquired, canonical.shape, spacing, encoded)
+
+    def render(self, encoded: Encoded, scales: grid.Scales, window: Window) -> Float:
+        """A window of an encoded slice, black 0 and white 1."""
+        return self._render(encoded.tiles, encoded.shape, _times(scales, encoded.spacing), window)
+
+    def _encode(self, canonical: Float, told: Told) -> Iterator[Tile]:
+        model = self.model
+        standard = (canonical - np.float32(model.mean)) / np.float32(model.std)
+        for rows in tiles.extents(canonical.shape[0], model.radius, self._tile):
+            for cols in tiles.extents(canonical.shape[1], model.radius, self._tile):
+                yield Tile(rows, cols, self.engine.encode(standard[rows.first : rows.last, cols.first : cols.last], told))
+
+    def _within_memory(self, work: Callable[[], Result]) -> Result:
+        """Do something with tiles; where a GPU has too little memory for them, again with tiles half as large."""
+        while True:
+            tile = self._tile
+            try:
+                return work()
+            except DeviceMemoryError as error:
+                if tile < 2 * self.model.radius:  # there is more halo than tile
+                    raise
+                said = str(error)  # a log that keeps the error itself would keep its tile's memory too
+                log.warning("%s: going on with tiles of %d pixels in place of %d", said, tile // 2, tile)
+                self._tile = min(self._tile, tile // 2)
+
+    def _render(self, encoded: Iterable[Tile], shape: tuple[int, ...], scales: grid.Scales, window: Window) -> Float:
+        """The window in units of black 0 and white 1."""
+        model, engine = self.model, self.engine
+        rows, cols = (grid.project(n, r, model.projection) for n, r in zip(shape, scales))
+        top, left, height, width = window
+        out = np.empty((height, width), np.float32)
+        for tile in encoded:
+            y = tile.rows.outputs(rows, top, top + height)
+            x = tile.cols.outputs(cols, left, left + width)
+            if not len(y) or not len(x):
+                continue
+            pixels = engine.render(tile.responses, y, x, scales)
+            out[y.start - top : y.stop - top, x.start - left : x.stop - left] = pixels
+        out *= np.float32(model.std)
+        out += np.float32(model.mean)
+        return out
+
+
+def _times(scales: grid.Scales, spacing: grid.Scales) -> grid.Scales:
+    return scales[0] * spacing[0], scales[1] * spacing[1]
+
+
+def output_shape(shape_in: tuple[int, ...], scales: grid.Scales) -> tuple[int, int]:
+    """(rows, columns) that a slice of `shape_in` becomes."""
+    return grid.output_size(shape_in[0], scales[0]), grid.output_size(shape_in[1], scales[1])
+
+
+def check_slice_shape(shape: tuple[int, ...]) -> None:
+    """Raise ImageError for a slice without two pixels an axis: nothing lies between them to be resolved."""
+    if min(shape) < 2:
+        raise ImageError(f"a slice of {shape[0]}×{shape[1]} pixels holds no structure to upscale: give at least 2×2")
