@@ -4,7 +4,7 @@ DATA ?= ../shared/data/t1ce-validation
 FEATURES ?= ../shared/data/features/vgg16_conv_fp16.npz
 # The paper's grid, and scales that nothing was trained on.
 SCALES = $(shell { LC_ALL=C seq 1.1 0.1 4; printf '%s\n' 1.05 2.37 3.333 4.5 6; } | LC_ALL=C sort -n)
-INSTALL = bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL = bin/python -m pip install --disable-pip-version-check -c constraints.txt
 RUN = .venv/run/bin/python
 DEV = .venv/dev/bin/python
 
@@ -19,7 +19,7 @@ test: .venv/dev/installed  ## what CI runs
 	$(DEV) -m mypy --strict -p runtime
 	$(DEV) -m mypy -p train -p export
 	$(DEV) -m pytest
-	$(DEV) -m pytest benchmarks --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
+	$(DEV) -m pytest benchmarks
 
 evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was not trained on
 	$(DEV) -m train.evaluate --data $(DATA)
@@ -32,15 +32,17 @@ results: .venv/dev/installed  ## docs/results.md and docs/perceptual/results.md,
 	$(DEV) -m train.evaluate --data $(DATA) --models models/fidelity.pt models/perceptual.pt --scales 1.1 1.5 2 3 4 \
 		--features $(FEATURES) --out docs/perceptual --force
 
-bench: .venv/dev/installed  ## all scales, shapes and rivals → benchmarks/results/; a quarter of an hour on a quiet machine
-	$(DEV) -m pytest benchmarks --full --report benchmarks/results --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
+bench: .venv/dev/installed  ## time, at all scales, shapes and rivals → benchmarks/results/; a quarter of an hour on a quiet machine
+	$(DEV) -m pytest benchmarks --full --report benchmarks/results
 
 .venv/run/installed: pyproject.toml constraints.txt
+	@echo 'Installing numpy, onnxruntime and three more in .venv/run (200 MB): less than a minute'
 	$(PYTHON) -m venv .venv/run
 	.venv/run/$(INSTALL) -e '.[cpu]'
 	touch $@
 
 .venv/dev/installed: pyproject.toml constraints.txt
+	@echo 'Installing torch and what else the tests need in .venv/dev (2 GB): a minute or two'
 	$(PYTHON) -m venv .venv/dev
 	.venv/dev/$(INSTALL) -e '.[cpu,export,dev]'
 	touch $@

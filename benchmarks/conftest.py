@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -10,13 +12,27 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks import measure, report, rows
-from runtime import Upscaler
+from runtime import Upscaler, grid
 from runtime.intensity import Intensity
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="all scales, shapes and rivals: some fifteen minutes")
+    parser.addoption("--gate", action="store_true", help="time, too, and hold it to its bounds: three to five minutes")
+    parser.addoption("--full", action="store_true", help="--gate at all scales, shapes and rivals: some fifteen minutes")
     parser.addoption("--report", type=Path, metavar="FOLDER", help="write what was measured: JSON, a page and a plot")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    option = config.option
+    option.gate |= option.full
+    unasked = [f"not {name}" for name in ("gate", "full") if not getattr(option, name)]
+    option.markexpr = " and ".join([*([f"({option.markexpr})"] if option.markexpr else []), *unasked])
+
+
+def scales(*short: str) -> list[Any]:
+    """All of the paper's scales as parameters; with --full alone those that are not among the `short`."""
+    few = set(map(Fraction, short))
+    return [pytest.param(r, id=str(r), marks=() if r in few else pytest.mark.full) for r in grid.PAPER_SCALES]
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +44,9 @@ def record(request: pytest.FixtureRequest) -> Iterator[measure.Record]:
         folder.mkdir(parents=True, exist_ok=True)
         name = re.sub(r"[^a-z0-9]+", "-", f"{measure.processor()} {measure.machine()['processors']} cores".lower()).strip("-")
         path = folder / f"{name}.json"
-        record.write(path, "make bench" if record.full else "python -m pytest benchmarks")
+        record.write(
+            path, "make bench" if record.full else f"python -m pytest benchmarks{' --gate' * request.config.option.gate}"
+        )
         report.write(path)
 
 

@@ -78,7 +78,7 @@ def main() -> None:
         trunks["OpenVINO, 8-bit integers"] = openvino(INT8, "f32")
     expected = trunks["as it is"](standard)
     ways = {name: (lambda run=run: run(standard)) for name, run in trunks.items()}
-    times = measure.median(measure.side_by_side(ways, ROUNDS))
+    times = measure.side_by_side(ways, ROUNDS)
     print("| trunk at 240×240, 2 threads | ms | times as fast | responses differ by (rms of their own) |\n|---|---|---|---|")
     for name, seconds in times.items():
         error = np.sqrt(np.mean((trunks[name](standard) - expected) ** 2)) / np.std(expected)
@@ -90,14 +90,14 @@ def main() -> None:
             "two threads a slice": lambda: two(stack, 2),
             "two slices at once, a thread each": lambda: list(pool.map(lambda part: one(part, 2), stack)),
         }
-        times = measure.median(measure.side_by_side(volumes, ROUNDS))
+        times = measure.side_by_side(volumes, ROUNDS)
     print("\n| 8 slices of 240×240, ×2 | ms a slice |\n|---|---|")
     for name, seconds in times.items():
         print(f"| {name} | {1e3 * seconds / 8:.1f} |")
 
     large = slice_of(960)
     tiled = {n: Upscaler.load(threads=2, tile=n) for n in (128, 192, 256, 512, 960)}
-    times = measure.median(measure.side_by_side({str(n): (lambda up=up: up(large, 2)) for n, up in tiled.items()}, 5))
+    times = measure.side_by_side({str(n): (lambda up=up: up(large, 2)) for n, up in tiled.items()}, 5)
     print("\n| tiles of a slice of 960×960, ×2 | s |\n|---|---|")
     for name, seconds in times.items():
         print(f"| {name} | {seconds:.2f} |")

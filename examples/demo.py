@@ -10,34 +10,9 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
-from runtime import Upscaler, volume
-from train import resample
+from runtime import Upscaler, preview, volume
 
 SCALE = Fraction(5, 2)
-SLICE = 5  # shows the tumour
-DETAIL = (112, 132, 84, 84)  # row, column, height, width of the lower pictures, in input pixels
-
-
-def picture(before: np.ndarray, bicubic: np.ndarray, ours: np.ndarray, white: float) -> Image.Image:
-    """Input, bicubic and ours side by side: the whole slice above, a detail below."""
-    row, col, height, width = (int(v * SCALE) for v in DETAIL)
-    side = before.shape[1] * SCALE
-    nearest = np.kron(before, np.ones((5, 5)))[::2, ::2]  # ×2.5
-    font = ImageFont.load_default(22)
-    sheet = Image.new("L", (3 * int(side) + 20, 2 * int(side) + 100))
-    draw = ImageDraw.Draw(sheet)
-    for k, (label, pixels) in enumerate({"input": nearest, "bicubic": bicubic, "ours": ours}.items()):
-        grey = Image.fromarray(np.clip(pixels * (255 / white), 0, 255).astype(np.uint8))
-        left = k * (int(side) + 10)
-        draw.text((left + 8, 8), label, 255, font)
-        sheet.paste(grey, (left, 40))
-        detail = grey.crop((col, row, col + width, row + height)).resize((int(side), int(side)), Image.Resampling.NEAREST)
-        sheet.paste(detail, (left, int(side) + 90))
-        draw.text((left + 8, int(side) + 56), f"{label}, detail", 255, font)
-    return sheet
 
 
 def main(folder: Path) -> None:
@@ -49,10 +24,7 @@ def main(folder: Path) -> None:
         seconds = time.perf_counter() - began
         device = up.device
     volume.save(folder / "sr.nii.gz", result, overwrite=True)
-
-    before, ours = (np.rot90(np.asarray(image.dataobj[..., SLICE], dtype=np.float32)) for image in (scan, result))
-    bicubic = resample.upsample(np.ascontiguousarray(before), (SCALE, SCALE))
-    picture(before, bicubic, ours, white=float(np.percentile(before, 99.5))).save(folder / "compare.png")
+    preview.of_volume(scan, result, 2, (SCALE, SCALE, Fraction(1))).save(folder / "compare.png")
 
     spacing = " × ".join(f"{z:g}" for z in result.header.get_zooms())
     print(f"{scan.shape} → {result.shape}, voxels {spacing} mm, {seconds:.1f} s on {device}")

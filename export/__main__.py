@@ -1,4 +1,4 @@
-"""`python -m export`: turn a checkpoint into a verified bundle, or say what a bundle is."""
+"""Turn a checkpoint into a verified bundle, or say what a bundle is."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from runtime.errors import DeviceError, InputFileError, OutputFileError
 from runtime.files import check_output
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m export") -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["inspect"]:
-        return command.run(lambda: _inspect(argv[1:]))
-    return command.run(lambda: _export(argv))
+        return command.run(lambda: _inspect(argv[1:], f"{prog} inspect"))
+    return command.run(lambda: _export(argv, prog))
 
 
-def _export(argv: list[str]) -> None:
+def _export(argv: list[str], prog: str) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m export", description=__doc__, epilog="`python -m export inspect X.bundle` prints what a bundle is."
+        prog=prog, description=__doc__, epilog=f"`{prog} inspect X.bundle` prints what a bundle is."
     )
-    parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of `python -m train`")
+    parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, as training keeps it")
     parser.add_argument("--out", type=Path, help="the bundle (default: the checkpoint's name with .bundle)")
     parser.add_argument("--fp16", action="store_true", help="weights in half precision: half the size")
     parser.add_argument(
@@ -95,8 +95,8 @@ def _export(argv: list[str]) -> None:
     print(f"{out}: {out.stat().st_size:,} bytes, {said}")
 
 
-def _inspect(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m export inspect", description="Print what a bundle is.")
+def _inspect(argv: list[str], prog: str) -> None:
+    parser = argparse.ArgumentParser(prog=prog, description="Print what a bundle is.")
     parser.add_argument("bundle", type=Path)
     path = parser.parse_args(argv).bundle
     opened = Bundle.read(path)

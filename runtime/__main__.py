@@ -1,4 +1,4 @@
-"""`python -m runtime`: upscale a volume, a DICOM series, a picture or an array; or many of them into a folder."""
+"""Upscale a volume, a DICOM series, a picture or an array; or many of them into a folder."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ from .upscaler import GRAIN
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m runtime") -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in ("doctor", "prepare", "cache"):
         from .doctor import COMMANDS
 
-        return command.run(lambda: COMMANDS[argv[0]](argv[1:]))
-    parser = _parser()
+        return command.run(lambda: COMMANDS[argv[0]](argv[1:], f"{prog} {argv[0]}"))
+    return upscale(argv, prog)
+
+
+def upscale(argv: list[str], prog: str) -> int:
+    """The command without a name. Returns its exit status."""
+    parser = _parser(prog)
     args = parser.parse_args(argv)
     for numbers in (args.scale, args.shape, args.spacing, args.acquired):
         args.input += _inputs_among(numbers) if numbers and not args.input else []  # --scale 2.5 scan.nii.gz
@@ -37,12 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     return command.run(lambda: _upscale(args))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m runtime",
+        prog=prog,
         description=__doc__,
-        epilog="`python -m runtime doctor` says what each device would use here; `prepare` builds ahead of time what it needs; "
-        "`cache` lists what is kept of that.",
+        epilog="`metasrgan doctor` says what each device would use here; `prepare` builds ahead of time what it needs; `cache` "
+        "lists what is kept of that. `train`, `export` and `evaluate`, which need torch, make networks of your own.",
     )
     add = parser.add_argument
     add("input", type=Path, nargs="*", help=f"{', '.join(formats.READ)}, or DICOM: a folder, a file or a zip; one or many")
@@ -67,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "(default: INPUT with _sr in its name)",
     )
     add("--format", metavar="SUFFIX", help="format of the outputs in a folder, such as .nii.gz (default: the input's)")
-    add("--bundle", type=Path, help="the network (default: the shipped one)")
+    command.add_bundle_options(parser)
     add("--device", default="auto", metavar="DEVICE", help=f"one of {', '.join(DEVICES)} (default: auto)")
     add("--threads", type=int, help="processor threads (default: all that this process may use)")
     add("--axis", type=int, choices=(0, 1, 2), help="array axis across which a volume's slices lie (default: the thickest)")
@@ -86,12 +91,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="G",
         help=f"0 (denoised) to 1 (all that was measured is kept; default: {GRAIN:g})",
     )
-    add("--cache-dir", type=Path, help="folder that keeps phase tables between runs")
+    add("--cache-dir", type=Path, help="folder that keeps TensorRT's engines (default: in this user's cache)")
     add("--anonymous", action="store_true", help="no patient fields in the output; no input name in its record")
     add("--deterministic", action="store_true", help="the same bytes again: no times but SOURCE_DATE_EPOCH in any file")
     add("--resume", action="store_true", help="leave alone what is done already, by its record and its content")
     add("--workers", type=int, metavar="N", help="do so many inputs at a time, each in a process, with a share of the threads")
     add("--dask", metavar="ADDRESS", help="do them as tasks of a Dask cluster, such as tcp://scheduler:8786")
+    add("--preview", action="store_true", help="a picture beside each output: input, bicubic and ours, where there is detail")
     add("--force", action="store_true", help="replace an existing output")
     add("--quiet", action="store_true", help="no progress bar, no summary")
     add("--version", action="version", version=f"metasrgan-edge {__version__}")
@@ -110,7 +116,9 @@ def _upscale(args: argparse.Namespace) -> None:
         args.resume,
         args.deterministic,
         args.anonymous,
+        args.preview,
     )
+    command.warn_of_inventions(args.bundle)
     computer = cohort.Computer(args.bundle, args.device, args.threads, args.cache_dir)
     if _is_folder(args):
         _upscale_many(args, computer, request)
@@ -120,9 +128,7 @@ def _upscale(args: argparse.Namespace) -> None:
 
 def _upscale_one(args: argparse.Namespace, computer: cohort.Computer, request: job.Request) -> None:
     path: Path = args.input[0]
-    kind = formats.kind(path)
     out = Path(args.out) if args.out else _default_output(path)
-    formats.check_becomes(path, kind, out)
     task = job.Task(path, out, None if args.series is None else args.series - 1)
     if not request.resume:
         job.check(task, request)
@@ -136,14 +142,15 @@ def _upscale_many(args: argparse.Namespace, computer: cohort.Computer, request: 
     if args.out is None:
         raise OutputFileError(f"{len(args.input)} inputs need a folder for their outputs: give it by -o FOLDER/")
     folder = Path(args.out)
-    planned = cohort.plan(args.input, folder, args.format, None if args.series is None else args.series - 1)
-    make_folder(folder)
+    series = None if args.series is None else args.series - 1
+    planned = cohort.plan(args.input, folder, args.format, series, request.preview)
     if args.dask:
         work = cohort.on_dask(computer, request, args.dask)
     elif args.workers is not None:
         work = cohort.in_processes(computer, request, args.workers)
     else:
         work = cohort.one_by_one(computer, request, args.quiet)
+    make_folder(folder)
     results = cohort.run(planned, request, folder, work, args.quiet)
     if not args.quiet:
         print(cohort.table(results))

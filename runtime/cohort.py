@@ -23,13 +23,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import formats, images, job, record
+from . import formats, images, itk, job, record
 from .engines.cpu import available_processors
-from .errors import DeviceError, InputFileError, OutputFileError
+from .errors import DeviceError, InputFileError, MetasrganError, OutputFileError
 from .files import check_output, sole_writer, write_atomically
 from .inputs import library
 from .job import Request, Result, Task
-from .upscaler import Upscaler
+from .upscaler import MODELS, Upscaler
 
 SUMMARY = "cohort.json"
 FORMAT = "metasrgan-edge cohort"
@@ -42,7 +42,7 @@ _DEATH = "its worker process died, twice: there may be too little memory for it,
 class Computer:
     """What every process that takes part loads."""
 
-    bundle: Path | None = None
+    bundle: str | Path | None = None
     device: str = "auto"
     threads: int | None = None
     cache_dir: Path | None = None
@@ -54,13 +54,20 @@ class Computer:
 Work = Callable[[Sequence[Task]], Iterator[Result]]
 
 
-def plan(sources: Sequence[Path], folder: Path, suffix: str | None = None, series: int | None = None) -> list[Task | Result]:
+def plan(
+    sources: Sequence[Path], folder: Path, suffix: str | None = None, series: int | None = None, preview: bool = False
+) -> list[Task | Result]:
     """A task for each input, and for each series of a DICOM one, or that which is asked for; a failed result for no input.
 
-    `suffix` is the format of all outputs (default: the input's). Raises OutputFileError where two would have one name.
+    `suffix` is the format of all outputs (default: the input's). Raises OutputFileError where two outputs, or with `preview`
+    their previews, would have one name, and MetasrganError where the library that writes the format is missing.
     """
-    if suffix is not None and not formats.suffix(Path(f"x{suffix}")):
-        raise OutputFileError(f"{suffix!r} is no format: give one of {', '.join((*formats.VOLUMES, *images.SUFFIXES))}")
+    if suffix is not None:
+        every = Path(f"*{suffix}")
+        if not formats.suffix(every):
+            raise OutputFileError(f"{suffix!r} is no format: give one of {', '.join((*formats.VOLUMES, *images.SUFFIXES))}")
+        if itk.is_itk(every):
+            itk.check_writable_as(every)
     planned: list[Task | Result] = []
     outputs: dict[Path, Path] = {}
     for source in sources:
@@ -73,11 +80,10 @@ def plan(sources: Sequence[Path], folder: Path, suffix: str | None = None, serie
             for number in numbers:
                 name = f"{stem}_sr" if number is None else f"{stem}_{number + 1}_sr"
                 task = Task(source, folder / f"{name}{ending}", number)
-                if task.output in outputs:
-                    raise OutputFileError(
-                        f"{outputs[task.output]} and {source} would both become {task.output}: give them two folders"
-                    )
-                outputs[task.output] = source
+                for path in (task.output, task.preview) if preview else (task.output,):
+                    if path in outputs:
+                        raise OutputFileError(f"{outputs[path]} and {source} would both become {path}: give them two folders")
+                    outputs[path] = source
                 planned.append(task)
         except InputFileError as error:
             planned.append(job.failed(Task(source, folder / f"{stem}_sr{ending}"), error))
@@ -181,10 +187,11 @@ def in_processes(computer: Computer, request: Request, workers: int) -> Work:
 
 def on_dask(computer: Computer, request: Request, address: str) -> Work:
     """As tasks of a Dask cluster whose workers see the same files under the same names. It does lost ones again."""
-    distributed = library("distributed", "dask", "--dask")
+    distributed = library("distributed", "--dask")
 
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
-        absolute = replace(computer, bundle=computer.bundle and computer.bundle.absolute())
+        bundle = computer.bundle
+        absolute = replace(computer, bundle=bundle if bundle in (None, *MODELS) else Path(bundle).absolute())
         try:
             client = distributed.Client(address, timeout=_PATIENCE, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -293,12 +300,12 @@ def _first_time(result: Result, resuming: bool) -> Result:
     return result if resuming or result.status != "skipped" else replace(result, status="done")
 
 
-def _taken(task: Task, request: Request) -> OutputFileError | None:
-    """Why an output cannot be written, where that is known before any work, and before a lost worker's output is there."""
+def _taken(task: Task, request: Request) -> MetasrganError | None:
+    """Why there can be no output, where that is known before any work, and before a lost worker's output is there."""
     try:
         if not request.resume:
             job.check(task, request)
-    except OutputFileError as error:
+    except MetasrganError as error:
         return error
     return None
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from .errors import MetasrganError
+
+_INSTALL = "pip install torch scikit-image scipy matplotlib tensorboard onnx"  # of all that train and export import
 
 
 def run(command: Callable[[], None]) -> int:
@@ -26,7 +30,7 @@ def run(command: Callable[[], None]) -> int:
     except MetasrganError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed: pip install 'metasrgan-edge[export]' for training and export")
+        return not_installed(error)
     except BrokenPipeError:  # the reader of the output left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's own flush would complain
         return 1
@@ -40,6 +44,30 @@ def run(command: Callable[[], None]) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def not_installed(error: ModuleNotFoundError) -> int:
+    """Say that a library of training and export is missing, and return the exit status."""
+    return _fail(f"{str(error.name).partition('.')[0]} is not installed: {_INSTALL}")
+
+
+def add_bundle_options(parser: argparse.ArgumentParser) -> None:
+    """Add --model and --bundle, of which one may be given; either is what `Upscaler.load` takes, as `bundle`."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--model",
+        dest="bundle",
+        metavar="NAME",
+        help="a shipped network: brain (the default); fast, which takes less time and is less faithful; "
+        "perceptual, which looks crisper and invents part of what it shows, never for measurement or diagnosis",
+    )
+    either.add_argument("--bundle", type=Path, help="another network, as `metasrgan export` makes it")
+
+
+def warn_of_inventions(bundle: str | Path | None) -> None:
+    """Say on standard error what the perceptual model is not for; nothing of any other."""
+    if bundle == "perceptual":
+        print("note: the perceptual model invents part of what it shows: not for measurement or diagnosis", file=sys.stderr)
 
 
 def _fail(message: str) -> int:

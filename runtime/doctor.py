@@ -1,4 +1,4 @@
-"""`python -m runtime doctor | prepare | cache`: what each device would use here, and what of it lies ready."""
+"""`doctor | prepare | cache`: what each device would use here, and what of it lies ready."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import Upscaler, __version__, engines
+from .command import add_bundle_options
 from .engines.cache import EngineCache, default_directory
 from .engines.ort import version_of
 from .errors import DeviceError, MetasrganError
@@ -24,18 +25,18 @@ PACKAGES = (
 )
 
 
-def doctor(argv: list[str]) -> None:
+def doctor(argv: list[str], prog: str) -> None:
     """Print what each device would use on this machine, what is missing, and the command that would repair it."""
-    parser = _parser("doctor", doctor)
+    parser = _parser(prog, doctor)
     parser.add_argument("--json", action="store_true", help="the same for a program")
     args = parser.parse_args(argv)
     found = examine(args.bundle, args.cache_dir)
     print(json.dumps(found, indent=1) if args.json else describe(found))
 
 
-def prepare(argv: list[str]) -> None:
+def prepare(argv: list[str], prog: str) -> None:
     """Do ahead of time what the first scan would wait for: build TensorRT's engine, and keep it."""
-    parser = _parser("prepare", prepare)
+    parser = _parser(prog, prepare)
     parser.add_argument("--device", default="auto", help=f"one of {', '.join(engines.DEVICES)} (default: auto)")
     args = parser.parse_args(argv)
 
@@ -48,9 +49,9 @@ def prepare(argv: list[str]) -> None:
         print(f"{upscaler.device} is ready: {upscaler.runs_on}, in {time.perf_counter() - began:.1f} s")
 
 
-def cache(argv: list[str]) -> None:
+def cache(argv: list[str], prog: str) -> None:
     """List the engines that are kept on disk, or remove them."""
-    parser = _parser("cache", cache)
+    parser = _parser(prog, cache)
     parser.add_argument("--clear", action="store_true", help="remove them all")
     args = parser.parse_args(argv)
     kept = EngineCache(args.cache_dir or default_directory())
@@ -65,10 +66,10 @@ def cache(argv: list[str]) -> None:
         print(f"  {entry.path.name}  {entry.bytes / 1e6:,.1f} MB, used {used}: {about or 'damaged'}")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"doctor": doctor, "prepare": prepare, "cache": cache}
+COMMANDS: dict[str, Callable[[list[str], str], None]] = {"doctor": doctor, "prepare": prepare, "cache": cache}
 
 
-def examine(bundle: Path | None = None, cache_dir: Path | None = None) -> dict[str, Any]:
+def examine(bundle: str | Path | None = None, cache_dir: Path | None = None) -> dict[str, Any]:
     """All that `describe` prints. A small image goes through all devices but TensorRT, whose engine may take minutes."""
     devices: dict[str, dict[str, Any]] = {}
     for name in engines.DEVICES:
@@ -112,14 +113,14 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parser(name: str, function: Callable[[list[str]], None]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m runtime {name}", description=function.__doc__)
-    parser.add_argument("--bundle", type=Path, help="the network (default: the shipped one)")
-    parser.add_argument("--cache-dir", type=Path, help="folder of phase tables and engines (default: this user's cache)")
+def _parser(prog: str, function: Callable[[list[str], str], None]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=function.__doc__)
+    add_bundle_options(parser)
+    parser.add_argument("--cache-dir", type=Path, help="folder that keeps TensorRT's engines (default: in this user's cache)")
     return parser
 
 
-def _try(name: str, bundle: Path | None, cache_dir: Path | None) -> str:
+def _try(name: str, bundle: str | Path | None, cache_dir: Path | None) -> str:
     if name == "tensorrt":
         from .engines import cuda, ort, tensorrt
 

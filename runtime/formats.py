@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from . import images, itk, volume
-from .errors import InputFileError, MetasrganError, OutputFileError
-from .inputs import library
+from .errors import InputFileError, OutputFileError
 
 Kind = Literal["nifti", "itk", "dicom", "picture"]
 
@@ -51,11 +51,8 @@ def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:
 
 
 def dicom() -> Any:
-    """The module that reads and writes DICOM. Raises MetasrganError where its extra is not installed."""
-    try:
-        return library(f"{__package__}.dicom", "dicom", "DICOM")
-    except InputFileError as error:
-        raise MetasrganError(str(error)) from None
+    """The module that reads and writes DICOM. Raises MetasrganError where pydicom is not installed."""
+    return importlib.import_module(f"{__package__}.dicom")
 
 
 def suffix(path: Path) -> str:
@@ -66,7 +63,10 @@ def suffix(path: Path) -> str:
 
 
 def check_becomes(path: Path, source: Kind, out: Path) -> None:
-    """Raise OutputFileError where an input cannot be written as what the output's name says."""
+    """Raise OutputFileError where an input cannot be written as what the output's name says.
+
+    Raises MetasrganError where the library that writes it is missing.
+    """
     becomes = _by_name(out)
     if source == "picture":
         if becomes not in ("picture", None):

@@ -57,10 +57,10 @@ def unreadable(path: Any, kind: str, why: str) -> InputFileError:
     return InputFileError(f"{path} is not a readable {kind}, or is truncated ({why}): copy it again")
 
 
-def library(module: str, extra: str, purpose: str) -> Any:
-    """An imported module of an extra. Raises MetasrganError, with the command that installs it, where it is not there."""
+def library(module: str, purpose: str) -> Any:
+    """An imported optional library. Raises MetasrganError, with the command that installs it, where it is not there."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         missing = error.name or module
-        raise MetasrganError(f"{purpose} needs {missing}: pip install 'metasrgan-edge[{extra}]'") from None
+        raise MetasrganError(f"{purpose} needs {missing}: pip install {missing.partition('.')[0]}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,47 +11,125 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .errors import ImageError
 
-_TAIL_PERCENT = 0.1  # a few hot voxels must not darken everything else
+_TAIL_PERCENT = 0.1  # a few odd voxels must not darken or flatten everything else
+_DARKER, _BRIGHTER = 0.75, 20.0  # times white less black: how far a value may lie beyond black, and beyond white
+_BOTTOM = 0.01  # of the values: so many that are black itself are the background, and nothing is darker
+_FILL_GAP = 1.5  # times the range of all other values: how far a fill value lies from them
 _LARGEST_FLOAT, _LARGEST_INTEGER = float(np.finfo(np.float32).max), 2**53  # what float32 and float64 can carry through
 
 
 @dataclass(frozen=True)
 class Intensity:
-    """`black` becomes 0 and `white` becomes 1; an output never leaves the input's own range [low, high]."""
+    """`black` becomes 0 and `white` becomes 1; an output never leaves the input's own range [low, high].
+
+    Values beyond `floor` and `ceiling`, and NaN, are set aside: padding, fill values, dead voxels. There are `aside` of them.
+    They count as black, and `put_back` gives the output their own values.
+    """
 
     low: float
     high: float
     black: float
     white: float
+    floor: float = -np.inf
+    ceiling: float = np.inf
+    aside: int = 0
 
     @classmethod
-    def of(cls, volume: NDArray[Any], inverted: bool = False) -> Intensity:
-        """The range of an array of any shape; `inverted` where larger numbers stand for darker pixels.
+    def of(cls, volume: NDArray[Any], inverted: bool = False, nan: bool = False) -> Intensity:
+        """The range of an array of any shape; `inverted` if larger numbers are darker; `nan` if NaN may stand for no value.
 
-        Raises ImageError for NaN or infinity, and says where it is, and for values too large to be computed with.
+        Raises ImageError for other NaN and for infinity, and says where, and for values too large to be computed with.
         """
-        if volume.dtype.kind == "f" and not np.isfinite(volume).all():
-            where = tuple(int(k) for k in np.argwhere(~np.isfinite(volume))[0])
-            raise ImageError(f"the value at index {where} is {volume[where]}: replace NaN and infinity before upscaling")
-        low, high = volume.min().item(), volume.max().item()
+        values = volume.ravel("K")
+        if volume.dtype.kind == "f":
+            bad = ~np.isfinite(volume) & ~(np.isnan(volume) & nan)
+            if bad.any():
+                where = tuple(int(k) for k in np.argwhere(bad)[0])
+                raise ImageError(f"the value at index {where} is {volume[where]}: replace NaN and infinity before upscaling")
+            values = values[~np.isnan(values)] if nan else values
+        if not values.size:
+            raise ImageError("all values are NaN: there is nothing to upscale")
+        values, ends = _without_fill(values)
+        lowest, highest = values.min().item(), values.max().item()
         limit = _LARGEST_FLOAT if volume.dtype.kind == "f" else _LARGEST_INTEGER
-        if max(-low, high) > limit:
-            raise ImageError(f"values from {low} to {high} go beyond ±{limit:g}, where digits are lost: divide them first")
-        low, high = float(low), float(high)
-        tail = np.percentile(volume.astype(exact_float(volume.dtype)), _TAIL_PERCENT if inverted else 100 - _TAIL_PERCENT)
-        black, white = (high, low) if inverted else (low, high)
-        return cls(low, high, black, float(tail) if tail != black else white)
+        if max(-lowest, highest) > limit:
+            raise ImageError(
+                f"values from {lowest} to {highest} go beyond ±{limit:g}, where digits are lost: divide them first"
+            )
+        low, high = float(lowest), float(highest)
+        black, white = ends if ends[0] < ends[1] else (low, high)
+        black, white = (white, black) if inverted else (black, white)
+        darker = 0.0 if np.count_nonzero(values == black) > _BOTTOM * values.size else _DARKER
+        fences = black - (white - black) * darker, white + (white - black) * _BRIGHTER
+        floor, ceiling = min(fences), max(fences)
+        aside = volume.size - values.size
+        if low < floor or high > ceiling:
+            inside = values[(values >= floor) & (values <= ceiling)]
+            aside += values.size - inside.size
+            low, high = float(inside.min()), float(inside.max())
+        return cls(low, high, black, white, floor, ceiling, aside)
+
+    def is_aside(self, image: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where an image has values that are set aside."""
+        return ~((image >= self.floor) & (image <= self.ceiling))
+
+    @property
+    def said(self) -> str:
+        """One line about the values that are set aside; nothing if there are none."""
+        if not self.aside:
+            return ""
+        return (
+            f"{self.aside:,} values are NaN or beyond {self.floor:g} to {self.ceiling:g}, far from all others: "
+            "they are kept as they are, and do not count for black and white"
+        )
 
     def normalise(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Any real dtype → float32 with black at 0 and white at 1; a constant image becomes 0."""
+        if self.aside:
+            image = np.where(self.is_aside(image), image.dtype.type(self.black), image)
         unit: NDArray[Any] = (image.astype(exact_float(image.dtype)) - self.black) / ((self.white - self.black) or 1.0)
         return unit.astype(np.float32, copy=False)
+
+    def put_back(
+        self,
+        out: NDArray[Any],
+        image: NDArray[Any],
+        sources: Sequence[NDArray[np.int64]],
+        stored: Callable[[NDArray[Any]], NDArray[Any]] = lambda values: values,
+    ) -> None:
+        """Give the values of `image` that are set aside, as they are `stored`, to all pixels of `out` whose source they are.
+
+        `sources` are the source pixels of each axis of `out`.
+        """
+        for row, source in enumerate(sources[0] if self.aside else ()):
+            values = image[source][np.ix_(*sources[1:])]
+            np.copyto(out[row], to_dtype(stored(values), out.dtype), where=self.is_aside(values))
 
     def restore(self, unit: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
         """The inverse, clipped to [low, high], in `dtype`; integers are rounded and clipped, never wrapped."""
         dtype = np.dtype(dtype)
         grey = unit.astype(exact_float(dtype)) * (self.white - self.black) + self.black
         return to_dtype(np.clip(grey, self.low, self.high, out=grey), dtype)
+
+
+def _without_fill(values: NDArray[Any]) -> tuple[NDArray[Any], list[float]]:
+    """Values (n,) without fill values, and the ends of their range.
+
+    A fill value is frequent, not 0, and far from all others.
+    """
+
+    def ends() -> list[float]:
+        near = np.percentile(values.astype(exact_float(values.dtype)), [_TAIL_PERCENT, 100 - _TAIL_PERCENT])
+        return [float(end) for end in near]
+
+    count, found = values.size, ends()
+    for end, extreme in zip(found, (values.min(), values.max())):
+        if end == extreme != 0:
+            rest = values[values != extreme]
+            low, high = (float(rest.min()), float(rest.max())) if rest.size else (0.0, 0.0)
+            if min(abs(float(extreme) - low), abs(float(extreme) - high)) > _FILL_GAP * (high - low) > 0:
+                values = rest
+    return values, ends() if values.size < count else found
 
 
 def exact_float(dtype: np.dtype[Any]) -> np.dtype[np.floating[Any]]:
@@ -80,12 +159,18 @@ def to_dtype(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
 
 def real_array(image: ArrayLike) -> NDArray[Any]:
     """`image` as an array of real numbers in native byte order. Raises ImageError for anything else."""
+    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+        raise ImageError("the image is a masked array: give it with its masked values filled, .filled(0)")
     try:
         array = np.asarray(image)
     except ValueError as error:
         raise ImageError(f"the image is no array ({error}): give rows of equal length") from None
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
+    if array.dtype.names:
+        raise ImageError(
+            f"its voxels have the parts {', '.join(array.dtype.names)} (colour, or vectors): give one grey channel"
+        )
     if array.dtype.kind not in "iuf":
         raise ImageError(f"pixels of type {array.dtype} cannot be upscaled: give integers or floats")
     if not array.size:

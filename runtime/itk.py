@@ -1,4 +1,4 @@
-"""NRRD and MetaImage through SimpleITK, the `[formats]` extra, as NIfTI images: ITK's LPS millimetres ↔ NIfTI's RAS.
+"""NRRD and MetaImage through SimpleITK, an optional library, as NIfTI images: ITK's LPS millimetres ↔ NIfTI's RAS.
 
 What the two formats hold beyond pixels and their place (names, comments, a scanner's fields) is not carried over.
 """
@@ -35,9 +35,10 @@ def is_itk(path: Path) -> bool:
 
 
 def check_writable_as(path: Path) -> None:
-    """Raise OutputFileError for a name that would be two files."""
+    """Raise OutputFileError for a name that would be two files, MetasrganError where SimpleITK is missing."""
     if path.suffix.lower() not in WRITTEN:
         raise OutputFileError(f"{path} would be two files, of which one may be lost: write {' or '.join(WRITTEN)}")
+    _simple_itk()
 
 
 def files_of(path: Path) -> list[Path]:
@@ -185,7 +186,7 @@ def _fields(start: bytes, nrrd: bool) -> tuple[dict[str, str], int]:
 
 
 def _simple_itk() -> Any:
-    return library("SimpleITK", "formats", "NRRD or MetaImage")
+    return library("SimpleITK", "NRRD or MetaImage")
 
 
 def _last_line(error: RuntimeError) -> str:

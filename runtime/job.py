@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
+from PIL import Image
 
-from . import __version__, formats, headers, images, record, sizes, volume
+from . import __version__, formats, headers, images, preview, record, sizes, volume
 from .errors import ImageError, InputFileError, OutputFileError, reason
+from .files import check_output, draft
 from .intensity import to_dtype
 from .sizes import Size
 from .upscaler import GRAIN, Upscaler
@@ -35,6 +38,7 @@ class Request:
     resume: bool = False  # leave alone what is done already
     deterministic: bool = False
     anonymous: bool = False
+    preview: bool = False
 
     def options(self, task: Task) -> dict[str, Any]:
         """All of it that the output's values depend on, as a record holds it."""
@@ -52,6 +56,11 @@ class Task:
     source: Path
     output: Path
     series: int | None = None
+
+    @property
+    def preview(self) -> Path:
+        """Where the output's preview goes, where one is asked for."""
+        return self.output.with_name(f"{self.output.name.removesuffix(formats.suffix(self.output))}_preview.png")
 
     @property
     def name(self) -> str:
@@ -94,6 +103,7 @@ class _Made:
     save: Callable[[record.Record, bool], Any] | None = None  # as a folder, with its record
     spacing_in: tuple[float, ...] = ()
     spacing_out: tuple[float, ...] = ()
+    preview: Image.Image | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -101,9 +111,6 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     """Upscale one input. Raises MetasrganError or OSError, and has then written nothing."""
     began = time.perf_counter()
     kind = formats.kind(task.source)
-    formats.check_becomes(task.source, kind, task.output)
-    if task.source.is_dir() and task.output.absolute().is_relative_to(task.source.absolute()):
-        raise OutputFileError(f"{task.output} would lie within its own input: name another place")
     made_of = {
         "bundle": {"sha256": upscaler.bundle.sha256},
         "input": _input(task, request),
@@ -129,22 +136,29 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
         content["seconds"] = round(seconds, 3)
     if moment := record.time_stamp(request.deterministic):
         content["time"] = moment
-    if made.write:
-        record.write_with(task.output, made.write, content, request.overwrite)
-    elif made.save:
-        save = made.save
-        record.write_around(task.output, lambda again: save(content, again), content, request.overwrite)
-    return Result(task, "done", made.shape_in, made.shape_out, made.scales, runs_on(upscaler), seconds, notes=made.notes)
+    with _previewed(task, made.preview, request.overwrite):
+        if made.write:
+            record.write_with(task.output, made.write, content, request.overwrite)
+        elif made.save:
+            save = made.save
+            record.write_around(task.output, lambda again: save(content, again), content, request.overwrite)
+    notes = (*made.notes, f"preview: {task.preview}") if made.preview else made.notes
+    return Result(task, "done", made.shape_in, made.shape_out, made.scales, runs_on(upscaler), seconds, notes=notes)
 
 
 def check(task: Task, request: Request) -> None:
-    """Raise OutputFileError, before any work is done, where the output cannot be written."""
+    """Raise MetasrganError, before any work is done, where the input cannot become the output, or that cannot be written."""
+    formats.check_becomes(task.source, formats.kind(task.source), task.output)
+    if task.source.is_dir() and task.output.absolute().is_relative_to(task.source.absolute()):
+        raise OutputFileError(f"{task.output} would lie within its own input: name another place")
     if request.resume and os.path.lexists(task.output) and not (request.overwrite or record.is_unfinished(task.output)):
         raise OutputFileError(
             f"{task.output} exists already, and by its record it is not what this would make, or has changed since: "
             "name another place, or allow replacing it (--force)"
         )
     record.check(task.output, request.overwrite)
+    if request.preview:
+        check_output(task.preview, request.overwrite)
 
 
 def runs_on(upscaler: Upscaler) -> str:
@@ -186,7 +200,7 @@ def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request
         upscaler.slices,
         image,
         request.size,
-        axis=axis,
+        axis=request.axis,
         dtype=request.dtype,
         acquired=request.acquired,
         noise=request.noise,
@@ -194,6 +208,7 @@ def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request
         header=series.acquired if series else headers.beside(task.source, image.shape),
         progress=progress,
     )
+    shown = preview.of_volume(image, result, axis, scales) if request.preview else None
     line = acquired.said(image.shape[:3])
     if request.anonymous:
         _make_anonymous(result)
@@ -226,6 +241,7 @@ def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request
         save,
         _millimetres(image),
         _millimetres(result),
+        shown,
         (line, *acquired.notes, *(series.notes if series else ())),
     )
 
@@ -242,12 +258,27 @@ def _picture(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Reques
     planes = np.moveaxis(pixels, -1, 0) if colour else pixels  # a picture's colours share one intensity range
     scales = request.size.in_slice(planes.shape[-2:])
     acquired = upscaler.measure(planes, acquired=request.acquired, noise=request.noise)
-    result = to_dtype(upscaler(planes, scales, acquired=acquired, grain=request.grain), dtype)
+    result = to_dtype(upscaler(planes, scales, acquired=acquired, grain=request.grain, progress=progress), dtype)
+    shown = preview.of_planes(planes, result, scales, colour) if request.preview else None
     result = np.ascontiguousarray(np.moveaxis(result, 0, -1)) if colour else result
     write = images.writer(task.output, result, colour)
     shape = planes.shape[-2:]
-    notes = (acquired.said(shape), *acquired.notes)
-    return _Made(pixels.shape, result.shape, scales, str(dtype), acquired.plain(shape), write, notes=notes)
+    mask = ("a mask of true and false: nearest neighbour, the network was not used",)
+    notes = mask if pixels.dtype == bool else (acquired.said(shape), *acquired.notes)
+    return _Made(pixels.shape, result.shape, scales, str(dtype), acquired.plain(shape), write, preview=shown, notes=notes)
+
+
+@contextlib.contextmanager
+def _previewed(task: Task, picture: Image.Image | None, overwrite: bool) -> Iterator[None]:
+    """Write a preview before the output, and give it its name afterwards, so that there is none of an output that failed."""
+    if picture is None:
+        yield
+        return
+    with draft(task.preview, overwrite) as new:
+        picture.save(new.file, "PNG")
+        new.finish()
+        yield
+        new.publish()
 
 
 def _series(task: Task) -> Any:
@@ -292,4 +323,4 @@ def _make_anonymous(image: Any) -> None:
 
 
 def _millimetres(image: Any) -> tuple[float, ...]:
-    return tuple(round(float(z) * volume.millimetres(image), 6) for z in image.header.get_zooms()[:3])
+    return tuple(round(size * volume.millimetres(image), 6) for size in volume.voxel_size(image))

@@ -48,7 +48,8 @@ def of(
         return matrix
     axes = [axis % data.ndim for axis in axes]
     asked = _asked(matrix, axes, data.shape)
-    bands, sources, notes = [Band()] * data.ndim, [], []
+    bands, sources = [Band()] * data.ndim, []
+    notes = [intensity.said] if intensity.aside else []
     slices = list(_slices(data, (axes[0], axes[1]), intensity))
     found = [] if matrix == "stored" else [*spectrum.bands(slices)]
     if found and len(axes) > 2:

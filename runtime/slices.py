@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
@@ -81,6 +82,10 @@ class Slices:
         if grain:
             sr += np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
         return intensity.restore(sr, dtype)
+
+    def sources(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[NDArray[np.int64]]:
+        """The input pixel that each output pixel lies in, for each axis of an array of `shape`."""
+        return [grid.project(n, r, self.model.projection).source for n, r in zip(shape, scales)]
 
     def encode(self, unit: Float, acquired: Acquired) -> Encoded:
         """A slice (H, W), black 0 and white 1, whose responses are kept for `render`."""

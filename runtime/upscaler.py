@@ -118,7 +118,7 @@ class Upscaler:
         """Upscale a slice (H, W), or the slices of one volume (N, H, W) with one intensity range, to float32 in its units.
 
         `scale` is one number for both axes or (rows, columns), and gives H·p // q rows for p/q; `shape` is the exact
-        output size instead. The output keeps within the input's own range.
+        output size instead. The output keeps within the input's own range. A mask of bools is enlarged by nearest neighbour.
 
         `acquired` is the matrix that the scanner measured, (rows, columns), where the stored one is larger by zero filling;
         "auto" estimates it from the spectrum, "stored" takes the whole matrix as measured. `noise` is σ as a part of white
@@ -130,6 +130,10 @@ class Upscaler:
         """
         array = _checked(image, (2, 3))
         scales = resolve_scales(array.shape[-2:], scale, shape)
+        sources = self.slices.sources(array.shape[-2:], scales)
+        if getattr(image, "dtype", None) == bool:  # a mask has nothing between true and false
+            rows, cols = np.ix_(*sources)
+            return array[..., rows, cols].astype(np.float32)
         out = allocate((*array.shape[:-2], *output_shape(array.shape[-2:], scales)), np.float32)
         intensity = Intensity.of(array)
         measured = measure.of(array, (-2, -1), intensity, acquired, noise).along(-2, -1)
@@ -137,6 +141,7 @@ class Upscaler:
         indices = list(np.ndindex(array.shape[:-2]))
         for done, index in enumerate(indices, 1):
             out[index] = self.slices.upscale(array[index], intensity, scales, np.float32, measured, grain)
+            intensity.put_back(out[index], array[index], sources)
             if progress:
                 progress(done, len(indices))
         return out
@@ -154,7 +159,7 @@ class Upscaler:
         array = _checked(image, (2,))
         intensity = Intensity.of(array)
         measured = measure.of(array, (-2, -1), intensity, acquired, noise).along(-2, -1)
-        return View(self.slices, intensity, self.slices.encode(intensity.normalise(array), measured))
+        return View(self.slices, array, intensity, self.slices.encode(intensity.normalise(array), measured))
 
     def volume(
         self,
@@ -199,7 +204,8 @@ class Upscaler:
 class View:
     """An encoded slice: it keeps 164 bytes for each acquired pixel. `acquired` is what was measured of it."""
 
-    def __init__(self, slices: Slices, intensity: Intensity, encoded: Encoded) -> None:
+    def __init__(self, slices: Slices, image: NDArray[Any], intensity: Intensity, encoded: Encoded) -> None:
+        self._image = image if intensity.aside else image[:0]
         self.shape, self.acquired = encoded.unit.shape, encoded.acquired
         self._slices, self._intensity, self._encoded = slices, intensity, encoded
         self._lacks: BoundedCache[Float] = BoundedCache(_LACKS)
@@ -229,12 +235,15 @@ class View:
             )
             part = slice(top, top + height), slice(left, left + width)
             sr += np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
-        return self._intensity.restore(sr, np.float32)
+        out: Float = self._intensity.restore(sr, np.float32)
+        rows, cols = slices.sources(self.shape, scales)
+        self._intensity.put_back(out, self._image, (rows[top : top + height], cols[left : left + width]))
+        return out
 
 
 def open_bundle(bundle: str | Path | None) -> Bundle:
     """A shipped bundle by its model's name (default: the first of `MODELS`), or the bundle at a path. Raises BundleError."""
-    name = bundle or MODELS[0]
+    name = MODELS[0] if bundle is None else bundle
     if name in MODELS:
         with resources.as_file(resources.files(__package__).joinpath(f"{name}.bundle")) as path:
             return Bundle.read(path)

@@ -18,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 
 from . import grid, measure, sizes, through_plane
-from .acquired import Acquired
+from .acquired import Acquired, Band
 from .errors import ImageError, InputFileError, OutputFileError, ScaleError, reason
 from .files import write_atomically
 from .inputs import believe, unreadable
@@ -30,6 +30,9 @@ from .slices import Slices, check_slice_shape
 
 SUFFIXES = (".nii.gz", ".nii")
 _KIND = "NIfTI file"
+_AGREE = 1e-3  # of a voxel's length
+_DIFFER = 2.0  # times: volumes of a 4-D file whose ranges differ more have each its own
+_TIMES = ("sec", "msec", "usec")
 _MILLIMETRES = {"mm": 1.0, "micron": 0.001, "meter": 1000.0, "unknown": 1.0}
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, ValueError, EOFError, zlib.error, OverflowError, MemoryError)
 
@@ -98,11 +101,23 @@ def stored(image: Any) -> tuple[NDArray[Any], float, float]:
 
 def slice_axis(image: Any) -> int:
     """The array axis across which slices lie: the last of those with one slice, else the last of the thickest (to 1 %)."""
-    zooms = np.asarray(image.header.get_zooms()[:3], dtype=float)
+    zooms = np.asarray(voxel_size(image))
     if not np.isfinite(zooms).all():
         raise ImageError(f"the voxel spacing is {tuple(zooms.tolist())} mm: repair the header's pixdim, or choose the axis")
     single = [k for k in range(len(zooms)) if image.shape[k] == 1]
     return max(single or (k for k in range(len(zooms)) if zooms[k] * 1.01 >= zooms.max()))
+
+
+def voxel_size(image: Any) -> tuple[float, ...]:
+    """The length of a voxel along each of up to three axes, in the header's unit.
+
+    It is that of the affine, which places the voxels. `pixdim`, which many tools forget, is its short form where both agree.
+    """
+    lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
+    return tuple(
+        float(said) if abs(length - said) <= _AGREE * length else float(f"{length:.6g}")
+        for length, said in zip(lengths, image.header.get_zooms()[:3])
+    )
 
 
 def millimetres(image: Any) -> float:
@@ -115,7 +130,7 @@ def millimetres(image: Any) -> float:
 
 def scales_of(image: Any, size: Size, axis: int) -> AxisScales:
     """The exact scales that a size asked for means for an image whose slices lie across `axis`."""
-    zooms = [float(z) for z in image.header.get_zooms()[:3]]
+    zooms = voxel_size(image)
     in_mm = size.isotropic or size.spacing is not None
     spacing = exact_spacing([*zooms, 1.0][:3], millimetres(image)) if in_mm else (Fraction(1),) * 3
     return size.in_volume(image.shape[:3], spacing, axis)
@@ -161,27 +176,29 @@ def upscale(
     out_header = _header(image, shape_out, target, by_axis)
 
     out = allocate(shape_out, target, order="F")  # NIfTI's own order
-    intensity = Intensity.of(data, inverted=slope < 0)
     keep_slope = dtype is None or (slope, inter) == (1, 0)
+
+    def real(values: NDArray[Any]) -> NDArray[Any]:
+        return values if keep_slope else values * slope + inter
+
+    def finished(pixels: NDArray[Any], found: Acquired) -> tuple[Any, Acquired]:
+        upscaled = type(image)(pixels, out_header.get_best_affine(), out_header)
+        upscaled.header.set_slope_inter(*((slope, inter) if keep_slope else (1, 0)))
+        return upscaled, found
+
+    if _is_label(image):
+        first, second, third = np.ix_(*slices.sources((*data.shape, 1)[:3], by_axis))
+        whole = data if data.ndim > 2 else data[..., None]
+        out[...] = to_dtype(real(whole[first, second, third]), target).reshape(shape_out)
+        note = "labels, by the header's intent: nearest neighbour, the network was not used"
+        return finished(out, Acquired((Band(),) * data.ndim, notes=(note,)))
+
     scales = (by_axis[in_plane[0]], by_axis[in_plane[1]])
     through, within = by_axis[axis] != 1, set(scales) != {1} or by_axis[axis] == 1
     looked_at = (*in_plane, axis) if through else tuple(in_plane)
-    measured = measure.of(data, looked_at, intensity, acquired, noise, header)
-    of_slice = measured.along(*in_plane)
     grain = measure.checked_grain(grain)
-
-    def computed(image: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
-        return slices.upscale(image, intensity, scales, dtype, of_slice, grain)
-
-    def finished(image: NDArray[Any]) -> NDArray[Any]:
-        if keep_slope:
-            return computed(image, target) if within else to_dtype(image, target)
-        stored = computed(image, np.float64) if within else image
-        return to_dtype(stored * slope + inter, target)
-
-    volumes = list(np.ndindex(data.shape[3:]))
     planes = through_plane.planes(data.shape[:3], axis) if through else 0
-    total = len(volumes) * (planes + (shape_out[axis] if data.ndim > 2 else 1))
+    total = math.prod(data.shape[3:]) * (planes + (shape_out[axis] if data.ndim > 2 else 1))
     done = 0
 
     def step() -> None:
@@ -190,17 +207,57 @@ def upscale(
         if progress:
             progress(done, total)
 
-    for index in volumes:
-        one, result = data[(..., *index)] if index else data, out[(..., *index)] if index else out
-        if through:
-            one = through_plane.upscale(slices, one, axis, by_axis[axis], intensity, measured, step)
-        stack, targets = (np.moveaxis(array, in_plane, (-2, -1)) for array in (one, result))
-        for k in np.ndindex(stack.shape[:-2]):
-            targets[k] = finished(stack[k])
-            step()
-    upscaled = type(image)(out, out_header.get_best_affine(), out_header)
-    upscaled.header.set_slope_inter(*((slope, inter) if keep_slope else (1, 0)))
-    return upscaled, measured
+    def upscale_range(data: NDArray[Any], out: NDArray[Any], intensity: Intensity) -> Acquired:
+        """Volumes that share one range."""
+        measured = measure.of(data, looked_at, intensity, acquired, noise, header)
+        of_slice = measured.along(*in_plane)
+
+        def computed(image: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+            return slices.upscale(image, intensity, scales, dtype, of_slice, grain)
+
+        def stored_slice(image: NDArray[Any]) -> NDArray[Any]:
+            if keep_slope:
+                return computed(image, target) if within else to_dtype(image, target)
+            return to_dtype(real(computed(image, np.float64) if within else image), target)
+
+        for index in np.ndindex(data.shape[3:]):
+            one, result = data[(..., *index)], out[(..., *index)]
+            thin = through_plane.upscale(slices, one, axis, by_axis[axis], intensity, measured, step) if through else one
+            stack, targets = (np.moveaxis(array, in_plane, (-2, -1)) for array in (thin, result))
+            for k in np.ndindex(stack.shape[:-2]):
+                targets[k] = stored_slice(stack[k])
+                step()
+            intensity.put_back(result, one, slices.sources(one.shape, by_axis), real)
+        return measured
+
+    found = []
+    for index, intensity in _ranges(image, data, slope < 0).items():
+        part: Any = (..., *index)
+        found.append(upscale_range(data[part], out[part], intensity))
+    return finished(out, found[0])
+
+
+def _is_label(image: Any) -> bool:
+    """Whether numbers are names, with nothing between them. Raises ImageError for vectors."""
+    intent = image.header.get_intent()[0]
+    if "vector" in intent or intent.startswith("displacement"):
+        raise ImageError(f"the header's intent is {intent!r}: a network for images would change vectors, resample them instead")
+    return bool(intent == "label")
+
+
+def _ranges(image: Any, data: NDArray[Any], inverted: bool) -> dict[tuple[int, ...], Intensity]:
+    """The intensity range of everything, by the index (), or of each volume, by its own index.
+
+    A time series has one range. Volumes of other contrasts have each their own.
+    """
+    together: dict[tuple[int, ...], Intensity] = {(): Intensity.of(data, inverted, nan=True)}
+    if data.ndim < 4 or image.header.get_xyzt_units()[1] in _TIMES:
+        return together
+    each: dict[tuple[int, ...], Intensity] = {
+        index: Intensity.of(data[(..., *index)], inverted, nan=True) for index in np.ndindex(data.shape[3:])
+    }
+    widths = [abs(one.white - one.black) for one in each.values()]
+    return each if max(widths) > _DIFFER * min(widths) else together
 
 
 def reopened(image: Any) -> Any:
@@ -255,7 +312,10 @@ def _header(image: Any, shape: tuple[int, ...], dtype: np.dtype[Any], scales: Ax
             raise ValueError("it names no place in space")
         header.set_qform(qform, codes["qform"])
         header.set_sform(sform, codes["sform"])
-        header["pixdim"][1:4] = image.header["pixdim"][1:4] / np.array([float(r) for r in scales], np.float32)
+        old = image.header["pixdim"][1:4].copy()
+        if not codes["qform"]:  # which is of pixdim
+            old[: len(image.shape)] = voxel_size(image)
+        header["pixdim"][1:4] = old / np.array([float(r) for r in scales], np.float32)
     except (HeaderDataError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         raise ImageError(
             f"the header cannot describe the upscaled volume {shape} ({reason(error)}): "

@@ -1,4 +1,4 @@
-"""`python -m train`: train a network on folders of MR slices or volumes, as a configuration says."""
+"""Train a network on folders of MR slices or volumes, as a configuration says."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from runtime import command
 
 
-def main(argv: list[str] | None = None) -> int:
-    return command.run(lambda: _train(argv))
+def main(argv: list[str] | None = None, prog: str = "python -m train") -> int:
+    return command.run(lambda: _train(argv, prog))
 
 
-def _train(argv: list[str] | None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+def _train(argv: list[str] | None, prog: str) -> None:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     add = parser.add_argument
     add("--config", metavar="NAME", help="a .toml file, or the name of one in train/configs (default: fidelity)")
     add("--data", type=Path, help="folder of image slices or NIfTI volumes, for every stage that names none")

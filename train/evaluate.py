@@ -1,4 +1,4 @@
-"""`python -m train.evaluate`: how bundles and checkpoints compare with bicubic interpolation, by input, scale, noise and
+"""How bundles and checkpoints compare with bicubic interpolation, by input, scale, noise and
 subject; with --out also as JSON and in pictures. --real and --discs measure what such scores do not show.
 """
 
@@ -135,8 +135,8 @@ def evaluate(
     return report.Results(tuple(inputs), tuple(scales), tuple(models), tuple(measures), counts, scores, estimates)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=__doc__)
+def main(argv: list[str] | None = None, prog: str = "python -m train.evaluate") -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="folder of volumes or slices that nothing was trained on")
     add("--subject", metavar="REGEX", help="what in a file's path is its subject (default: a BIDS label, folders, or names)")
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, metavar="FOLDER", help="folder for results.md, results.json and pictures")
     add("--force", action="store_true", help="replace files in --out")
     args = parser.parse_args(argv)
-    called = shlex.join(["python", "-m", "train.evaluate", *(sys.argv[1:] if argv is None else argv)])
+    called = shlex.join([*prog.split(), *(sys.argv[1:] if argv is None else argv)])
     return command.run(lambda: _evaluate(args, called))
 
 

@@ -1,13 +1,10 @@
-"""DICOM in and out: series found by their geometry, and derived series written. Needs the extra `[dicom]`."""
+"""DICOM in and out: series found by their geometry, and derived series written. Needs pydicom."""
 
-from ..errors import InputFileError
+from ..inputs import library
 
-try:
-    import pydicom  # noqa: F401
-except ModuleNotFoundError:
-    raise InputFileError("DICOM needs pydicom: pip install 'metasrgan-edge[dicom]'") from None
+library("pydicom", "DICOM")
 
-from .derive import WRITTEN, datasets, save
-from .series import Series, find_series, series_of
+from .derive import WRITTEN, datasets, save  # noqa: E402
+from .series import Series, find_series, series_of  # noqa: E402
 
 __all__ = ["WRITTEN", "Series", "datasets", "find_series", "save", "series_of"]

@@ -236,7 +236,7 @@ def open_driver(index: int = 0) -> Driver:
             raise
         except Exception as error:  # what each of them raises where it cannot load the driver is its own
             raise DeviceError(f"the NVIDIA driver does not work ({reason(error)})", "nvidia-smi should say why") from error
-    raise DeviceError("neither pycuda nor cuda-bindings is installed", "pip install 'metasrgan-edge[gpu]', or use device 'cpu'")
+    raise DeviceError("neither pycuda nor cuda-bindings is installed", "pip install cuda-bindings, or use device 'cpu'")
 
 
 class PyCuda:

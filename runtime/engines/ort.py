@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # with one import name: the last one installed wins, to remove one breaks both
-INSTALL = "pip install 'metasrgan-edge[cpu]', or 'metasrgan-edge[gpu]' for an NVIDIA GPU"
+INSTALL = "pip install onnxruntime, or onnxruntime-gpu for an NVIDIA GPU"
 REPAIRS = {
     "cuda": "pip install 'onnxruntime-gpu[cuda,cudnn]'",  # CUDA's and cuDNN's libraries, where the system has none that fit
-    "tensorrt": "pip install 'metasrgan-edge[tensorrt]'",
+    "tensorrt": "pip install tensorrt-rtx",
 }
 REINSTALL = f"pip uninstall onnxruntime onnxruntime-gpu, then {INSTALL}"
 
@@ -110,7 +110,7 @@ class OnnxTrunk:
         except Exception as error:  # ONNX Runtime has no base class for its own
             raise _failure(f"{what} does not work here", error) from error
         if session.get_providers()[0] != provider:  # it falls back with a line in its log only
-            raise DeviceError(f"{what} is there, but was not used", "python -m runtime doctor")
+            raise DeviceError(f"{what} is there, but was not used", "metasrgan doctor")
         return cls(device, session, half, f"{what}, {'float16' if half else 'float32'}")
 
     def run(self, image: Array, told: Array | None, responses: Array) -> None:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MODULES = ("tensorrt", "tensorrt_rtx")
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0))  # that TensorRT for RTX builds for ahead of time
 PORTABLE = "any of " + ", ".join(f"{major}.{minor}" for major, minor in CAPABILITIES)
-INSTALL = "pip install 'metasrgan-edge[tensorrt]'"
+INSTALL = "pip install tensorrt-rtx"
 
 
 def load_library(names: tuple[str, ...] = MODULES) -> Any:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -81,8 +85,10 @@ def test_side_by_side_takes_turns_and_repeats_what_is_short() -> None:
     calls: list[str] = []
     ways = {"a": lambda: calls.append("a"), "b": lambda: (calls.append("b"), time.sleep(0.02))}
     taken = measure.side_by_side(ways, rounds=3, least_s=0.02)
-    assert {name: len(times) for name, times in taken.items()} == {"a": 3, "b": 3}
-    assert 0.02 <= min(taken["b"]) < 0.1
+    assert list(taken) == ["a", "b"]
+    assert taken["a"] < 0.02 <= taken["b"]
+    turns = "".join(name for name, _ in itertools.groupby(calls))
+    assert turns == "ab" * 4
     assert calls.count("b") == 4
     assert calls.count("a") > 100  # some 0.1 µs each
 
@@ -102,3 +108,31 @@ def test_a_run_becomes_a_page_and_a_plot(tmp_path: Path) -> None:
     assert "| ×2.1 | 100 ms | 2 ms | 2.0 % | – | 100 ms |" in page
     assert measure.processor() in page
     assert (tmp_path / "box.svg").read_text().count("<svg") == 1
+
+
+@pytest.mark.parametrize("failures", [0, 2, 3])
+def test_a_gate_fails_where_all_three_tries_do(record: measure.Record, failures: int) -> None:
+    tries: list[str] = []
+
+    @measure.gate
+    def measures(record: measure.Record, way: str) -> None:
+        tries.append(way)
+        record.add("time", attempt=len(tries))
+        assert len(tries) > failures
+
+    outcome = pytest.raises(AssertionError) if failures == 3 else contextlib.nullcontext()
+    with outcome:
+        measures(record=record, way="stage")
+    assert len(tries) == min(failures + 1, 3)
+    assert [fact["attempt"] for fact in record.facts] == [len(tries)]
+
+
+@pytest.mark.parametrize(
+    ("options", "timed", "slow"), [((), False, False), (("--gate",), True, False), (("--full",), True, True)], ids=str
+)
+def test_time_is_measured_only_where_it_is_asked_for(options: tuple[str, ...], timed: bool, slow: bool) -> None:
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q", *options]
+    names = subprocess.run(command, cwd=rows.ROOT, capture_output=True, text=True, check=True).stdout
+    assert "test_bytes" in names
+    assert ("test_gates.py::test_a_slow_down_is_noticed" in names) == ("test_gates.py" in names) == timed
+    assert ("test_volume" in names) == ("test_memory[512]" in names) == slow

@@ -115,6 +115,7 @@ def test_outputs_in_another_format_and_into_a_folder_that_is_there(scans: list[P
         ([], "3 inputs need a folder"),
         (["-o", "{tmp}/a.nii.gz"], "a.nii.gz is a file: name a folder"),
         (["-o", "{tmp}/out/", "--format", "jpeg2"], "'jpeg2' is no format"),
+        (["-o", "{tmp}/out/", "--format", ".nhdr"], "*.nhdr would be two files"),
         (["-o", "{tmp}/out/", "--workers", "0"], "workers is 0"),
         (["-o", "{tmp}/out/", "--bundle", "none.bundle"], "none.bundle cannot be read"),
         (["-o", "{tmp}/out/", "--workers", "2", "--bundle", "none.bundle"], "none.bundle cannot be read"),
@@ -153,6 +154,17 @@ def test_two_runs_into_one_folder(scans: list[Path], tmp_path: Path, capsys: pyt
     assert main(arguments) == 0
     assert main(arguments) == 1  # neither is what is there replaced afterwards
     assert "a_sr.nii.gz exists already" in capsys.readouterr().err
+
+
+def test_a_library_that_one_output_needs_is_missed_before_any_is_made(
+    scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans[2].rename(tmp_path / "c.nrrd")
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    assert main([*map(str, scans[:2]), f"{tmp_path}/c.nrrd", "--scale", "2", "-o", f"{tmp_path}/out/"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"[1/3] failed: {tmp_path}/c.nrrd: NRRD or MetaImage needs SimpleITK: pip install SimpleITK\n")
+    assert len(outputs(tmp_path / "out")) == 2
 
 
 def test_an_input_that_vanishes_meanwhile(scans: list[Path], tmp_path: Path) -> None:

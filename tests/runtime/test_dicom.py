@@ -863,8 +863,8 @@ import sys; sys.modules['pydicom'] = None
 import runtime, runtime.__main__
 try:
     import runtime.dicom
-except runtime.InputFileError as error:
+except runtime.MetasrganError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "pip install 'metasrgan-edge[dicom]'" in done.stdout
+    assert done.stdout == "DICOM needs pydicom: pip install pydicom\n"

@@ -17,8 +17,49 @@ def test_normalise_and_restore_are_inverses(dtype: type) -> None:
 def test_hot_voxels_do_not_darken_the_rest() -> None:
     values = np.tile(np.arange(100.0), (100, 1))
     values[0, 0] = 1e6
-    assert Intensity.of(values).white < 100
-    assert Intensity.of(values).high == 1e6
+    intensity = Intensity.of(values)
+    assert intensity.white < 100
+    assert intensity.aside == 1
+    out = np.zeros((200, 200), np.float32)
+    intensity.put_back(out, values, (np.arange(200) // 2, np.arange(200) // 2))
+    assert (np.argwhere(out) == [[0, 0], [0, 1], [1, 0], [1, 1]]).all()
+    assert out.max() == 1e6
+
+
+@pytest.mark.parametrize("value", [-200, -1000, -32768])
+def test_a_dead_voxel_changes_neither_black_nor_white(value: float) -> None:
+    values = np.tile(np.arange(1000.0), (100, 1))
+    values[0, 0] = value
+    intensity = Intensity.of(values)
+    assert intensity.black == pytest.approx(0, abs=2)
+    assert intensity.white == pytest.approx(999, abs=2)
+
+
+def test_a_background_of_zeros_is_no_fill_value() -> None:
+    values = np.zeros((50, 50))
+    values[10:40, 10:40] = np.random.default_rng(0).uniform(100, 101, (30, 30))
+    assert Intensity.of(values).black == 0
+    assert Intensity.of(values).aside == 0
+
+
+def test_padding_is_set_aside() -> None:
+    values = np.tile(np.arange(1000, dtype=np.int16), (100, 1))
+    values[:, :300] = -32768
+    intensity = Intensity.of(values)
+    assert intensity.aside == 100 * 300
+    assert intensity.black == pytest.approx(300, abs=3)
+    assert intensity.normalise(values)[:, :300].max() == pytest.approx(0, abs=1e-3)
+    assert "30,000 values" in intensity.said
+
+
+def test_masked_values_are_refused() -> None:
+    from runtime import ImageError
+    from runtime.intensity import real_array
+
+    image = np.ma.masked_greater(np.arange(9.0).reshape(3, 3), 7)
+    with pytest.raises(ImageError, match=r"masked.*filled"):
+        real_array(image)
+    assert real_array(np.ma.asarray(np.eye(2))).shape == (2, 2)
 
 
 def test_a_single_bright_voxel_is_white() -> None:

@@ -238,12 +238,13 @@ def test_an_output_within_its_input_is_refused(shipped: Upscaler, dicom: types.S
 
 
 def test_what_is_not_installed_is_named_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, f"{formats.__package__}.dicom", None)
-    with pytest.raises(MetasrganError, match=r"pip install 'metasrgan-edge\[dicom\]'"):
+    monkeypatch.delitem(sys.modules, f"{formats.__package__}.dicom", raising=False)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(MetasrganError, match=r"DICOM needs pydicom: pip install pydicom$"):
         formats.dicom()
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     (tmp_path / "a.nrrd").touch()
-    with pytest.raises(MetasrganError, match=r"SimpleITK: pip install 'metasrgan-edge\[formats\]'"):
+    with pytest.raises(MetasrganError, match=r"NRRD or MetaImage needs SimpleITK: pip install SimpleITK$"):
         formats.load(tmp_path / "a.nrrd")
 
 

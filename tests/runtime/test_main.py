@@ -230,6 +230,7 @@ def test_bad_input_file_is_one_clear_line(name: str, tmp_path: Path, capsys: pyt
         (["--scale", "2", "--device", "cuda"], "no NVIDIA driver is installed here: install one, or use device 'cpu'"),
         (["--scale", "2", "--threads", "0"], "threads is 0"),
         (["--scale", "2", "--bundle", "none.bundle"], "none.bundle cannot be read"),
+        (["--scale", "2", "--model", "slow"], "model 'slow' is unknown: use one of brain, fast, perceptual, or the path"),
         (["--scale", "2", "-o", "out.png"], "cannot become out.png"),
         (["--scale", "2", "-o", "no/such/folder/x.nii"], "no/such/folder is not there"),
         (["--scale", "2", "-o", "no/such/folder/"], "no/such/folder cannot be made (No such file or directory)"),
@@ -246,6 +247,41 @@ def test_bad_argument_is_one_clear_line(
     assert said in error
     assert error.count("\n") == 1
     assert sorted(p.name for p in scan.parent.iterdir()) == ["scan.nii.gz"]
+
+
+def test_models_by_name(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is another network; what the perceptual one is not for is said once, however many inputs there are."""
+    np.save(tmp_path / "b.npy", images.read(picture))
+    said, made = {}, set()
+    for name in (None, "brain", "fast", "perceptual"):
+        model = ["--model", name] if name else []
+        out = ["-o", f"{tmp_path}/{name}/", "--quiet"]
+        assert main([str(picture), str(tmp_path / "b.npy"), "--scale", "2", *model, *out]) == 0
+        said[name] = capsys.readouterr().err
+        made.add((tmp_path / f"{name}" / "slice_sr.png").read_bytes())
+    assert len(made) == 3
+    assert said.pop("perceptual") == (
+        "note: the perceptual model invents part of what it shows: not for measurement or diagnosis\n"
+    )
+    assert {*said.values()} == {""}
+
+
+def test_a_model_or_a_bundle(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(picture), "--scale", "2", "--model", "fast", "--bundle", "x.bundle"])
+    assert "--bundle: not allowed with argument --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_library_that_is_missing_is_told_before_any_work(
+    scan: Path, tmp_path: Path, many: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    monkeypatch.setattr(Upscaler, "load", lambda *_, **__: pytest.fail("the network was loaded"))
+    where = ["-o", f"{tmp_path}/out/", "--format", ".nrrd"] if many else ["-o", str(tmp_path / "sr.nrrd")]
+    assert main([str(scan), "--isotropic", *where]) == 1
+    assert capsys.readouterr().err == "error: NRRD or MetaImage needs SimpleITK: pip install SimpleITK\n"
+    assert list(tmp_path.iterdir()) == [scan]
 
 
 def test_existing_output_is_kept_unless_forced(scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,7 @@ try:
 except runtime.DeviceError as error:
     print(error)
 """
-    assert "pip install 'metasrgan-edge[cpu]'" in run_python(code)
+    assert "pip install onnxruntime, or onnxruntime-gpu" in run_python(code)
 
 
 def test_training_and_export_without_torch_say_what_to_install() -> None:
@@ -120,7 +120,7 @@ sys.stderr = sys.stdout
 print(main({arguments}))
 """
         assert run_python(code) == (
-            "error: torch is not installed: pip install 'metasrgan-edge[export]' for training and export\n1\n"
+            "error: torch is not installed: pip install torch scikit-image scipy matplotlib tensorboard onnx\n1\n"
         )
 
 

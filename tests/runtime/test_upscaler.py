@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import ClosedError, DeviceError, ImageError, ScaleError, Upscaler, grid
+from runtime import BundleError, ClosedError, DeviceError, ImageError, ScaleError, Upscaler, grid
 from runtime.acquired import STORED
 from runtime.intensity import Intensity
 from tests.conftest import random_generator
@@ -250,6 +250,55 @@ def test_tables_in_memory_stay_within_their_bound(shipped: Upscaler) -> None:
         cache.get(scales, lambda scales=scales: slot_table(predictor.table(scales), scales, "centred", skip=True))
         assert 0 < cache.bytes <= 1 << 19
     assert cache.bytes > 1 << 18  # the largest scale has 262 kB: it is not emptied to make room
+
+
+def test_a_mask_is_not_mixed(random_upscaler: Upscaler) -> None:
+    mask = np.random.default_rng(0).random((2, 9, 8)) > 0.5
+    np.testing.assert_array_equal(random_upscaler(mask, 3), mask.repeat(3, 1).repeat(3, 2))
+
+
+@pytest.mark.parametrize("acquired", ["stored", (12, 12)])
+def test_what_is_set_aside_is_the_same_in_a_window(shipped: Upscaler, acquired: object) -> None:
+    image = np.random.default_rng(0).random((16, 14)).astype(np.float32)
+    image[3:6, :] = -32768
+    whole = shipped(image, 2.5, acquired=acquired, noise=0.01)
+    view = shipped.encode(image, acquired=acquired, noise=0.01)
+    np.testing.assert_array_equal(view.render(2.5), whole)
+    np.testing.assert_array_equal(view.render(2.5, window=(5, 4, 9, 20)), whole[5:14, 4:24])
+    assert (whole == -32768).any(1).sum() == pytest.approx(7.5, abs=1)
+
+
+def test_progress_counts_slices_and_may_stop_the_work(random_upscaler: Upscaler) -> None:
+    stack, seen = np.random.default_rng(0).random((3, 9, 8)), []
+    whole = random_upscaler(stack, 2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        random_upscaler(stack, 2, progress=stop)
+    assert seen[3:] == [(1, 3)]
+    np.testing.assert_array_equal(random_upscaler(stack, 2), whole)
+
+
+def test_shipped_models_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: np.ndarray) -> None:
+    monkeypatch.chdir(tmp_path)
+    hashes = []
+    for name in ("brain", "fast", "perceptual"):
+        (tmp_path / name).write_text("a user's, whose name is ./" + name)
+        with Upscaler.load(name) as up:
+            assert up(head, 2).shape == (80, 106)
+            hashes.append(up.bundle.sha256)
+    with Upscaler.load() as up:
+        assert hashes.index(up.bundle.sha256) == 0
+    assert len({*hashes}) == 3
+    for path in (Path("fast"), "./fast"):
+        with pytest.raises(BundleError, match="is no bundle"):
+            Upscaler.load(path)
+    with pytest.raises(BundleError, match="model 'quick' is unknown: use one of brain, fast, perceptual, or the path"):
+        Upscaler.load("quick")
 
 
 def test_one_scale_has_many_spellings(random_upscaler: Upscaler) -> None:

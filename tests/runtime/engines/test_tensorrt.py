@@ -107,7 +107,7 @@ def test_a_missing_and_an_empty_library_are_said(shipped: Upscaler, tmp_path: Pa
     with pytest.raises(DeviceError) as error:
         tensorrt.load_library()
     assert "tensorrt: module 'tensorrt' has no attribute 'Builder'; tensorrt_rtx: " in error.value.problem
-    assert error.value.repair == "pip install 'metasrgan-edge[tensorrt]'"
+    assert error.value.repair == "pip install tensorrt-rtx"
     with pytest.raises(DeviceError, match=r"TensorRT is not installed .*; onnxruntime .* has no TensorrtExecutionProvider"):
         open_trunk(shipped.bundle, tmp_path)
 
