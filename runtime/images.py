@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffTags
 
 from .errors import InputFileError, OutputFileError, reason
 from .files import write_atomically
@@ -16,7 +17,7 @@ from .inputs import believe, unreadable
 
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 SUFFIXES = (*_PICTURES, ".npy")
-_KIND = "image"
+_KIND = "a picture"
 _DENSEST = 4096  # bytes of pixels that a byte of a picture's file makes at most, but for small blank ones
 _SMALL = 1 << 24
 
@@ -38,7 +39,8 @@ def read(path: Path) -> NDArray[Any]:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # numpy compares the file's size with what it promises
             believe(path, _KIND, mapped.nbytes, held)
             return np.array(mapped)
-        with Image.open(path) as picture:
+        with _open(path) as picture:
+            _check_kept(path, picture)
             pages = getattr(picture, "n_frames", 1)
             if pages > 1 and picture.format != "TIFF":
                 raise InputFileError(f"{path} has {pages} pictures: save the one to upscale by itself")
@@ -51,10 +53,39 @@ def read(path: Path) -> NDArray[Any]:
         raise
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: check the name") from None
+    except Image.DecompressionBombError:
+        raise InputFileError(f"{path} has more pixels than Pillow reads safely: cut it into smaller pictures") from None
     except MemoryError:
         raise InputFileError(f"{path} claims to hold more than this machine's memory: it is damaged, or too large") from None
     except Exception as error:  # the readers of damaged headers raise whatever they stumble over
         raise unreadable(path, _KIND, reason(error)) from None
+
+
+def _open(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of size, which `believe` checks, and of odd headers, which decoding shows
+        return Image.open(path)
+
+
+def _check_kept(path: Path, picture: Image.Image) -> None:
+    """Raise InputFileError for pixels whose type Pillow changes without a word."""
+    if picture.format == "PNG":
+        with open(path, "rb") as file:
+            depth, colours = file.read(26)[24:]
+        if depth == 16 and colours:  # 0 is grey alone
+            raise InputFileError(f"{path} has 16 bits a channel of several: save it in grey, or with 8 bits a channel")
+    if picture.format == "TIFF":
+        tags = {TiffTags.lookup(number).name: value for number, value in picture.tag_v2.items()}  # type: ignore[attr-defined]
+        bits, kinds = set(tags.get("BitsPerSample", (1,))), set(tags.get("SampleFormat", (1,)))
+        kept = {(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 2), (32, 3)}  # bits; unsigned, signed, float
+        if not {(b, k) for b in bits for k in kinds} <= kept:
+            kind = {1: "unsigned", 2: "signed", 3: "float"}.get(max(kinds), "unknown")
+            raise InputFileError(
+                f"{path} has {kind} pixels of {max(bits)} bits, which are not read exactly: save it as 16-bit unsigned or "
+                "32-bit float, or as .npy"
+            )
+        if tags.get("PhotometricInterpretation") == 0 and max(bits) > 8:
+            raise InputFileError(f"{path} shows small numbers bright (WhiteIsZero) in {max(bits)} bits: save it as BlackIsZero")
 
 
 def _pixels(path: Path, picture: Image.Image) -> NDArray[Any]:

@@ -22,7 +22,7 @@ def believe(path: Path, kind: str, promised: int, held: int, inflate: Callable[[
     checksum, as damaged pixels must not pass for true ones, unless it goes on beyond the promise.
     """
     if not 0 <= promised <= (held * _INFLATION if inflate else held):
-        raise unreadable(path, kind, f"its header promises {promised:,} bytes, it has {held:,}")
+        raise _truncated(path, promised, held)
     if promised > machine_memory():
         raise InputFileError(
             f"{path} holds {promised / 1e9:,.0f} GB, more than this machine's memory: cut it up, or use a larger machine"
@@ -37,7 +37,7 @@ def believe(path: Path, kind: str, promised: int, held: int, inflate: Callable[[
         except (OSError, EOFError, zlib.error) as error:
             raise unreadable(path, kind, reason(error)) from None
         if size < promised:
-            raise unreadable(path, kind, f"its header promises {promised:,} bytes, it has {size:,}")
+            raise _truncated(path, promised, size)
 
 
 def inflated(path: Path, offset: int = 0) -> Iterator[bytes]:
@@ -54,7 +54,11 @@ def inflated(path: Path, offset: int = 0) -> Iterator[bytes]:
 
 def unreadable(path: Any, kind: str, why: str) -> InputFileError:
     """The error for a file that is there, but not what its name says."""
-    return InputFileError(f"{path} is not a readable {kind}, or is truncated ({why}): copy it again")
+    return InputFileError(f"{path} cannot be read as {kind} ({why}): check what it is, or save it again with another program")
+
+
+def _truncated(path: Any, promised: int, held: int) -> InputFileError:
+    return InputFileError(f"{path} is truncated: its header promises {promised:,} bytes, it has {held:,}; copy it again")
 
 
 def library(module: str, purpose: str) -> Any:

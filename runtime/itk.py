@@ -5,9 +5,11 @@ What the two formats hold beyond pixels and their place (names, comments, a scan
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from .volume import millimetres, stored
 _LIBRARIES = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 SUFFIXES = tuple(_LIBRARIES)
 WRITTEN = (".nrrd", ".mha")  # the other two are two files, of which a crash may leave one
-_KIND = "NRRD or MetaImage file"
+_KIND = "an NRRD or MetaImage file"
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LONGEST_HEADER = 1 << 20  # bytes
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
@@ -56,15 +58,17 @@ def load(path: Path) -> Any:
     pixels = _Pixels.of(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_LIBRARIES[path.suffix.lower()])
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-        size, kind = reader.GetSize(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        if reader.GetNumberOfComponents() != 1 or "complex" in kind or not 2 <= len(size) <= 4:
-            raise ImageError(f"{path} has {len(size)} axes of {kind}: give two to four of one real number a voxel")
-        bits = int(kind.partition("-")[0])  # "16-bit signed integer"
-        believe(path, _KIND, math.prod(size) * bits // 8, pixels.size, pixels.inflate)
-        image = reader.Execute()
+        with _plain_name(path, pixels.path) as name:
+            reader.SetFileName(name)
+            reader.ReadImageInformation()
+            size, kind = reader.GetSize(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
+            parts = reader.GetNumberOfComponents()
+            if (parts != 1 and not pixels.listed) or "complex" in kind or not 2 <= len(size) <= 4:
+                raise ImageError(f"{path} has {len(size)} axes of {kind}: give two to four of one real number a voxel")
+            bits = int(kind.removeprefix("vector of ").partition("-")[0])  # "16-bit signed integer"
+            believe(path, _KIND, parts * math.prod(size) * bits // 8, pixels.size, pixels.inflate)
+            image = reader.Execute()
     except RuntimeError as error:
         raise unreadable(path, _KIND, _last_line(error)) from None
     spatial = min(3, len(size))
@@ -73,10 +77,26 @@ def load(path: Path) -> Any:
     affine[:spatial, :spatial] = directions * image.GetSpacing()[:spatial]
     affine[:spatial, 3] = image.GetOrigin()[:spatial]
     array = sitk.GetArrayFromImage(image).T
+    array = np.moveaxis(array, 0, -1) if parts > 1 else array
     result = nib.Nifti1Image(array, _TO_RAS @ affine, dtype=array.dtype)
     result.header.set_xyzt_units("mm", "sec" if len(size) == 4 else None)
-    result.header.set_zooms((*result.header.get_zooms()[:3], *image.GetSpacing()[3:]))
+    if len(size) == 4:
+        result.header.set_zooms((*result.header.get_zooms()[:3], image.GetSpacing()[3]))
     return result
+
+
+@contextlib.contextmanager
+def _plain_name(path: Path, pixels: Path) -> Iterator[str]:
+    """The path of a header in ASCII, its pixels' file beside it: ITK aborts at other names where the locale is C."""
+    if str(path.absolute()).isascii():
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, f"header{path.suffix}")
+        link.symlink_to(path.absolute())
+        if pixels != path:
+            Path(folder, pixels.name).symlink_to(pixels.absolute())
+        yield str(link)
 
 
 def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:
@@ -139,6 +159,7 @@ class _Pixels:
     path: Path
     size: int
     inflate: Callable[[], Any] | None
+    listed: bool  # one axis is a list of volumes, not a part of space
 
     @classmethod
     def of(cls, path: Path) -> _Pixels:
@@ -148,6 +169,10 @@ class _Pixels:
                 fields, length = _fields(file.read(_LONGEST_HEADER), path.suffix.lower() in (".nrrd", ".nhdr"))
             named = fields.get("datafile") or fields.get("elementdatafile", "")
             local = not named or named.lower() == "local"
+            if not local and "%" in named:
+                raise InputFileError(
+                    f"{path} names its pixels {named!r}, and a percent sign stands for a number there: rename both without it"
+                )
             if not local and (not re.fullmatch(r"[^/\\%\0]+", named) or named in (".", "..") or named.startswith("LIST")):
                 raise InputFileError(
                     f"{path} says that its pixels are in {named!r}: put one file beside it, and that file's bare name into it"
@@ -160,11 +185,14 @@ class _Pixels:
             raise
         except (OSError, ValueError) as error:
             raise unreadable(path, _KIND, reason(error)) from None
+        if fields.get("binarydata", "true").lower() in ("false", "0"):
+            raise InputFileError(f"{path} holds its pixels as text (BinaryData = False): save it as binary")
         encoding = fields.get("encoding", "raw").lower()
         if encoding not in ("raw", "gzip", "gz"):
             raise InputFileError(f"{path} is encoded as {encoding!r}: save it raw or as gzip")
         compressed = encoding != "raw" or fields.get("compresseddata", "false").lower() in ("true", "1")
-        return cls(data, size, partial(inflated, data, length if local else 0) if compressed else None)
+        listed = "list" in fields.get("kinds", "").split()
+        return cls(data, size, partial(inflated, data, length if local else 0) if compressed else None, listed)
 
 
 def _fields(start: bytes, nrrd: bool) -> tuple[dict[str, str], int]:

@@ -22,6 +22,7 @@ from .sizes import Size
 from .upscaler import GRAIN, Upscaler
 
 Progress = Callable[[int, int], None]
+_LISTED = 5  # series, at most, in an error's line
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,8 @@ def _series(task: Task) -> Any:
     if task.series is None:
         usable = usable_series(found)
         if len(usable) > 1:
-            listed = ", ".join(f"{k + 1} of {'×'.join(map(str, found[k].shape))}" for k in usable)
+            listed = ", ".join(f"{k + 1} of {'×'.join(map(str, found[k].shape))}" for k in usable[:_LISTED])
+            listed += f", and {len(usable) - _LISTED} more" if len(usable) > _LISTED else ""
             raise InputFileError(
                 f"{task.source} holds several series ({listed}): choose one by --series, or give a folder, -o DIR/"
             )

@@ -89,7 +89,8 @@ def checked_grain(grain: float) -> float:
 
 
 def _noise(slices: Sequence[Float], bands: tuple[Band, Band]) -> float:
-    return min(spectrum.noise([Acquired(bands).canonical(image)[0] for image in slices]), _NOISIEST)
+    large = [Acquired(bands).canonical(image)[0] for image in slices if min(image.shape) >= spectrum.SMALLEST]
+    return min(spectrum.noise(large), _NOISIEST)
 
 
 def _slices(data: NDArray[Any], axes: tuple[int, int], intensity: Intensity) -> Iterator[Float]:

@@ -23,7 +23,7 @@ Float = NDArray[np.float32]
 
 SLICES = 16  # of a volume are looked at: more tell no more
 _TISSUE = 0.1  # of white: brighter than that is tissue, as a rule
-_SMALLEST = 64  # pixels along both axes: fewer do not tell
+SMALLEST = 64  # pixels along both axes: fewer do not tell
 _BINS = 64  # frequencies of an axis, from 0 to below Nyquist's: as many as an image of 128 pixels resolves in both directions
 _AT = np.arange(_BINS) / _BINS
 _USED = slice(6, _BINS)  # below that a head's shape rules
@@ -71,7 +71,7 @@ def bands(slices: Sequence[Float]) -> tuple[Band | None, Band | None]:
     power = np.zeros((_BINS, _BINS))
     leakage = np.zeros((2, 2 * _BINS))
     for image in _chosen(slices):
-        if min(image.shape) >= _SMALLEST:
+        if min(image.shape) >= SMALLEST:
             fades, waves, leaks = zip(*map(_axis, image.shape))
             weight = np.outer(*fades)
             faded = (image - np.float32((image * weight).sum() / weight.sum())) * weight

@@ -131,7 +131,7 @@ class Upscaler:
         array = _checked(image, (2, 3))
         scales = resolve_scales(array.shape[-2:], scale, shape)
         sources = self.slices.sources(array.shape[-2:], scales)
-        if getattr(image, "dtype", None) == bool:  # a mask has nothing between true and false
+        if getattr(image, "dtype", None) == np.bool_:  # a mask has nothing between true and false
             rows, cols = np.ix_(*sources)
             return array[..., rows, cols].astype(np.float32)
         out = allocate((*array.shape[:-2], *output_shape(array.shape[-2:], scales)), np.float32)

@@ -29,7 +29,7 @@ from .sizes import AxisScales, Size, exact_spacing
 from .slices import Slices, check_slice_shape
 
 SUFFIXES = (".nii.gz", ".nii")
-_KIND = "NIfTI file"
+_KIND = "a NIfTI file"
 _AGREE = 1e-3  # of a voxel's length
 _DIFFER = 2.0  # times: volumes of a 4-D file whose ranges differ more have each its own
 _TIMES = ("sec", "msec", "usec")
@@ -51,17 +51,34 @@ def is_nifti(path: Path) -> bool:
 def load(path: Path) -> Any:
     """A NIfTI image whose pixels stay on disk. Raises InputFileError for a file that is missing, truncated or not NIfTI."""
     try:
+        _check_compression(path)
         image = nib.load(path)
         size = path.stat().st_size
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: check the name") from None
+    except InputFileError:
+        raise
     except _UNREADABLE as error:
         raise unreadable(path, _KIND, reason(error)) from None
     if not isinstance(image, nib.Nifti1Image):
         raise InputFileError(f"{path} is a {type(image).__name__}, not NIfTI: convert it to .nii.gz")
-    promised = image.header.get_data_offset() + math.prod(image.shape) * image.get_data_dtype().itemsize
+    proxy, start = image.dataobj, int(image.header.single_vox_offset)
+    if proxy.offset == 0:  # which some tools leave unset
+        spec = (proxy.shape, proxy.dtype, start, proxy.slope, proxy.inter)
+        image = type(image)(nib.arrayproxy.ArrayProxy(proxy.file_like, spec), image.affine, image.header)
+    promised = max(start, proxy.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
     believe(path, _KIND, promised, size, partial(_gunzipped, path) if path.suffix.lower() == ".gz" else None)
     return image
+
+
+def _check_compression(path: Path) -> None:
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    if compressed != (path.suffix.lower() == ".gz"):
+        raise InputFileError(
+            f"{path} is {'' if compressed else 'not '}compressed by gzip, but its name says otherwise: "
+            f"rename it to {'.nii.gz' if compressed else '.nii'}"
+        )
 
 
 def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:

@@ -142,7 +142,6 @@ def series_of(files: Iterable[bytes]) -> list[Series]:
 def _find(found: Iterable[Source | tuple[str, str]], where: str) -> list[Series]:
     by_uid: dict[str, list[Frame]] = defaultdict(list)
     notes: dict[str, list[str]] = defaultdict(list)  # by series; those that belong to none, under ""
-    seen: dict[str, str] = {}
     for source in found:
         if not isinstance(source, Source):
             notes[""].append(f"{source[0]} was left out: {source[1]}")
@@ -155,12 +154,7 @@ def _find(found: Iterable[Source | tuple[str, str]], where: str) -> list[Series]
             notes[uid].append(f"{source.name} was left out: {why}")
             continue
         with quiet():
-            uid, instance = str(header.SeriesInstanceUID), str(header.get("SOPInstanceUID") or source.name)
-            if instance in seen:
-                notes[uid].append(f"{source.name} was left out: a duplicate of {seen[instance]}")
-                continue
-            seen[instance] = source.name
-            by_uid[uid] += frames_of(source, header)
+            by_uid[str(header.SeriesInstanceUID)] += frames_of(source, header)
     if not by_uid:
         said = [note for lines in notes.values() for note in lines]
         more = f"; and {len(said) - 3} more" if len(said) > 3 else ""

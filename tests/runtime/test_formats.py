@@ -137,7 +137,7 @@ def test_pixels_anywhere_but_beside_the_header_are_refused(tmp_path: Path, named
     (inner / "b.nrrd").write_bytes(nrrd(last=f"DataFile: {named}\n") + bytes(16))
     (inner / "c.mhd").write_bytes(meta(data=named))
     for path in sorted(inner.iterdir()):
-        with pytest.raises(InputFileError, match="put one file beside it"):
+        with pytest.raises(InputFileError, match=r"put one file beside it|percent sign"):
             formats.load(path)
 
 
@@ -165,7 +165,7 @@ def test_a_header_is_believed_only_as_far_as_the_file_goes(tmp_path: Path, name:
     (tmp_path / name).write_bytes(LIES[name])
     tracemalloc.start()
     try:
-        with pytest.raises(InputFileError, match=rf"{name} is not a readable NRRD or MetaImage file, or is truncated"):
+        with pytest.raises(InputFileError, match=rf"{name} (cannot be read as an NRRD or MetaImage file|is truncated)"):
             formats.load(tmp_path / name)
         assert tracemalloc.get_traced_memory()[1] < 40e6  # bytes; the honest half of the bombs would be 200 MB
     finally:
@@ -233,7 +233,7 @@ def test_pages_of_several_kinds_are_refused(tmp_path: Path) -> None:
 def test_an_array_that_promises_more_than_its_file_is_refused(tmp_path: Path) -> None:
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000, 10000, 10000), }".ljust(117) + b"\n"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header + bytes(500))
-    with pytest.raises(InputFileError, match=r"a\.npy is not a readable image"):
+    with pytest.raises(InputFileError, match=r"a\.npy cannot be read as a picture"):
         images.read(tmp_path / "a.npy")
 
 
