@@ -5,6 +5,8 @@ FEATURES ?= ../shared/data/features/vgg16_conv_fp16.npz
 # The paper's grid, and scales that nothing was trained on.
 SCALES = $(shell { LC_ALL=C seq 1.1 0.1 4; printf '%s\n' 1.05 2.37 3.333 4.5 6; } | LC_ALL=C sort -n)
 INSTALL = bin/python -m pip install --disable-pip-version-check -c constraints.txt
+# So that a folder called runtime or train, where a command is run, does not hide the package.
+EDITABLE = --config-settings editable_mode=compat -e
 RUN = .venv/run/bin/python
 DEV = .venv/dev/bin/python
 
@@ -16,7 +18,7 @@ demo: .venv/run/installed  ## upscale a real volume ×2.5 with the shipped model
 test: .venv/dev/installed  ## what CI runs
 	$(DEV) -m ruff check .
 	$(DEV) -m ruff format --check .
-	$(DEV) -m mypy --strict -p runtime
+	$(DEV) -m mypy --strict -p runtime -m metasrgan
 	$(DEV) -m mypy -p train -p export
 	$(DEV) -m pytest
 	$(DEV) -m pytest benchmarks
@@ -26,7 +28,7 @@ evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was
 
 results: .venv/dev/installed  ## docs/results.md and docs/perceptual/results.md, from the committed checkpoints
 	$(DEV) -m train.evaluate --data $(DATA) --scales $(SCALES) --out docs --force \
-		--models models/fidelity.pt former=models/former.pt@stored models/fast.bundle models/paper.pt models/edsr-small.pt
+		--models models/fidelity.pt former=models/former.pt@stored runtime/fast.bundle models/paper.pt models/edsr-small.pt
 	$(DEV) -m train.evaluate --data $(DATA) --inputs scan --scales 1.5 2 3 --out docs/scanner --force \
 		--models former=models/former.pt@stored paper=models/paper.pt@stored new=models/fidelity.pt
 	$(DEV) -m train.evaluate --data $(DATA) --models models/fidelity.pt models/perceptual.pt --scales 1.1 1.5 2 3 4 \
@@ -38,13 +40,13 @@ bench: .venv/dev/installed  ## time, at all scales, shapes and rivals → benchm
 .venv/run/installed: pyproject.toml constraints.txt
 	@echo 'Installing numpy, onnxruntime and three more in .venv/run (200 MB): less than a minute'
 	$(PYTHON) -m venv .venv/run
-	.venv/run/$(INSTALL) -e '.[cpu]'
+	.venv/run/$(INSTALL) $(EDITABLE) '.[cpu]'
 	touch $@
 
 .venv/dev/installed: pyproject.toml constraints.txt
 	@echo 'Installing torch and what else the tests need in .venv/dev (2 GB): a minute or two'
 	$(PYTHON) -m venv .venv/dev
-	.venv/dev/$(INSTALL) -e '.[cpu,export,dev]'
+	.venv/dev/$(INSTALL) $(EDITABLE) '.[cpu,export,dev]'
 	touch $@
 
 clean:

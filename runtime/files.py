@@ -49,15 +49,20 @@ def make_folder(path: Path) -> None:
 
 
 class Draft:
-    """A file in the making, under a hidden name beside its own until `publish`. Write to `file`."""
+    """A file in the making, under a hidden name beside its own until `publish`. Write to `file`.
 
-    def __init__(self, path: Path, overwrite: bool) -> None:
+    Nobody may read it who may not read the file or folder `like`.
+    """
+
+    def __init__(self, path: Path, overwrite: bool, like: Path | None = None) -> None:
         check_output(path, overwrite)
         self._overwrite = overwrite
         self._target = path.resolve()  # a link is written through
         self.path = self._target.with_name(f".{secrets.token_hex(8)}{PART}{path.suffix}")  # libraries look at the suffix
         self.file = open(self.path, "x+b")  # noqa: SIM115
         _lock(self.file.fileno())
+        if like:
+            _no_more_open(self.path, like)
 
     def finish(self) -> None:
         """Bring all of it to the disk."""
@@ -84,13 +89,13 @@ class Draft:
 
 
 @contextlib.contextmanager
-def draft(path: Path, overwrite: bool) -> Iterator[Draft]:
+def draft(path: Path, overwrite: bool, like: Path | None = None) -> Iterator[Draft]:
     """A `Draft` that is removed afterwards unless it was published.
 
     Raises OutputFileError where the path is taken (and `overwrite` is false) or cannot be written, a full disk included.
     """
     with _explained(path):
-        new = Draft(path, overwrite)
+        new = Draft(path, overwrite, like)
         try:
             yield new
         finally:
@@ -99,14 +104,18 @@ def draft(path: Path, overwrite: bool) -> Iterator[Draft]:
 
 
 def write_atomically(
-    path: Path, write: Callable[[IO[bytes]], Any], overwrite: bool, check: Callable[[Path], Any] = lambda finished: None
+    path: Path,
+    write: Callable[[IO[bytes]], Any],
+    overwrite: bool,
+    check: Callable[[Path], Any] = lambda finished: None,
+    like: Path | None = None,
 ) -> None:
     """Call `write` on a temporary file, then give it its name; on any failure nothing is left behind.
 
     `check` gets the path of the finished temporary file; if it raises, the file does not get its name. A link is written
     through. Raises OutputFileError as `draft` does.
     """
-    with draft(path, overwrite) as new:
+    with draft(path, overwrite, like) as new:
         write(new.file)
         new.finish()
         check(new.path)
@@ -149,7 +158,11 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def write_folder(
-    folder: Path, files: Iterable[tuple[str, Callable[[IO[bytes]], Any]]], overwrite: bool, ours: str = r"(?!)"
+    folder: Path,
+    files: Iterable[tuple[str, Callable[[IO[bytes]], Any]]],
+    overwrite: bool,
+    ours: str = r"(?!)",
+    like: Path | None = None,
 ) -> None:
     """Make a folder of (name, write) files beside its place, then move it there; on any failure nothing is left behind.
 
@@ -165,6 +178,8 @@ def write_folder(
             os.mkdir(temporary)
             for name, write in files:
                 with open(temporary / name, "xb") as file:
+                    if like:
+                        _no_more_open(temporary / name, like)
                     write(file)
                     file.flush()
                     os.fsync(file.fileno())
@@ -203,6 +218,11 @@ def check_folder(folder: Path, overwrite: bool, ours: str = r"(?!)") -> None:
         raise OutputFileError(
             f"{folder} cannot be written: the folder {folder.absolute().parent} is read-only, name another place"
         )
+
+
+def _no_more_open(path: Path, like: Path) -> None:
+    """Take from a new file what others than its owner may not do with the file or folder `like`."""
+    path.chmod(path.stat().st_mode & (like.stat().st_mode | 0o700) & 0o777)
 
 
 def _move_new(temporary: Path, target: Path) -> None:

@@ -139,10 +139,10 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
         content["time"] = moment
     with _previewed(task, made.preview, request.overwrite):
         if made.write:
-            record.write_with(task.output, made.write, content, request.overwrite)
+            record.write_with(task.output, made.write, content, request.overwrite, task.source)
         elif made.save:
             save = made.save
-            record.write_around(task.output, lambda again: save(content, again), content, request.overwrite)
+            record.write_around(task.output, lambda again: save(content, again), content, request.overwrite, task.source)
     notes = (*made.notes, f"preview: {task.preview}") if made.preview else made.notes
     return Result(task, "done", made.shape_in, made.shape_out, made.scales, runs_on(upscaler), seconds, notes=notes)
 
@@ -230,6 +230,7 @@ def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request
                 record=_flat(content),
                 anonymous=request.anonymous,
                 overwrite=again,
+                like=task.source,
             )
 
     return _Made(
@@ -275,7 +276,7 @@ def _previewed(task: Task, picture: Image.Image | None, overwrite: bool) -> Iter
     if picture is None:
         yield
         return
-    with draft(task.preview, overwrite) as new:
+    with draft(task.preview, overwrite, task.source) as new:
         picture.save(new.file, "PNG")
         new.finish()
         yield

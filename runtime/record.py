@@ -81,13 +81,13 @@ def check(output: Path, overwrite: bool) -> None:
     check_output(beside(output), overwrite or read(output) is not None)
 
 
-def write_with(output: Path, write: Callable[[IO[bytes]], Any], content: Record, overwrite: bool) -> None:
-    """Write a file and its record, both or neither. Raises OutputFileError."""
+def write_with(output: Path, write: Callable[[IO[bytes]], Any], content: Record, overwrite: bool, like: Path) -> None:
+    """Write a file and its record, both or neither, no more open than the input `like`. Raises OutputFileError."""
     stale = read(output) is not None and not os.path.lexists(output)
-    with draft(output, overwrite) as new:
+    with draft(output, overwrite, like) as new:
         write(new.file)
         new.finish()
-        with draft(beside(output), overwrite or stale) as new_record:
+        with draft(beside(output), overwrite or stale, like) as new_record:
             new_record.file.write(_serialised(content, new.sha256()))
             new_record.finish()
             new_record.publish()
@@ -99,21 +99,21 @@ def write_with(output: Path, write: Callable[[IO[bytes]], Any], content: Record,
             raise
 
 
-def write_around(folder: Path, save: Callable[[bool], Any], content: Record, overwrite: bool) -> None:
+def write_around(folder: Path, save: Callable[[bool], Any], content: Record, overwrite: bool, like: Path) -> None:
     """Let `save(overwrite)` write a folder, with a record that is without the hash until the folder is there."""
     again = overwrite or is_unfinished(folder)
 
     def write(file: IO[bytes], hashed: str | None = None) -> None:
         file.write(_serialised(content, hashed))
 
-    write_atomically(beside(folder), write, again or read(folder) is not None)
+    write_atomically(beside(folder), write, again or read(folder) is not None, like=like)
     try:
         save(again)
     except BaseException:
         if not folder.exists():
             beside(folder).unlink(missing_ok=True)
         raise
-    write_atomically(beside(folder), lambda file: write(file, fingerprint_of(folder)), overwrite=True)
+    write_atomically(beside(folder), lambda file: write(file, fingerprint_of(folder)), overwrite=True, like=like)
 
 
 def time_stamp(deterministic: bool) -> str | None:

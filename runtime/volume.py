@@ -72,13 +72,14 @@ def load(path: Path) -> Any:
 
 
 def _check_compression(path: Path) -> None:
+    """Raise InputFileError for a NIfTI file whose suffix says wrongly whether it is compressed."""
     with open(path, "rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    if compressed != (path.suffix.lower() == ".gz"):
-        raise InputFileError(
-            f"{path} is {'' if compressed else 'not '}compressed by gzip, but its name says otherwise: "
-            f"rename it to {'.nii.gz' if compressed else '.nii'}"
-        )
+        start = file.read(348)
+    named = path.suffix.lower() == ".gz"
+    plain = start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2")
+    if (named and plain) or (not named and start[:2] == b"\x1f\x8b"):
+        said, right = ("not compressed", ".nii") if named else ("compressed", ".nii.gz")
+        raise InputFileError(f"{path} is {said} by gzip, but its name says otherwise: rename it to {right}")
 
 
 def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:

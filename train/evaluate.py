@@ -367,7 +367,7 @@ def _images(
     factor: float = 1.0,
 ) -> list[tuple[str, Image, str]]:
     """(heading, upright image, its score): the input, what each model that serves the scale makes of it, the truth."""
-    from .figures import upright
+    from runtime.preview import upright
 
     lr = degradation.of(crop.pixels, scales)
     truth = crop.pixels[tuple(slice(grid.output_size(n, r)) for n, r in zip(lr.shape, scales))]

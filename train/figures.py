@@ -111,18 +111,6 @@ def crops(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Pixels, str]
     return figure
 
 
-def upright(image: Pixels, axes: str) -> Pixels:
-    """(H, W) turned as radiologists look at it: head or face up, the patient's left on the right, the face on the left.
-
-    `axes` names where the two array axes lead, as nibabel does, from "LRPAIS"; anything else leaves the image as it is.
-    """
-    if len(axes) != 2:
-        return image
-    rows_first = "SIAPLR".index(axes[0]) < "SIAPLR".index(axes[1])
-    image, down, right = (image, axes[0], axes[1]) if rows_first else (image.T, axes[1], axes[0])
-    return image[:: -1 if down in "SA" else 1, :: -1 if right in "RA" else 1]
-
-
 def save(figure: Figure, kind: str, file: Any) -> None:
     """Write a figure to a binary file, as svg or as png of 96 colours, the same bytes for the same figure."""
     drawn = io.BytesIO()

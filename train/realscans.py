@@ -191,7 +191,7 @@ def _crops(
     models: Sequence[Model], scan: Scan, scales: grid.Scales, outputs: dict[int, Image], medians: NDArray[np.float64]
 ) -> list[tuple[str, list[tuple[str, Image, str]]]]:
     """Two places of a slice: where most tissue is flat, and where a steep edge lies at air."""
-    from .figures import upright
+    from runtime.preview import upright
 
     bicubic = outputs[0]
     size = [min(n, round(VIEW * float(r))) for n, r in zip(bicubic.shape, scales)]

@@ -67,6 +67,7 @@ def save(
     acquired: str = "",
     anonymous: bool = False,
     overwrite: bool = False,
+    like: Path | None = None,
 ) -> None:
     """Write the derived series as a folder of files, 0001.dcm and so on, whole or not at all; arguments as of `datasets`.
 
@@ -78,7 +79,7 @@ def save(
         raise OutputFileError(f"{folder} holds the series that is upscaled: name another folder")
     made = datasets(series, image, description, record, anonymous, acquired)
     files = ((f"{k:04d}.dcm", partial(_write, dataset)) for k, dataset in enumerate(made, 1))
-    write_folder(folder, files, overwrite, WRITTEN)
+    write_folder(folder, files, overwrite, WRITTEN, like)
 
 
 def datasets(

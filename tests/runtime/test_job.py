@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 from dataclasses import replace
@@ -159,10 +160,10 @@ def test_both_or_neither(shipped: Upscaler, scan: Path, tmp_path: Path, monkeypa
     out = tmp_path / "out.nii"
     publish = record.draft
 
-    def late(path: Path, overwrite: bool) -> Any:
+    def late(path: Path, overwrite: bool, like: Path) -> Any:
         if path != out:
             out.write_bytes(b"somebody else's")
-        return publish(path, overwrite)
+        return publish(path, overwrite, like)
 
     monkeypatch.setattr(record, "draft", late)
     with pytest.raises(OutputFileError, match="exists already"):
@@ -254,3 +255,15 @@ def test_colours_and_stacks(shipped: Upscaler, tmp_path: Path) -> None:
     page.save(tmp_path / "s.tif", save_all=True, append_images=[page, page])
     assert job.run(shipped, Task(tmp_path / "c.tif", tmp_path / "c.png"), TWICE).shape_out == (16, 18, 3)
     assert job.run(shipped, Task(tmp_path / "s.tif", tmp_path / "s.npy"), TWICE).shape_out == (3, 16, 18)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_outputs_are_no_more_open_than_their_input(shipped: Upscaler, scan: Path, tmp_path: Path, mode: int) -> None:
+    scan.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        job.run(shipped, Task(scan, tmp_path / "out.nii"), replace(TWICE, preview=True))
+    finally:
+        os.umask(before)
+    for name in ("out.nii", "out.nii.json", "out_preview.png"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
