@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from runtime import Upscaler, preview, volume
+from runtime.sizes import Size
 
 SCALE = Fraction(5, 2)
 
@@ -20,7 +21,7 @@ def main(folder: Path) -> None:
     scan = volume.load(Path(__file__).with_name("t1ce_thick.nii.gz"))
     with Upscaler.load() as up:
         began = time.perf_counter()
-        result = up.volume(scan, scale=SCALE)
+        result, acquired = volume.upscale(up.slices, scan, Size(SCALE))
         seconds = time.perf_counter() - began
         device = up.device
     volume.save(folder / "sr.nii.gz", result, overwrite=True)
@@ -28,6 +29,7 @@ def main(folder: Path) -> None:
 
     spacing = " × ".join(f"{z:g}" for z in result.header.get_zooms())
     print(f"{scan.shape} → {result.shape}, voxels {spacing} mm, {seconds:.1f} s on {device}")
+    print(acquired.said(scan.shape))
     print(f"wrote {folder / 'sr.nii.gz'} and {folder / 'compare.png'}")
 
 
