@@ -25,6 +25,8 @@ VERSIONS = (2, 3)  # of a network that is not told the noise, and of one that is
 PREDICTOR = tuple(f"predictor/{part}.npy" for part in ("w1", "b1", "w2", "b2"))
 GRAPHS = ("trunk.onnx", "stage.onnx", "table_free.onnx")
 REQUIRED = (*GRAPHS, *PREDICTOR)
+_LARGEST = 256 << 20  # bytes of a bundle's members: a TensorRT engine may be 20 MB
+_ELSEWHERE = b"\x0a\x08location"  # in ONNX, the key of weights that lie in another file
 _FLOAT, _FLOAT16 = 1, 10  # ONNX's numbers for its types
 
 # What reading an archive or a manifest that somebody damaged may raise.
@@ -44,7 +46,7 @@ class Model:
     told: bool = False  # whether the trunk is told the noise and the band, as `told`
 
     def __post_init__(self) -> None:
-        numbers = (type(self.basis), type(self.radius)) == (int, int) and self.basis > 0 <= self.radius
+        numbers = (type(self.basis), type(self.radius)) == (int, int) and 0 < self.basis <= 1024 and 0 <= self.radius <= 1024
         if not numbers or not 0 < float(self.std) < np.inf or not np.isfinite(float(self.mean)):
             raise ValueError(f"{self} is no model: a number in it is out of bounds")
         if self.projection not in get_args(grid.Projection) or {type(self.skip), type(self.told)} != {bool}:
@@ -92,8 +94,13 @@ class Bundle:
             model = Model(**{name: value for name, value in manifest["model"].items() if name in known})
             if version != VERSIONS[model.told]:
                 raise ValueError(f"{model} is none of version {version}")
+            size = sum(member.file_size for member in archive.infolist())
+            if size > _LARGEST:
+                raise BundleError(f"{name} would take {size:,} bytes, a bundle has less than {_LARGEST:,}: it is no honest one")
             files = {member: archive.read(member) for member in manifest["files"] if member in archive.namelist()}
             listed = {member: (entry["bytes"], entry["sha256"]) for member, entry in manifest["files"].items()}
+        except BundleError:
+            raise
         except _DAMAGE:
             raise BundleError(f"{name} has a manifest that makes no sense: make it again with `python -m export`") from None
         missing = [m for m in {**dict.fromkeys(REQUIRED), **listed} if m not in files]
@@ -103,7 +110,11 @@ class Bundle:
             raise _damaged(name)
         if not _switches(manifest.get("half", []), files["trunk.onnx"]):
             raise BundleError(f"{name} has a manifest that makes no sense: make it again with `python -m export`")
-        return cls(manifest, model, files, hashlib.sha256(content).hexdigest())
+        if any(_ELSEWHERE in files[graph] for graph in GRAPHS):
+            raise BundleError(f"{name} has weights in other files, which its checksum does not cover: export it again")
+        bundle = cls(manifest, model, files, hashlib.sha256(content).hexdigest())
+        bundle._check_predictor(name)
+        return bundle
 
     @property
     def integers(self) -> bool:
@@ -134,6 +145,19 @@ class Bundle:
         """The weight predictor in float32."""
         w1, b1, w2, b2 = (self._array(member).astype(np.float32) for member in PREDICTOR)
         return WeightPredictor(w1, b1, w2, b2, self.model.projection)
+
+    def _check_predictor(self, name: str) -> None:
+        """Raise BundleError for arrays that are none, or do not fit one another."""
+        try:
+            w1, b1, w2, b2 = (self._array(member) for member in PREDICTOR)
+        except _DAMAGE:
+            raise BundleError(
+                f"{name} has a weight predictor that is no array: make it again with `python -m export`"
+            ) from None
+        hidden, basis = len(b1), self.model.basis
+        fit = w1.shape in ((hidden, 3), (hidden, 4)) and w2.shape == (basis, hidden) and b2.shape == (basis,) and b1.ndim == 1
+        if not fit or not all(part.dtype in (np.float16, np.float32) and np.isfinite(part).all() for part in (w1, b1, w2, b2)):
+            raise BundleError(f"{name} has a weight predictor that does not fit: make it again with `python -m export`")
 
     def _array(self, member: str) -> NDArray[Any]:
         return cast(NDArray[Any], np.load(io.BytesIO(self.files[member]), allow_pickle=False))

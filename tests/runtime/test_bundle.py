@@ -120,3 +120,43 @@ def test_half_precision_halves_the_size() -> None:
     generator = random_generator("fast")
     sizes = [sum(map(len, bundle_of(generator, half).files.values())) for half in (False, True)]
     assert sizes[1] < 0.52 * sizes[0]  # all but the graphs' structure
+
+
+def _changed(content: bytes, changes: dict[str, bytes]) -> bytes:
+    """A bundle whose members were exchanged by somebody who seals it again."""
+    parsed = Bundle.parse(content, "x")
+    return bundle.serialise(parsed.model, {**parsed.files, **changes}, {})
+
+
+@pytest.mark.parametrize(
+    ("member", "array", "said"),
+    [
+        ("w2", np.zeros((3, 4), np.float32), "does not fit"),
+        ("b1", np.full(256, np.nan, np.float32), "does not fit"),
+        ("w1", np.zeros((256, 4), np.complex64), "does not fit"),
+        ("b2", np.array([{"a": "pickle"}], object), "is no array"),
+    ],
+)
+def test_a_predictor_that_does_not_fit_is_refused(content: bytes, member: str, array: np.ndarray, said: str) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    with pytest.raises(BundleError, match=said):
+        Bundle.parse(_changed(content, {f"predictor/{member}.npy": buffer.getvalue()}), "x")
+
+
+def test_a_bundle_that_would_fill_the_memory_is_refused(content: bytes) -> None:
+    with pytest.raises(BundleError, match=r"would take .* bytes"):
+        Bundle.parse(_changed(content, {"more": bytes(300 << 20)}), "x")
+
+
+def test_weights_in_other_files_are_refused(content: bytes) -> None:
+    graph = Bundle.parse(content, "x").files["stage.onnx"] + b"\x0a\x08location\x12\x09local.bin"
+    with pytest.raises(BundleError, match="other files"):
+        Bundle.parse(_changed(content, {"stage.onnx": graph}), "x")
+
+
+@pytest.mark.parametrize("change", [{"radius": 2_000_000_000}, {"basis": 1_000_000_000}])
+def test_a_model_out_of_bounds_is_refused(content: bytes, change: dict[str, int]) -> None:
+    model = asdict(Bundle.parse(content, "x").model) | change
+    with pytest.raises(BundleError, match="makes no sense"):
+        Bundle.parse(_rewritten(content, {"model": model}), "x")
