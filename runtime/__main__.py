@@ -77,6 +77,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--threads", type=int, help="processor threads (default: all that this process may use)")
     add("--axis", type=int, choices=(0, 1, 2), help="array axis across which a volume's slices lie (default: the thickest)")
     add("--series", type=int, metavar="K", help="which series of a DICOM input, from 1 (default: all, into a folder)")
+    add("--allow-gaps", action="store_true", help="upscale a DICOM series of which some files are damaged")
     add("--dtype", choices=DTYPES, help="type of the output's values (default: the input's)")
     add(
         "--acquired",
@@ -116,6 +117,7 @@ def _upscale(args: argparse.Namespace) -> None:
         args.resume,
         args.deterministic,
         args.anonymous,
+        args.allow_gaps,
         args.preview,
     )
     command.warn_of_inventions(args.bundle)

@@ -39,6 +39,7 @@ class Request:
     resume: bool = False  # leave alone what is done already
     deterministic: bool = False
     anonymous: bool = False
+    allow_gaps: bool = False  # take a DICOM series of which files are damaged
     preview: bool = False
 
     def options(self, task: Task) -> dict[str, Any]:
@@ -47,6 +48,7 @@ class Request:
         acquired = self.acquired if isinstance(self.acquired, str) else list(self.acquired)
         asked: dict[str, Any] = {"axis": self.axis, "dtype": self.dtype, "series": series, "acquired": acquired}
         asked |= {"noise": self.noise, "grain": self.grain, "anonymous": self.anonymous or None}
+        asked["allow_gaps"] = self.allow_gaps or None
         return self.size.asked() | {name: value for name, value in asked.items() if value is not None}
 
 
@@ -135,6 +137,8 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     seconds = time.perf_counter() - began
     if not request.deterministic:
         content["seconds"] = round(seconds, 3)
+    if not request.anonymous:  # notes name files
+        content["notes"] = list(made.notes)
     if moment := record.time_stamp(request.deterministic):
         content["time"] = moment
     with _previewed(task, made.preview, request.overwrite):
@@ -191,7 +195,7 @@ def _input(task: Task, request: Request) -> dict[str, str]:
 def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request, progress: Progress | None) -> _Made:
     series = None
     if kind == "dicom":
-        series = _series(task)
+        series = _series(task, request.allow_gaps)
         image = series.volume()
     else:
         image = formats.load(task.source)
@@ -283,8 +287,11 @@ def _previewed(task: Task, picture: Image.Image | None, overwrite: bool) -> Iter
         new.publish()
 
 
-def _series(task: Task) -> Any:
-    """The DICOM series that a task means: the only one that can be upscaled, where it does not say which."""
+def _series(task: Task, allow_gaps: bool) -> Any:
+    """The DICOM series that a task means: the only one that can be upscaled, where it does not say which.
+
+    Raises InputFileError for one that may lack slices, unless that is allowed.
+    """
     found = formats.dicom().find_series(task.source)
     if task.series is None:
         usable = usable_series(found)
@@ -301,6 +308,11 @@ def _series(task: Task) -> Any:
         raise InputFileError(f"{task.source} holds {len(found)} series, none of which is number {number + 1}")
     if found[number].problem:
         raise InputFileError(f"{task.name} cannot be upscaled: it {found[number].problem}")
+    if (damaged := found[number].damaged) and not allow_gaps:
+        raise InputFileError(
+            f"{task.name} may lack {len(damaged)} slices, the first by {damaged[0]}: copy it again, or take what is there by "
+            "--allow-gaps"
+        )
     return found[number]
 
 

@@ -57,6 +57,7 @@ class Series:
     notes: tuple[str, ...]
     problem: str
     frames: tuple[Frame, ...] = field(repr=False)
+    damaged: tuple[str, ...] = ()  # a line about each file that belongs to it and cannot be read: slices may be missing
 
     def volume(self) -> nib.Nifti1Image:
         """The real values, array axes (columns, rows, slices): integers where they are, or as stored, with slope and intercept.
@@ -142,6 +143,7 @@ def series_of(files: Iterable[bytes]) -> list[Series]:
 def _find(found: Iterable[Source | tuple[str, str]], where: str) -> list[Series]:
     by_uid: dict[str, list[Frame]] = defaultdict(list)
     notes: dict[str, list[str]] = defaultdict(list)  # by series; those that belong to none, under ""
+    damaged: dict[str, list[str]] = defaultdict(list)  # of these, by series
     for source in found:
         if not isinstance(source, Source):
             notes[""].append(f"{source[0]} was left out: {source[1]}")
@@ -152,6 +154,8 @@ def _find(found: Iterable[Source | tuple[str, str]], where: str) -> list[Series]
             uid = error.uid if isinstance(error, Skipped) else ""
             why = str(error) if isinstance(error, Skipped) else "it could not be read"
             notes[uid].append(f"{source.name} was left out: {why}")
+            if isinstance(error, InputFileError) or error.damaged:
+                damaged[uid].append(f"{source.name}: {why}")
             continue
         with quiet():
             by_uid[str(header.SeriesInstanceUID)] += frames_of(source, header)
@@ -163,6 +167,8 @@ def _find(found: Iterable[Source | tuple[str, str]], where: str) -> list[Series]
         series = [one for uid, frames in by_uid.items() for one in _series(frames, [*notes.pop(uid, []), *notes[""]])]
     for uid in notes.keys() - {""}:  # series of which no file could be used
         series = [replace(one, notes=(*one.notes, *notes[uid])) for one in series]
+    lost = damaged[""] if len(by_uid) == 1 else []  # they say nothing about their series
+    series = [replace(one, damaged=(*damaged[one.uid], *lost)) for one in series]
     return sorted(series, key=lambda one: (one.frames[0].numbers("SeriesNumber", 1) or (0.0,), one.uid))
 
 

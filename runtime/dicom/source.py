@@ -46,11 +46,14 @@ _DECODERS = {
 
 
 class Skipped(Exception):
-    """A file that is no picture to upscale; its text says why. `uid` is its series', where it could be read."""
+    """A file that is no picture to upscale; its text says why. `uid` is its series', where it could be read.
+
+    A `damaged` one was a picture, or may have been.
+    """
 
     def __init__(self, why: str, uid: str = "") -> None:
         super().__init__(why)
-        self.uid = uid
+        self.uid, self.damaged = uid, why.startswith(("truncated", "damaged"))
 
 
 @contextlib.contextmanager

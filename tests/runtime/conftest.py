@@ -17,6 +17,7 @@ from runtime import formats
 class FakeSeries:
     shape: tuple[int, int, int]
     problem: str = ""
+    damaged: tuple[str, ...] = ()
     notes: tuple[str, ...] = ("a note",)
     acquired: tuple[None, None, None] = (None, None, None)
 

@@ -44,6 +44,7 @@ from pydicom.uid import (  # noqa: E402
     RLELossless,
 )
 
+from runtime.__main__ import main  # noqa: E402
 from runtime.dicom import Series, carried, datasets, derive, find_series, save, series_of  # noqa: E402
 from runtime.dicom import series as series_module  # noqa: E402
 
@@ -589,6 +590,17 @@ def test_foreign_and_truncated_files_have_a_line_each(tmp_path: Path) -> None:
     assert lines["notes.txt"] == lines["empty"] == "not DICOM"
     assert lines["cut.dcm"] == "truncated: its header promises 126 bytes of pixels, it has 86; copy it again"
     assert lines["short.dcm"].startswith("truncated: ")
+    assert [line.partition(":")[0] for line in series.damaged] == ["cut.dcm", "short.dcm"]
+
+
+def test_a_series_that_may_lack_slices_is_refused_unless_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fill(tmp_path / "scan", make_series(3))
+    (folder / "cut.dcm").write_bytes(to_bytes(make_slice(3))[:-40])
+    out = tmp_path / "out.nii"
+    assert main([str(folder), "--scale", "2", "-o", str(out)]) == 1
+    assert "may lack 1 slices, the first by cut.dcm: truncated" in capsys.readouterr().err
+    assert main([str(folder), "--scale", "2", "-o", str(out), "--allow-gaps"]) == 0
+    assert "cut.dcm was left out" in (tmp_path / "out.nii.json").read_text()
 
 
 def test_a_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
