@@ -14,7 +14,7 @@ from .errors import ImageError
 _TAIL_PERCENT = 0.1  # a few odd voxels must not darken or flatten everything else
 _DARKER, _BRIGHTER = 0.75, 20.0  # times white less black: how far a value may lie beyond black, and beyond white
 _BOTTOM = 0.01  # of the values: so many that are black itself are the background, and nothing is darker
-_FILL_GAP = 1.5  # times the range of all other values: how far a fill value lies from them
+_BELOW, _ABOVE = 5.0, 20.0  # times the range of all other values: how far a fill value lies below or above them
 _LARGEST_FLOAT, _LARGEST_INTEGER = float(np.finfo(np.float32).max), 2**53  # what float32 and float64 can carry through
 
 
@@ -123,11 +123,11 @@ def _without_fill(values: NDArray[Any]) -> tuple[NDArray[Any], list[float]]:
         return [float(end) for end in near]
 
     count, found = values.size, ends()
-    for end, extreme in zip(found, (values.min(), values.max())):
+    for end, extreme, far in zip(found, (values.min(), values.max()), (_BELOW, _ABOVE)):
         if end == extreme != 0:
             rest = values[values != extreme]
             low, high = (float(rest.min()), float(rest.max())) if rest.size else (0.0, 0.0)
-            if min(abs(float(extreme) - low), abs(float(extreme) - high)) > _FILL_GAP * (high - low) > 0:
+            if min(abs(float(extreme) - low), abs(float(extreme) - high)) > far * (high - low) > 0:
                 values = rest
     return values, ends() if values.size < count else found
 

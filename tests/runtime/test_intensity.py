@@ -42,6 +42,13 @@ def test_a_background_of_zeros_is_no_fill_value() -> None:
     assert Intensity.of(values).aside == 0
 
 
+def test_a_phantom_of_few_levels_has_no_fill_value() -> None:
+    values = np.zeros((50, 50))
+    values[5:20], values[30:40] = 100, 1000
+    assert Intensity.of(values).aside == 0
+    assert (Intensity.of(values).black, Intensity.of(values).white) == (0, 1000)
+
+
 def test_padding_is_set_aside() -> None:
     values = np.tile(np.arange(1000, dtype=np.int16), (100, 1))
     values[:, :300] = -32768
