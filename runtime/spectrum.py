@@ -23,7 +23,7 @@ Float = NDArray[np.float32]
 
 SLICES = 16  # of a volume are looked at: more tell no more
 _TISSUE = 0.1  # of white: brighter than that is tissue, as a rule
-SMALLEST = 64  # pixels along both axes: fewer do not tell
+SMALLEST = 52  # pixels along both axes: fewer do not tell
 _BINS = 64  # frequencies of an axis, from 0 to below Nyquist's: as many as an image of 128 pixels resolves in both directions
 _AT = np.arange(_BINS) / _BINS
 _USED = slice(6, _BINS)  # below that a head's shape rules
