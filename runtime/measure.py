@@ -6,7 +6,7 @@ Where none of them tells, the whole stored matrix counts as measured. One estima
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, Union
@@ -50,10 +50,10 @@ def of(
     asked = _asked(matrix, axes, data.shape)
     bands, sources = [Band()] * data.ndim, []
     notes = [intensity.said] if intensity.aside else []
-    slices = list(_slices(data, (axes[0], axes[1]), intensity))
+    slices = _telling(_slices(data, (axes[0], axes[1]), intensity))
     found = [] if matrix == "stored" else [*spectrum.bands(slices)]
     if found and len(axes) > 2:
-        found.append(spectrum.bands(list(_slices(data, (axes[0], axes[2]), intensity)))[1])
+        found.append(spectrum.bands(_telling(_slices(data, (axes[0], axes[2]), intensity)))[1])
     for axis, seen in zip(axes, found):
         told, given = header[axis] if axis < len(header) else None, asked.get(axis)
         if given is not None:
@@ -77,6 +77,7 @@ def of(
 
 def estimate(slices: Sequence[Float]) -> Acquired:
     """What the spectrum alone tells of the slices (H, W) of one volume, black 0 and white 1; their sizes may differ."""
+    slices = _telling(slices)
     rows, cols = (band or Band() for band in spectrum.bands(slices))
     return Acquired((rows, cols), _noise(slices, (rows, cols)), "spectrum")
 
@@ -89,8 +90,13 @@ def checked_grain(grain: float) -> float:
 
 
 def _noise(slices: Sequence[Float], bands: tuple[Band, Band]) -> float:
-    large = [Acquired(bands).canonical(image)[0] for image in slices if min(image.shape) >= spectrum.SMALLEST]
-    return min(spectrum.noise(large), _NOISIEST)
+    return min(spectrum.noise([Acquired(bands).canonical(image)[0] for image in slices]), _NOISIEST)
+
+
+def _telling(slices: Iterable[Float]) -> list[Float]:
+    """The slices of a volume; none where all are so small that their shapes look like noise and zero filling."""
+    found = list(slices)
+    return found if any(min(image.shape) >= spectrum.LARGE for image in found) else []
 
 
 def _slices(data: NDArray[Any], axes: tuple[int, int], intensity: Intensity) -> Iterator[Float]:

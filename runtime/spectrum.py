@@ -23,7 +23,7 @@ Float = NDArray[np.float32]
 
 SLICES = 16  # of a volume are looked at: more tell no more
 _TISSUE = 0.1  # of white: brighter than that is tissue, as a rule
-SMALLEST = 52  # pixels along both axes: fewer do not tell
+LARGE, _SMALLEST = 52, 24  # pixels along both axes: a volume whose largest slice has fewer does not tell, nor a slice
 _BINS = 64  # frequencies of an axis, from 0 to below Nyquist's: as many as an image of 128 pixels resolves in both directions
 _AT = np.arange(_BINS) / _BINS
 _USED = slice(6, _BINS)  # below that a head's shape rules
@@ -35,13 +35,13 @@ _POWERS = (0.0, 2.0, 3.0, 4.0)  # by which nature's power falls with the frequen
 _FLOOR = 0.05  # at most, of nature's power at the band's end: -13 dB, more than blurred images fall
 # Tapers and floors; how many times as well as a hard edge each must fit, and how much better than no window. More of them
 # are mistaken for each other. What a bilinear kernel does looks a little like a window: it gains up to 0.1.
-_SHAPES = {(0.0, 0.0): (1.0, 0.01), (0.25, 0.0): (1.3, 0.08), (0.5, 0.0): (2.3, 0.15), (1.0, 0.08): (1.4, 0.3)}
+_SHAPES = {(0.0, 0.0): (1.0, 0.01), (0.25, 0.0): (1.3, 0.08), (0.5, 0.0): (2.2, 0.15), (1.0, 0.08): (1.5, 0.3)}
 _ALL = 0.97  # of Nyquist's frequency: a hard edge beyond it is none
-_CUT = 1.7  # how many times as well a band must fit that ends before Nyquist's frequency
+_CUT, _NEAR_CUT = 1.7, 2.6  # how many times as well a band must fit that ends before Nyquist's frequency, or just before
 _BANDS = [Band(round(float(f), 2), *shape) for f in np.linspace(1, 0.36, 33) for shape in _SHAPES]  # the first is everything
 _TAPERED = np.array([band.taper > 0 for band in _BANDS])
 _TIMES, _GAINS = np.array([_SHAPES[band.taper, band.floor] for band in _BANDS]).T
-_TIMES = np.where([band.fraction < 1 for band in _BANDS], _CUT, 1) * _TIMES
+_TIMES = _TIMES * [1 if band.fraction == 1 else _NEAR_CUT if band.fraction > 0.93 else _CUT for band in _BANDS]
 # The mean over each bin, from half a bin below it to half a bin above: no band ends where bins do.
 _FINER = np.array([band.window(8 * _BINS, 8 * _BINS) ** 2 for band in _BANDS], np.float32)
 _WINDOWS = np.concatenate([_FINER[:, 4:0:-1], _FINER[:, :-4]], 1)
@@ -72,7 +72,7 @@ def bands(slices: Sequence[Float]) -> tuple[Band | None, Band | None]:
     power = np.zeros((_BINS, _BINS))
     leakage = np.zeros((2, 2 * _BINS))
     for image in _chosen(slices):
-        if min(image.shape) >= SMALLEST:
+        if min(image.shape) >= _SMALLEST:
             fades, waves, leaks = zip(*map(_axis, image.shape))
             weight = np.outer(*fades)
             faded = (image - np.float32((image * weight).sum() / weight.sum())) * weight

@@ -119,3 +119,9 @@ def test_four_dimensional_volume_is_measured_once(shipped: Upscaler, seen: list[
     seen[:] = [Band(0.75), None]
     _, found = volume.upscale(shipped.slices, volume_of((20, 30, 4, 2)), Size(2), axis=2)
     assert [band.fraction for band in found.bands[:3]] == [0.75, 1, 1]
+
+
+def test_a_small_smooth_phantom_is_taken_as_it_is() -> None:
+    y, x = np.mgrid[-1:1:48j, -1:1:48j]
+    body = np.asarray((0.7 + 0.3 * np.cos(4 * x)) / (1 + np.exp(12 * (x**2 + y**2 - 0.7))), np.float32)
+    assert measure.estimate([body]) == Acquired((Band(), Band()), 0.0, "spectrum")

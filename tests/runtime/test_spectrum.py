@@ -88,9 +88,3 @@ def test_image_that_tells_nothing_is_taken_as_it_is(shape: tuple[int, int], valu
         assert all(band in (None, Band()) for band in spectrum.bands([image]))
         assert spectrum.noise([image]) == pytest.approx(0, abs=1e-6)
     assert spectrum.noise([]) == 0
-
-
-def test_a_small_smooth_phantom_is_not_cropped() -> None:
-    y, x = np.mgrid[-1:1:48j, -1:1:48j]
-    body = 1 / (1 + np.exp(12 * (x**2 + y**2 - 0.7)))
-    assert spectrum.bands([np.asarray(body * (0.7 + 0.3 * np.cos(4 * x)), np.float32)]) == (None, None)
