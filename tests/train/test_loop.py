@@ -481,7 +481,7 @@ def test_command_line_errors_are_one_line(folder: Path, tmp_path: Path, capsys: 
                 "--set",
                 "patch=48",
                 "--set",
-                "batch=1",
+                "batch=2",
             ],
             "lower its learning_rate",
         ),
