@@ -178,6 +178,8 @@ def upscale(
         raise ImageError(f"a {type(image).__name__} is not a NIfTI image: give a nibabel Nifti1Image or Nifti2Image")
     data, slope, inter = stored(image)
     target = data.dtype if dtype is None else _checked_dtype(dtype, image)
+    if target.kind in "iu" and data.dtype.kind == "f" and np.isnan(data).any():
+        raise ImageError(f"the volume holds NaN, which {target} does not: choose float32 by --dtype, or fill them")
     axis = slices_across(image, axis)
     by_axis = scales_of(image, size, axis)
     in_plane = [k for k in range(min(3, data.ndim)) if k != axis]

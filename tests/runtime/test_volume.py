@@ -282,6 +282,9 @@ def test_volume_refuses_what_is_no_volume(shipped: Upscaler) -> None:
     endless[3, 4, 2] = np.inf
     with pytest.raises(ImageError, match=r"\(3, 4, 2\) is inf"):
         shipped.volume(scan_of(endless), 2)
+    endless[3, 4, 2] = np.nan
+    with pytest.raises(ImageError, match="holds NaN, which int16 does not"):
+        shipped.volume(scan_of(endless), 2, dtype=np.int16)
     colours = np.zeros((4, 4, 2), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     with pytest.raises(ImageError, match=r"R, G, B \(colour"):
         shipped.volume(nib.Nifti1Image(colours, np.eye(4)), 2)
