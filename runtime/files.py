@@ -149,10 +149,11 @@ def sole_writer(folder: Path) -> Iterator[None]:
     try:
         if not _lock(descriptor):
             raise OutputFileError(f"another run is writing into {folder}: wait for it, or name another folder")
-        for left in folder.glob(f".*{PART}*"):
-            with contextlib.suppress(OSError):
-                _clear(left)
-        yield
+        _clear_all(folder)
+        try:
+            yield
+        finally:
+            _clear_all(folder)  # what a worker of this run left that died
     finally:
         os.close(descriptor)
 
@@ -247,6 +248,12 @@ def _lock(descriptor: int) -> bool:
     except OSError:  # a file system without locks
         pass
     return True
+
+
+def _clear_all(folder: Path) -> None:
+    for left in folder.glob(f".*{PART}*"):
+        with contextlib.suppress(OSError):
+            _clear(left)
 
 
 def _clear(left: Path) -> None:

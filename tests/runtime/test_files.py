@@ -72,6 +72,9 @@ files.write_atomically(Path(sys.argv[1], "a.nii"), write, False)
     assert left.match(".*.part.nii")
     with files.sole_writer(tmp_path):
         assert list(tmp_path.iterdir()) == []
+        assert run_python(code, tmp_path).returncode == -signal.SIGKILL
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_held_by_one_run_until_that_is_dead(tmp_path: Path) -> None:
