@@ -83,10 +83,13 @@ class Intensity:
             "they are kept as they are, and do not count for black and white"
         )
 
+    def filled(self, image: NDArray[Any]) -> NDArray[Any]:
+        """The image with black in place of the values that are set aside."""
+        return np.where(self.is_aside(image), image.dtype.type(self.black), image) if self.aside else image
+
     def normalise(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Any real dtype → float32 with black at 0 and white at 1; a constant image becomes 0."""
-        if self.aside:
-            image = np.where(self.is_aside(image), image.dtype.type(self.black), image)
+        image = self.filled(image)
         unit: NDArray[Any] = (image.astype(exact_float(image.dtype)) - self.black) / ((self.white - self.black) or 1.0)
         return unit.astype(np.float32, copy=False)
 

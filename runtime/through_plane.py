@@ -51,9 +51,7 @@ def upscale(
             step()
     overlap = thickness(volume.shape[axis], scale).astype(dtype)
     means, parts = overlap / overlap.sum(1, keepdims=True), (overlap / overlap.sum(0)).T
-    if intensity.aside:
-        volume = np.where(intensity.is_aside(volume), volume.dtype.type(intensity.black), volume)
-    thick, thin = np.moveaxis(volume, axis, -1), np.moveaxis(out, axis, -1)
+    thick, thin = np.moveaxis(intensity.filled(volume), axis, -1), np.moveaxis(out, axis, -1)
     for here in np.ndindex(thick.shape[0]):
         thin[here] += (thick[here] - thin[here] @ means.T) @ parts.T
         np.clip(thin[here], intensity.low, intensity.high, out=thin[here])

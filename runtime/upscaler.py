@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 import os
 from collections.abc import Callable
@@ -25,8 +24,6 @@ from .measure import Matrix
 from .memory import allocate
 from .sizes import Size
 from .slices import Encoded, Slices, Window, check_slice_shape, output_shape
-
-log = logging.getLogger(__name__)
 
 Float = NDArray[np.float32]
 ScaleOrPair = grid.ScaleLike | tuple[grid.ScaleLike, grid.ScaleLike]
