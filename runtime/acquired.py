@@ -23,7 +23,7 @@ Float = NDArray[np.float32]
 
 MOST_GAIN = 4.0  # −12 dB: how far a window is undone. Beyond it small errors of its estimate become ripple
 _NEAR = 0.01  # of Nyquist's frequency: how far the canonical band may end from the measured one, for a simple ratio
-_WHOLE = 0.97  # a part of Nyquist's frequency from which the whole matrix counts as measured
+WHOLE = 0.97  # a part of Nyquist's frequency from which the whole matrix counts as measured
 ALL = slice(None)
 
 Told = tuple[float, float, float]  # what a network is told: σ, and the soft part of the band along rows and columns
@@ -64,7 +64,7 @@ class Band:
     @property
     def spacing(self) -> Fraction:
         """How far canonical samples lie apart, in stored pixels: a simple ratio near 1 / fraction, whose tables are small."""
-        if self.fraction >= _WHOLE:
+        if self.fraction >= WHOLE:
             return Fraction(1)
         ratios = (Fraction(1 / self.fraction).limit_denominator(q) for q in range(1, 100))
         return next(s for s in ratios if abs(float(1 / s) - self.fraction) <= _NEAR)

@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .acquired import Band
+from .acquired import WHOLE, Band
 
 Float = NDArray[np.float32]
 
@@ -36,7 +36,6 @@ _FLOOR = 0.05  # at most, of nature's power at the band's end: -13 dB, more than
 # Tapers and floors; how many times as well as a hard edge each must fit, and how much better than no window. More of them
 # are mistaken for each other. What a bilinear kernel does looks a little like a window: it gains up to 0.1.
 _SHAPES = {(0.0, 0.0): (1.0, 0.01), (0.25, 0.0): (1.3, 0.08), (0.5, 0.0): (2.2, 0.15), (1.0, 0.08): (1.5, 0.3)}
-_ALL = 0.97  # of Nyquist's frequency: a hard edge beyond it is none
 _CUT, _NEAR_CUT = 1.7, 2.6  # how many times as well a band must fit that ends before Nyquist's frequency, or just before
 _BANDS = [Band(round(float(f), 2), *shape) for f in np.linspace(1, 0.36, 33) for shape in _SHAPES]  # the first is everything
 _TAPERED = np.array([band.taper > 0 for band in _BANDS])
@@ -152,7 +151,7 @@ def _band(power: NDArray[np.float64], leakage: NDArray[np.float64]) -> Band | No
     clear = (misfit[0] - misfit > _GAINS[left]) & (misfit < np.where(_TAPERED[left], _TAPER_LEFT, 1) * misfit[0])
     cost = np.where(clear, misfit * _TIMES[left], np.inf)
     found = _BANDS[left[cost.argmin()]] if clear.any() else Band()
-    return found if found.taper or found.fraction < _ALL else Band()
+    return found if found.taper or found.fraction < WHOLE else Band()
 
 
 def _blocks(image: Float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -26,6 +26,7 @@ from runtime import InputFileError, OutputFileError, ScaleError, command, grid, 
 from runtime.acquired import Acquired
 from runtime.errors import reason
 from runtime.files import check_output, write_atomically
+from runtime.preview import upright
 from runtime.upscaler import SHIPPED
 
 from . import data, degradations, metrics, realscans, report, resample
@@ -367,8 +368,6 @@ def _images(
     factor: float = 1.0,
 ) -> list[tuple[str, Image, str]]:
     """(heading, upright image, its score): the input, what each model that serves the scale makes of it, the truth."""
-    from runtime.preview import upright
-
     lr = degradation.of(crop.pixels, scales)
     truth = crop.pixels[tuple(slice(grid.output_size(n, r)) for n, r in zip(lr.shape, scales))]
     outputs = [("input, nearest", nearest(lr, scales))]

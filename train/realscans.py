@@ -15,6 +15,7 @@ from tqdm import tqdm
 from runtime import InputFileError, formats, grid, measure, volume
 from runtime.acquired import Acquired
 from runtime.intensity import Intensity
+from runtime.preview import upright
 
 from . import data, report
 from .augment import disc
@@ -191,8 +192,6 @@ def _crops(
     models: Sequence[Model], scan: Scan, scales: grid.Scales, outputs: dict[int, Image], medians: NDArray[np.float64]
 ) -> list[tuple[str, list[tuple[str, Image, str]]]]:
     """Two places of a slice: where most tissue is flat, and where a steep edge lies at air."""
-    from runtime.preview import upright
-
     bicubic = outputs[0]
     size = [min(n, round(VIEW * float(r))) for n, r in zip(bicubic.shape, scales)]
     coarse = smooth(bicubic, COARSE, scales)
