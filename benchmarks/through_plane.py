@@ -17,10 +17,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import Upscaler, through_plane, volume
+from runtime import Upscaler, through_plane
 from runtime.bundle import Bundle, array_bytes
 from runtime.intensity import Intensity
-from runtime.sizes import Size
+from runtime.io import nifti
 from runtime.upscaler import SHIPPED
 from train import resample
 
@@ -82,7 +82,7 @@ def orders(upscaler: Upscaler, pixels: Pixels, axis: int) -> Iterator[tuple[str,
 
     def then(image: Any, *scales: tuple[int, int, int]) -> Pixels:
         for three in scales:
-            image, _ = volume.upscale(upscaler.slices, image, Size(three), axis=2)
+            image = upscaler.volume(image, three, axis=2)
         return np.asarray(image.dataobj)
 
     yield "through the plane first", psnr(whole, then(image, (1, 1, 3), (2, 2, 1)))
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--scales", type=int, nargs="+", default=[2, 3, 4, 5, 6])
     parser.add_argument("--bundle", type=Path, default=Path(__file__).parents[1] / "runtime" / SHIPPED)
     args = parser.parse_args()
-    pixels = np.asarray(volume.load(args.volume).dataobj).astype(np.float32)
+    pixels = np.asarray(nifti.load(args.volume).dataobj).astype(np.float32)
     bundle = Bundle.read(args.bundle)
     with Upscaler.of(bundle) as upscaler, Upscaler.of(told_one_scale(bundle)) as told_one:
         for k, scale in enumerate(args.scales):

@@ -10,7 +10,7 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
-from runtime import Upscaler, preview, volume
+from runtime import Upscaler, io, preview, volume
 from runtime.sizes import Size
 
 SCALE = Fraction(5, 2)
@@ -18,16 +18,17 @@ SCALE = Fraction(5, 2)
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    scan = volume.load(Path(__file__).with_name("t1ce_thick.nii.gz"))
+    scan = io.read(Path(__file__).with_name("t1ce_thick.nii.gz"))
+    result = volume.prepared(scan, Size(SCALE))
     with Upscaler.load() as up:
         began = time.perf_counter()
-        result, acquired = volume.upscale(up.slices, scan, Size(SCALE))
+        acquired = volume.upscale(up.slices, scan, result)
         seconds = time.perf_counter() - began
         device = up.device
-    volume.save(folder / "sr.nii.gz", result, overwrite=True)
-    preview.of_volume(scan, result, 2, (SCALE, SCALE, Fraction(1))).save(folder / "compare.png")
+    io.write(folder / "sr.nii.gz", result, overwrite=True)
+    preview.of(scan, result).save(folder / "compare.png")
 
-    spacing = " × ".join(f"{z:g}" for z in result.header.get_zooms())
+    spacing = " × ".join(f"{z:g}" for z in result.spacing)
     print(f"{scan.shape} → {result.shape}, voxels {spacing} mm, {seconds:.1f} s on {device}")
     print(acquired.said(scan.shape))
     print(f"wrote {folder / 'sr.nii.gz'} and {folder / 'compare.png'}")

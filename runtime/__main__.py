@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import __version__, cohort, command, formats, job, record
+from . import __version__, cohort, command, io, job, record
 from .engines import DEVICES
 from .errors import MetasrganError, OutputFileError
 from .files import make_folder
@@ -50,7 +50,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "lists what is kept of that. `train`, `export` and `evaluate`, which need torch, make networks of your own.",
     )
     add = parser.add_argument
-    add("input", type=Path, nargs="*", help=f"{', '.join(formats.READ)}, or DICOM: a folder, a file or a zip; one or many")
+    add("input", type=Path, nargs="*", help=f"{', '.join(io.READ)}, or DICOM: a folder, a file or a zip; one or many")
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument(
         "--scale",
@@ -205,7 +205,7 @@ def _part(text: str) -> Any:
 
 
 def _default_output(path: Path) -> Path:
-    own = formats.suffix(path)
+    own = io.suffix(path)
     named = path if path.name not in ("", "..") else path.resolve()
     return named.with_name(f"{named.name.removesuffix(own)}_sr{cohort.written_as(own)}")
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import formats, images, itk, job, record
+from . import io, job, record
 from .engines.cpu import available_processors
 from .errors import DeviceError, InputFileError, MetasrganError, OutputFileError
 from .files import check_output, sole_writer, write_atomically
@@ -63,15 +63,11 @@ def plan(
     their previews, would have one name, and MetasrganError where the library that writes the format is missing.
     """
     if suffix is not None:
-        every = Path(f"*{suffix}")
-        if not formats.suffix(every):
-            raise OutputFileError(f"{suffix!r} is no format: give one of {', '.join((*formats.VOLUMES, *images.SUFFIXES))}")
-        if itk.is_itk(every):
-            itk.check_writable_as(every)
+        io.check_writable(Path(f"*{suffix}"))
     planned: list[Task | Result] = []
     outputs: dict[Path, Path] = {}
     for source in sources:
-        own = formats.suffix(source)
+        own = io.suffix(source)
         stem = source.resolve().name.removesuffix(own)
         ending = written_as(own) if suffix is None else suffix
         try:
@@ -312,12 +308,12 @@ def _taken(task: Task, request: Request) -> MetasrganError | None:
 
 def _series_of(source: Path, series: int | None) -> tuple[list[int | None], list[tuple[int, str]]]:
     """The series that an input stands for, None for what has but one; and those of it that cannot be upscaled, and why."""
-    if formats.kind(source) != "dicom":
+    if io.kind(source) != "dicom":
         return [None], []
     if series is not None:
         return [series], []
-    found = formats.dicom().find_series(source)
-    usable = job.usable_series(found)
+    found = io.dicom().find_series(source)
+    usable = io.dicom().usable(found)
     if len(usable) < 2:
         return [None], [(k, f"it {found[k].problem}") for k in range(len(found)) if usable and k not in usable]
     return list(usable), [(k, f"it {found[k].problem}") for k in range(len(found)) if k not in usable]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class Intensity:
     """`black` becomes 0 and `white` becomes 1; an output never leaves the input's own range [low, high].
 
     Values beyond `floor` and `ceiling`, and NaN, are set aside: padding, fill values, dead voxels. There are `aside` of them.
-    They count as black, and `put_back` gives the output their own values.
+    They count as black, and `put_back` gives the output their own values. Outputs are value·slope + inter.
     """
 
     low: float
@@ -33,10 +33,17 @@ class Intensity:
     floor: float = -np.inf
     ceiling: float = np.inf
     aside: int = 0
+    slope: float = 1.0
+    inter: float = 0.0
+    padding: tuple[float, float] | None = None
 
     @classmethod
-    def of(cls, volume: NDArray[Any], inverted: bool = False, nan: bool = False) -> Intensity:
-        """The range of an array of any shape; `inverted` if larger numbers are darker; `nan` if NaN may stand for no value.
+    def of(
+        cls, volume: NDArray[Any], inverted: bool = False, nan: bool = False, padding: tuple[float, float] | None = None
+    ) -> Intensity:
+        """The range of an array of any shape; `inverted` if larger numbers are darker.
+
+        NaN, with `nan`, and values from … to … of `padding` stand for no value.
 
         Raises ImageError for other NaN and for infinity, and says where, and for values too large to be computed with.
         """
@@ -47,8 +54,10 @@ class Intensity:
                 where = tuple(int(k) for k in np.argwhere(bad)[0])
                 raise ImageError(f"the value at index {where} is {volume[where]}: replace NaN and infinity before upscaling")
             values = values[~np.isnan(values)] if nan else values
+        if padding:
+            values = values[(values < padding[0]) | (values > padding[1])]
         if not values.size:
-            raise ImageError("all values are NaN: there is nothing to upscale")
+            raise ImageError("all values are NaN or padding: there is nothing to upscale")
         values, ends = _without_fill(values)
         lowest, highest = values.min().item(), values.max().item()
         limit = _LARGEST_FLOAT if volume.dtype.kind == "f" else _LARGEST_INTEGER
@@ -67,11 +76,12 @@ class Intensity:
             inside = values[(values >= floor) & (values <= ceiling)]
             aside += values.size - inside.size
             low, high = float(inside.min()), float(inside.max())
-        return cls(low, high, black, white, floor, ceiling, aside)
+        return cls(low, high, black, white, floor, ceiling, aside, padding=padding)
 
     def is_aside(self, image: NDArray[Any]) -> NDArray[np.bool_]:
         """Where an image has values that are set aside."""
-        return ~((image >= self.floor) & (image <= self.ceiling))
+        aside = ~((image >= self.floor) & (image <= self.ceiling))
+        return aside | ((image >= self.padding[0]) & (image <= self.padding[1])) if self.padding else aside
 
     @property
     def said(self) -> str:
@@ -79,7 +89,7 @@ class Intensity:
         if not self.aside:
             return ""
         return (
-            f"{self.aside:,} values are NaN or beyond {self.floor:g} to {self.ceiling:g}, far from all others: "
+            f"{self.aside:,} values are NaN, padding or beyond {self.floor:g} to {self.ceiling:g}, far from all others: "
             "they are kept as they are, and do not count for black and white"
         )
 
@@ -93,26 +103,25 @@ class Intensity:
         unit: NDArray[Any] = (image.astype(exact_float(image.dtype)) - self.black) / ((self.white - self.black) or 1.0)
         return unit.astype(np.float32, copy=False)
 
-    def put_back(
-        self,
-        out: NDArray[Any],
-        image: NDArray[Any],
-        sources: Sequence[NDArray[np.int64]],
-        stored: Callable[[NDArray[Any]], NDArray[Any]] = lambda values: values,
-    ) -> None:
-        """Give the values of `image` that are set aside, as they are `stored`, to all pixels of `out` whose source they are.
+    def put_back(self, out: NDArray[Any], image: NDArray[Any], sources: Sequence[NDArray[np.int64]]) -> None:
+        """Give the values of `image` that are set aside to all pixels of `out` whose source they are.
 
         `sources` are the source pixels of each axis of `out`.
         """
         for row, source in enumerate(sources[0] if self.aside else ()):
             values = image[source][np.ix_(*sources[1:])]
-            np.copyto(out[row], to_dtype(stored(values), out.dtype), where=self.is_aside(values))
+            np.copyto(out[row], self.real(values, out.dtype), where=self.is_aside(values))
 
     def restore(self, unit: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
         """The inverse, clipped to [low, high], in `dtype`; integers are rounded and clipped, never wrapped."""
-        dtype = np.dtype(dtype)
-        grey = unit.astype(exact_float(dtype)) * (self.white - self.black) + self.black
-        return to_dtype(np.clip(grey, self.low, self.high, out=grey), dtype)
+        plain = (self.slope, self.inter) == (1, 0)
+        grey = unit.astype(exact_float(np.dtype(dtype)) if plain else np.float64) * (self.white - self.black) + self.black
+        return self.real(np.clip(grey, self.low, self.high, out=grey), dtype)
+
+    def real(self, values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+        """Values as an output has them, in `dtype`."""
+        scaled = values if (self.slope, self.inter) == (1, 0) else values * self.slope + self.inter
+        return to_dtype(scaled, dtype)
 
 
 def _without_fill(values: NDArray[Any]) -> tuple[NDArray[Any], list[float]]:

@@ -8,21 +8,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
 from PIL import Image
 
-from . import __version__, formats, headers, images, preview, record, sizes, volume
-from .errors import ImageError, InputFileError, OutputFileError, reason
+from . import __version__, io, preview, record, sizes, volume
+from .errors import InputFileError, OutputFileError, reason
 from .files import check_output, draft
-from .intensity import to_dtype
+from .scan import Scan
 from .sizes import Size
 from .upscaler import GRAIN, Upscaler
 
 Progress = Callable[[int, int], None]
-_LISTED = 5  # series, at most, in an error's line
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Task:
     @property
     def preview(self) -> Path:
         """Where the output's preview goes, where one is asked for."""
-        return self.output.with_name(f"{self.output.name.removesuffix(formats.suffix(self.output))}_preview.png")
+        return self.output.with_name(f"{self.output.name.removesuffix(io.suffix(self.output))}_preview.png")
 
     @property
     def name(self) -> str:
@@ -93,27 +92,10 @@ class Result:
         return "\n  ".join((f"{said}, on {self.device} in {self.seconds:.1f} s", *self.notes))
 
 
-@dataclass(frozen=True)
-class _Made:
-    """An upscaled input that is not written yet."""
-
-    shape_in: tuple[int, ...]
-    shape_out: tuple[int, ...]
-    scales: tuple[Fraction, ...]
-    dtype: str
-    acquired: dict[str, Any]
-    write: Callable[[IO[bytes]], Any] | None = None  # to an open file
-    save: Callable[[record.Record, bool], Any] | None = None  # as a folder, with its record
-    spacing_in: tuple[float, ...] = ()
-    spacing_out: tuple[float, ...] = ()
-    preview: Image.Image | None = None
-    notes: tuple[str, ...] = ()
-
-
 def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | None = None) -> Result:
     """Upscale one input. Raises MetasrganError or OSError, and has then written nothing."""
     began = time.perf_counter()
-    kind = formats.kind(task.source)
+    io.kind(task.source)
     made_of = {
         "bundle": {"sha256": upscaler.bundle.sha256},
         "input": _input(task, request),
@@ -122,38 +104,46 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     if request.resume and record.is_done(task.output, made_of):
         return Result(task, "skipped", problem=f"{task.output} is there and whole")
     check(task, request)
-    make = _picture if kind == "picture" else _volume
-    made = make(upscaler, task, kind, request, progress)
+    scan = io.read(task.source, task.series, request.allow_gaps).across(request.axis)
+    out = volume.prepared(scan, request.size, request.dtype)
+    write = io.writer(task.output, out, request.anonymous) if io.suffix(task.output) else None
+    asked: Any = {"acquired": request.acquired, "noise": request.noise, "grain": request.grain}
+    acquired = volume.upscale(upscaler.slices, scan, out, **asked, progress=progress)
+    axes = scan.in_plane if scan.affine is None else range(min(3, scan.pixels.ndim))
+    measured, stored = acquired.along(*axes), [scan.shape[k] for k in axes]
+    line = "" if scan.labels else measured.said(stored)
+    notes = tuple(note for note in (line, *acquired.notes, *scan.notes) if note)
+    scales = tuple(out.scales[k] for k in axes)
     content: record.Record = {
         "software": f"metasrgan-edge {__version__}",
         **made_of,
         "device": runs_on(upscaler),
-        "scale": [str(r) for r in made.scales],
-        "acquired": made.acquired,
+        "scale": [str(r) for r in scales],
+        "acquired": measured.plain(stored),
         "grid": {"projection": upscaler.bundle.model.projection, "edges": "aligned", "size": "floor(n*p/q)"},
-        "from": {"shape": list(made.shape_in), "spacing_mm": list(made.spacing_in)},
-        "output": {"shape": list(made.shape_out), "spacing_mm": list(made.spacing_out), "dtype": made.dtype},
+        "from": {"shape": list(_shape(scan)), "spacing_mm": _rounded(scan.spacing)},
+        "output": {"shape": list(_shape(out)), "spacing_mm": _rounded(out.spacing), "dtype": str(out.pixels.dtype)},
     }
     seconds = time.perf_counter() - began
     if not request.deterministic:
         content["seconds"] = round(seconds, 3)
     if not request.anonymous:  # notes name files
-        content["notes"] = list(made.notes)
+        content["notes"] = list(notes)
     if moment := record.time_stamp(request.deterministic):
         content["time"] = moment
-    with _previewed(task, made.preview, request.overwrite):
-        if made.write:
-            record.write_with(task.output, made.write, content, request.overwrite, task.source)
-        elif made.save:
-            save = made.save
-            record.write_around(task.output, lambda again: save(content, again), content, request.overwrite, task.source)
-    notes = (*made.notes, f"preview: {task.preview}") if made.preview else made.notes
-    return Result(task, "done", made.shape_in, made.shape_out, made.scales, runs_on(upscaler), seconds, notes=notes)
+    with _previewed(task, preview.of(scan, out) if request.preview else None, request.overwrite):
+        if write:
+            record.write_with(task.output, write, content, request.overwrite, task.source)
+        else:
+            save = partial(_save_dicom, task, request, out, line, content)
+            record.write_around(task.output, save, content, request.overwrite, task.source)
+    notes = (*notes, f"preview: {task.preview}") if request.preview else notes
+    return Result(task, "done", _shape(scan), _shape(out), scales, runs_on(upscaler), seconds, notes=notes)
 
 
 def check(task: Task, request: Request) -> None:
     """Raise MetasrganError, before any work is done, where the input cannot become the output, or that cannot be written."""
-    formats.check_becomes(task.source, formats.kind(task.source), task.output)
+    io.check_becomes(task.source, io.kind(task.source), task.output)
     if task.source.is_dir() and task.output.absolute().is_relative_to(task.source.absolute()):
         raise OutputFileError(f"{task.output} would lie within its own input: name another place")
     if request.resume and os.path.lexists(task.output) and not (request.overwrite or record.is_unfinished(task.output)):
@@ -171,11 +161,6 @@ def runs_on(upscaler: Upscaler) -> str:
     return f"{upscaler.device} ({upscaler.runs_on})"
 
 
-def usable_series(found: Sequence[Any]) -> list[int]:
-    """Which of the series that were found can be upscaled."""
-    return [number for number, series in enumerate(found) if not series.problem]
-
-
 def failed(task: Task, error: BaseException) -> Result:
     """The result of a task that raised something."""
     if isinstance(error, MemoryError) and not str(error):
@@ -186,92 +171,24 @@ def failed(task: Task, error: BaseException) -> Result:
 def _input(task: Task, request: Request) -> dict[str, str]:
     """The input by its hash, and by its name where that may be told."""
     try:
-        hashed = record.fingerprint(formats.files_of(task.source))
+        hashed = record.fingerprint(io.files_of(task.source))
     except FileNotFoundError as error:
         raise InputFileError(f"{error.filename} does not exist, or no longer: check the name") from None
     return {"sha256": hashed} if request.anonymous else {"name": task.source.name, "sha256": hashed}
 
 
-def _volume(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request, progress: Progress | None) -> _Made:
-    series = None
-    if kind == "dicom":
-        series = _series(task, request.allow_gaps)
-        image = series.volume()
-    else:
-        image = formats.load(task.source)
-    axis = volume.slices_across(image, request.axis)
-    scales = volume.scales_of(image, request.size, axis)
-    result, acquired = volume.upscale(
-        upscaler.slices,
-        image,
-        request.size,
-        axis=request.axis,
-        dtype=request.dtype,
-        acquired=request.acquired,
-        noise=request.noise,
-        grain=request.grain,
-        header=series.acquired if series else headers.beside(task.source, image.shape),
-        progress=progress,
+def _save_dicom(task: Task, request: Request, out: Scan, line: str, content: record.Record, again: bool) -> None:
+    io.dicom().save(
+        task.output,
+        out.header,
+        out,
+        description="SR " + sizes.written(out.scales).replace("×", "x"),
+        acquired=line,
+        record=_flat(content),
+        anonymous=request.anonymous,
+        overwrite=again,
+        like=task.source,
     )
-    shown = preview.of_volume(image, result, axis, scales) if request.preview else None
-    line = acquired.said(image.shape[:3])
-    if request.anonymous:
-        _make_anonymous(result)
-    write, save = None, None
-    if formats.suffix(task.output):
-        write = formats.writer(task.output, result)
-    else:
-        description = "SR " + sizes.written(scales).replace("×", "x")
-        upscaled = volume.reopened(result)
-
-        def save(content: record.Record, again: bool) -> Any:
-            return formats.dicom().save(
-                task.output,
-                series,
-                upscaled,
-                description=description,
-                acquired=line,
-                record=_flat(content),
-                anonymous=request.anonymous,
-                overwrite=again,
-                like=task.source,
-            )
-
-    return _Made(
-        image.shape,
-        result.shape,
-        scales[: len(image.shape)],
-        str(result.get_data_dtype()),
-        acquired.plain(image.shape[:3]),
-        write,
-        save,
-        _millimetres(image),
-        _millimetres(result),
-        shown,
-        (line, *acquired.notes, *(series.notes if series else ())),
-    )
-
-
-def _picture(upscaler: Upscaler, task: Task, kind: formats.Kind, request: Request, progress: Progress | None) -> _Made:
-    if request.axis is not None:
-        raise ImageError(
-            f"--axis {request.axis} was given for {task.source}, which has no slices to lie across it: leave it out"
-        )
-    pixels = images.read(task.source)
-    dtype = np.dtype(request.dtype) if request.dtype else pixels.dtype.newbyteorder("=")
-    colour = pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype == np.uint8 and task.source.suffix.lower() != ".npy"
-    images.check_writable_as(task.output, dtype, pixels.ndim, colour)
-    planes = np.moveaxis(pixels, -1, 0) if colour else pixels  # a picture's colours share one intensity range
-    scales = request.size.in_slice(planes.shape[-2:])
-    acquired = upscaler.measure(planes, acquired=request.acquired, noise=request.noise)
-    result = to_dtype(upscaler(planes, scales, acquired=acquired, grain=request.grain, progress=progress), dtype)
-    shown = preview.of_planes(planes, result, scales, colour) if request.preview else None
-    result = np.ascontiguousarray(np.moveaxis(result, 0, -1)) if colour else result
-    write = images.writer(task.output, result, colour)
-    shape = planes.shape[-2:]
-    mask = ("a mask of true and false: nearest neighbour, the network was not used",)
-    notes = mask if pixels.dtype == bool else (acquired.said(shape), *acquired.notes)
-    return _Made(pixels.shape, result.shape, scales, str(dtype), acquired.plain(shape), write, preview=shown, notes=notes)
 
 
 @contextlib.contextmanager
@@ -287,35 +204,6 @@ def _previewed(task: Task, picture: Image.Image | None, overwrite: bool) -> Iter
         new.publish()
 
 
-def _series(task: Task, allow_gaps: bool) -> Any:
-    """The DICOM series that a task means: the only one that can be upscaled, where it does not say which.
-
-    Raises InputFileError for one that may lack slices, unless that is allowed.
-    """
-    found = formats.dicom().find_series(task.source)
-    if task.series is None:
-        usable = usable_series(found)
-        if len(usable) > 1:
-            listed = ", ".join(f"{k + 1} of {'×'.join(map(str, found[k].shape))}" for k in usable[:_LISTED])
-            listed += f", and {len(usable) - _LISTED} more" if len(usable) > _LISTED else ""
-            raise InputFileError(
-                f"{task.source} holds several series ({listed}): choose one by --series, or give a folder, -o DIR/"
-            )
-        number = (usable or [0])[0]
-    else:
-        number = task.series
-    if not 0 <= number < len(found):
-        raise InputFileError(f"{task.source} holds {len(found)} series, none of which is number {number + 1}")
-    if found[number].problem:
-        raise InputFileError(f"{task.name} cannot be upscaled: it {found[number].problem}")
-    if (damaged := found[number].damaged) and not allow_gaps:
-        raise InputFileError(
-            f"{task.name} may lack {len(damaged)} slices, the first by {damaged[0]}: copy it again, or take what is there by "
-            "--allow-gaps"
-        )
-    return found[number]
-
-
 def _flat(content: record.Record) -> Mapping[str, str]:
     """A record as DICOM's own fields hold it; they must have a date, which is 1970 where nothing may tell the time."""
     return {
@@ -329,13 +217,10 @@ def _flat(content: record.Record) -> Mapping[str, str]:
     }
 
 
-def _make_anonymous(image: Any) -> None:
-    """Empty what a NIfTI header says in words, and its extensions, which may hold a whole DICOM header."""
-    for name in ("descrip", "aux_file", "db_name", "intent_name"):
-        if name in image.header:  # NIfTI-2 has no db_name
-            image.header[name] = b""
-    image.header.extensions.clear()
+def _shape(scan: Scan) -> tuple[int, ...]:
+    """Of its pixels as a file has them."""
+    return (*scan.shape[1:], scan.shape[0]) if scan.colour else scan.shape
 
 
-def _millimetres(image: Any) -> tuple[float, ...]:
-    return tuple(round(size * volume.millimetres(image), 6) for size in volume.voxel_size(image))
+def _rounded(spacing: Sequence[float]) -> list[float]:
+    return [round(size, 6) for size in spacing]

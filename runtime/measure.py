@@ -21,7 +21,7 @@ from .grid import MAX_SCALE
 from .intensity import Intensity
 
 Float = NDArray[np.float32]
-# Samples of each axis within a slice, or of all three array axes; or what was found before, of an array with as many axes.
+# Samples of each axis within a slice, or of all three array axes; or what was found before, of the last axes.
 Matrix = Union[Literal["auto", "stored"], Sequence[int], Acquired]
 Fractions = Sequence[Union[float, None]]  # acquired over stored, of each array axis; None where a header does not tell
 UNKNOWN: Fractions = (None, None, None)
@@ -45,7 +45,7 @@ def of(
     for a `matrix` that cannot be, and for a `noise` that is no part of white.
     """
     if isinstance(matrix, Acquired):
-        return matrix
+        return replace(matrix, bands=((Band(),) * data.ndim + matrix.bands)[-data.ndim :])
     axes = [axis % data.ndim for axis in axes]
     asked = _asked(matrix, axes, data.shape)
     bands, sources = [Band()] * data.ndim, []

@@ -14,38 +14,34 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import grid
 from .intensity import Intensity
-from .sizes import AxisScales
+from .scan import Scan
 
 _WINDOW = 96  # input pixels an axis
 _PANEL = 384  # pixels that a panel's longer side has at least
 _GAP, _TITLE, _FONT = 10, 36, 22
 
 
-def of_volume(before: Any, after: Any, axis: int, by_axis: AxisScales) -> Image.Image:
-    """The middle slice, across `axis`, of a NIfTI image and of what `volume.upscale` made of it.
+def of(before: Scan, after: Scan) -> Image.Image:
+    """The middle slice of a scan, colours by their mean, and of what `volume.upscale` made of it.
 
     Where the slices became thinner and nothing else, it is the middle plane that contains their axis.
     """
-    in_plane = [k for k in range(min(3, len(before.shape))) if k != axis]
-    if all(by_axis[k] == 1 for k in in_plane) and by_axis[axis] != 1:
-        in_plane = sorted((in_plane[0], axis))
+    pair, space = before.in_plane, min(3, before.pixels.ndim)
+    scales = [new / old for new, old in zip(after.scales, before.scales)]
+    if all(scales[k] == 1 for k in pair) and scales[before.axis] != 1:
+        pair = tuple(sorted((pair[0], before.axis)))
 
-    def plane(image: Any, scales: Sequence[Fraction]) -> NDArray[Any]:
+    def plane(scan: Scan, scales: Sequence[Fraction]) -> NDArray[Any]:
+        if scan.colour:
+            return np.asarray(scan.pixels.mean(0))
         centres = [Fraction(2 * (n // 2) + 1, 2) for n in before.shape]  # of the input's middle pixels
-        places = [int(centre * (scales[k] if k < 3 else 1)) for k, centre in enumerate(centres)]
-        return np.asarray(image.dataobj[tuple(slice(None) if k in in_plane else place for k, place in enumerate(places))])
+        places = [int(centre * (scales[k] if k < space else 1)) for k, centre in enumerate(centres)]
+        return scan.real(scan.pixels[tuple(slice(None) if k in pair else place for k, place in enumerate(places))])
 
-    slope, inter = after.header.get_slope_inter()
-    ours = plane(after, by_axis) * (slope or 1) + (inter or 0)
-    axes = nib.aff2axcodes(before.affine)
-    names = "".join(axes[k] or "" for k in in_plane)
-    return side_by_side(plane(before, (Fraction(1),) * 3), ours, (by_axis[in_plane[0]], by_axis[in_plane[1]]), names)
-
-
-def of_planes(before: NDArray[Any], after: NDArray[Any], scales: grid.Scales, colour: bool) -> Image.Image:
-    """A picture (H, W), the middle of a stack (N, H, W), or the mean of a picture's three colours (3, H, W)."""
-    planes = [p if p.ndim == 2 else p.mean(0) if colour else p[len(p) // 2] for p in (before, after)]
-    return side_by_side(planes[0], planes[1], scales)
+    axes = "" if before.affine is None else nib.aff2axcodes(before.affine)
+    names = "".join(axes[k] or "" for k in pair) if axes else ""
+    unscaled = plane(before, (Fraction(1),) * 3)
+    return side_by_side(unscaled, plane(after, scales), (scales[pair[0]], scales[pair[1]]), names)
 
 
 def side_by_side(before: NDArray[Any], ours: NDArray[Any], scales: grid.Scales, axes: str = "") -> Image.Image:

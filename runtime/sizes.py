@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -18,13 +17,18 @@ from .errors import ScaleError
 
 AxisScales = tuple[Fraction, Fraction, Fraction]  # of the array axes 0, 1, 2
 
+UNSCALED: AxisScales = (Fraction(1), Fraction(1), Fraction(1))
 SAME = Fraction(1, 10_000)  # spacings as near as this to each other are equal: headers round them to single precision
+_FEW = "one number, or two (rows, columns)"
 _LONGEST, _SHORTEST = Fraction(1000), Fraction(1, 1000)  # mm
 
 
 @dataclass(frozen=True)
 class Size:
-    """Exactly one way to say how large the output is to be; `in_volume` and `in_slice` turn it into scales."""
+    """Exactly one way to say how large the output is to be, its numbers exact; `of` turns it into scales.
+
+    Raises ScaleError for none of the ways, for several, and for numbers that cannot be meant.
+    """
 
     scale: Any = None  # a number as `grid.parse_scale` reads it, or two or three
     shape: Any = None  # two or three whole numbers of pixels
@@ -38,48 +42,42 @@ class Size:
                 f"got scale={self.scale!r}, shape={self.shape!r}, spacing={self.spacing!r} and isotropic={self.isotropic!r}: "
                 "give exactly one of them"
             )
+        for way, parse, fewest in (("scale", grid.parse_scale, 1), ("spacing", parse_spacing, 1), ("shape", _whole, 2)):
+            if (value := getattr(self, way)) is not None:
+                object.__setattr__(self, way, tuple(parse(number) for number in _listed(way, value, fewest)))
 
-    def in_volume(self, shape: Sequence[int], spacing: Sequence[Fraction], axis: int) -> AxisScales:
-        """The scales of a volume of `shape` voxels of `spacing` mm whose slices lie across `axis`.
+    def of(self, shape: Sequence[int], spacing: Sequence[float], axis: int) -> AxisScales:
+        """The scales of an array whose axes of space have `shape` pixels of `spacing` mm, and whose slices lie across `axis`.
 
-        Raises ScaleError where an axis would get coarser, or finer than can be served.
+        `spacing` is empty of a picture or a bare array. Raises ScaleError where an axis would get coarser, or finer than can be
+        served.
         """
         size = (*shape, 1)[:3]
         in_plane = [k for k in range(3) if k != axis]
-        if self.isotropic:
-            wanted = [min(spacing[k] for k in range(3) if size[k] > 1)] * 3
-            return _checked([spacing[k] / wanted[k] if size[k] > 1 else Fraction(1) for k in range(3)], spacing, wanted)
-        if self.spacing is not None:
-            numbers = [parse_spacing(value) for value in _listed("spacing", self.spacing)]
-            wanted = _by_axis(numbers, in_plane, list(spacing))
-            return _checked([old / new for old, new in zip(spacing, wanted)], spacing, wanted)
-        if self.shape is not None:
-            sizes = _listed("shape", self.shape, fewest=2)
-            axes = in_plane if len(sizes) == 2 else [0, 1, 2]
-            grown = list(grid.scales_for_shape([size[k] for k in axes], sizes))
-            rows, cols, rest = _by_axis(grown, in_plane, [Fraction(1)] * 3)
-            return rows, cols, rest
-        scales = [grid.parse_scale(value) for value in _listed("scale", self.scale)]
-        rows, cols, rest = _by_axis(scales, in_plane, [Fraction(1)] * 3)
-        return rows, cols, rest
-
-    def in_slice(self, shape: Sequence[int]) -> grid.Scales:
-        """The scales (rows, columns) of a picture or an array, which has no millimetres."""
-        if self.spacing is not None or self.isotropic:
+        if not spacing and (self.spacing is not None or self.isotropic):
             raise ScaleError("a picture or an array has no spacing in millimetres: give --scale or --shape")
+        if not spacing and len(self.scale or self.shape) == 3:
+            raise ScaleError(f"three numbers were given for slices that have no place in space: give {_FEW}")
+        if self.isotropic:
+            voxel = exact_spacing([*spacing, 1.0][:3])
+            wanted = [min(voxel[k] for k in range(3) if size[k] > 1)] * 3
+            return _checked([voxel[k] / wanted[k] if size[k] > 1 else Fraction(1) for k in range(3)], voxel, wanted)
+        if self.spacing is not None:
+            voxel = exact_spacing([*spacing, 1.0][:3])
+            wanted = _by_axis(self.spacing, in_plane, voxel)
+            return _checked([old / new for old, new in zip(voxel, wanted)], voxel, wanted)
         if self.shape is not None:
-            rows, cols = grid.scales_for_shape(tuple(shape), _listed("shape", self.shape, fewest=2))
-            return rows, cols
-        return grid.parse_scales(self.scale)
+            axes = in_plane if len(self.shape) == 2 else [0, 1, 2]
+            rows, cols, rest = _by_axis(grid.scales_for_shape([size[k] for k in axes], self.shape), in_plane, UNSCALED)
+            return rows, cols, rest
+        rows, cols, rest = _by_axis(self.scale, in_plane, UNSCALED)
+        return rows, cols, rest
 
     def asked(self) -> dict[str, Any]:
         """The way and its numbers, as text: what a record keeps of the request."""
         if self.isotropic:
             return {"isotropic": True}
-        for way, read in (("scale", grid.parse_scale), ("shape", str), ("spacing", parse_spacing)):
-            if (value := getattr(self, way)) is not None:
-                return {way: [str(read(number)) for number in _listed(way, value)]}
-        raise AssertionError("a size without any")
+        return {way: list(map(str, value)) for way in ("scale", "shape", "spacing") if (value := getattr(self, way))}
 
 
 def parse_spacing(value: grid.ScaleLike) -> Fraction:
@@ -90,13 +88,13 @@ def parse_spacing(value: grid.ScaleLike) -> Fraction:
     return length
 
 
-def exact_spacing(zooms: Sequence[float], unit: float = 1.0) -> tuple[Fraction, ...]:
-    """A header's single-precision spacings as the short decimals that they stand for: 0.9 is 9/10; `unit` is in mm.
+def exact_spacing(zooms: Sequence[float]) -> tuple[Fraction, ...]:
+    """Single-precision spacings in mm as the short decimals that they stand for: 0.9 is 9/10.
 
     Raises ScaleError for a spacing that is zero, negative or not finite.
     """
-    short = [Fraction(str(np.float32(z))) if np.isfinite(z) else Fraction(0) for z in zooms]
-    exact = tuple(length * Fraction(Decimal(str(unit))) for length in short)
+    short = map(np.float32, zooms)
+    exact = tuple(Fraction(str(z)) if np.isfinite(z) else Fraction(0) for z in short)
     if min(exact) <= 0:
         raise ScaleError(f"the voxel spacing is {tuple(map(float, zooms))}: repair the header's pixdim, or give --scale")
     return exact
@@ -110,16 +108,25 @@ def written(scales: Sequence[Fraction]) -> str:
 def _listed(what: str, value: Any, fewest: int = 1) -> list[Any]:
     numbers = list(value) if isinstance(value, (tuple, list, np.ndarray)) else [value]
     if not fewest <= len(numbers) <= 3:
-        few = "two numbers (rows, columns)" if fewest == 2 else "one number, two (rows, columns)"
+        few = "two numbers (rows, columns)" if fewest == 2 else _FEW
         raise ScaleError(f"{what} {value!r} has {len(numbers)} entries: give {few}, or three (a volume's array axes)")
     return numbers
 
 
-def _by_axis(numbers: list[Any], in_plane: list[int], otherwise: list[Any]) -> list[Any]:
+def _whole(value: Any) -> int:
+    try:
+        if float(value) == int(value):
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ScaleError(f"shape has {value!r}, which is no whole number: give pixels, rows and columns")
+
+
+def _by_axis(numbers: Sequence[Fraction], in_plane: Sequence[int], otherwise: Sequence[Fraction]) -> list[Fraction]:
     if len(numbers) == 3:
-        return numbers
+        return list(numbers)
     result = list(otherwise)
-    for k, number in zip(in_plane, numbers * 2 if len(numbers) == 1 else numbers):
+    for k, number in zip(in_plane, numbers if len(numbers) == 2 else [numbers[0]] * 2):
         result[k] = number
     return result
 

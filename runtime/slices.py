@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -74,14 +76,35 @@ class Slices:
         acquired: Acquired = STORED,
         grain: float = 0.0,
     ) -> NDArray[Any]:
-        """A slice (H, W) of a volume with this intensity range, in `dtype`. Each tile's memory is freed before the next."""
+        """A slice (H, W) of a volume of this intensity range, in `dtype`."""
+        out = np.empty(output_shape(image.shape, scales), dtype)
+        self.fill(out, image, intensity, scales, acquired, grain)
+        return out
+
+    def fill(
+        self,
+        out: NDArray[Any],
+        image: NDArray[Any],
+        intensity: Intensity,
+        scales: grid.Scales,
+        acquired: Acquired = STORED,
+        grain: float = 0.0,
+    ) -> None:
+        """Write what `upscale` returns into `out`. Each tile's memory is freed before the next."""
         unit = intensity.normalise(image)
         canonical, spacing = acquired.canonical(unit)
-        larger, window = _times(scales, spacing), (0, 0, *output_shape(image.shape, scales))
-        sr = self._within_memory(lambda: self._render(self._encode(canonical, acquired.told), canonical.shape, larger, window))
+        bands = partial(self._bands, canonical, acquired.told, _times(scales, spacing), out.shape)
         if grain:
+            sr = self._within_memory(lambda: np.concatenate([band for _, band in bands()]))
             sr += np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
-        return intensity.restore(sr, dtype)
+            out[...] = intensity.restore(sr, out.dtype)
+            return
+
+        def work() -> None:
+            for rows, band in bands():
+                out[rows] = intensity.restore(band, out.dtype)
+
+        self._within_memory(work)
 
     def sources(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[NDArray[np.int64]]:
         """The input pixel that each output pixel lies in, for each axis of an array of `shape`."""
@@ -97,12 +120,24 @@ class Slices:
         """A window of an encoded slice, black 0 and white 1."""
         return self._render(encoded.tiles, encoded.shape, _times(scales, encoded.spacing), window)
 
+    def _bands(
+        self, canonical: Float, told: Told, scales: grid.Scales, shape: tuple[int, ...]
+    ) -> Iterator[tuple[slice, Float]]:
+        """The output of `shape`, black 0 and white 1, in bands of whole rows, each of the tiles beside each other."""
+        axis = grid.project(canonical.shape[0], scales[0], self.model.projection)
+        for extent, encoded in itertools.groupby(self._encode(canonical, told), lambda tile: tile.rows):
+            rows = extent.outputs(axis, 0, shape[0])
+            if len(rows):
+                window = rows.start, 0, len(rows), shape[1]
+                yield slice(rows.start, rows.stop), self._render(encoded, canonical.shape, scales, window)
+
     def _encode(self, canonical: Float, told: Told) -> Iterator[Tile]:
         model = self.model
-        standard = (canonical - np.float32(model.mean)) / np.float32(model.std)
         for rows in tiles.extents(canonical.shape[0], model.radius, self._tile):
             for cols in tiles.extents(canonical.shape[1], model.radius, self._tile):
-                yield Tile(rows, cols, self.engine.encode(standard[rows.first : rows.last, cols.first : cols.last], told))
+                part = canonical[rows.first : rows.last, cols.first : cols.last]
+                standard = (part - np.float32(model.mean)) / np.float32(model.std)
+                yield Tile(rows, cols, self.engine.encode(standard, told))
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
         """Do something with tiles; where a GPU has too little memory for them, again with tiles half as large."""
@@ -144,7 +179,7 @@ def output_shape(shape_in: tuple[int, ...], scales: grid.Scales) -> tuple[int, i
     return grid.output_size(shape_in[0], scales[0]), grid.output_size(shape_in[1], scales[1])
 
 
-def check_slice_shape(shape: tuple[int, ...]) -> None:
+def check_slice_shape(shape: Sequence[int], where: str = "") -> None:
     """Raise ImageError for a slice without two pixels an axis: nothing lies between them to be resolved."""
     if min(shape) < 2:
-        raise ImageError(f"a slice of {shape[0]}×{shape[1]} pixels holds no structure to upscale: give at least 2×2")
+        raise ImageError(f"a slice of {shape[0]}×{shape[1]} pixels{where} holds no structure to upscale: give at least 2×2")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import engines, grid, measure, tiles
+from . import engines, grid, measure, tiles, volume
 from .acquired import Acquired
 from .bounded import BoundedCache
 from .bundle import Bundle
@@ -21,7 +21,7 @@ from .engines import Engine, Progress
 from .errors import BundleError, DeviceError, ImageError, ScaleError
 from .intensity import Intensity, real_array
 from .measure import Matrix
-from .memory import allocate
+from .scan import Scan
 from .sizes import Size
 from .slices import Encoded, Slices, Window, check_slice_shape, output_shape
 
@@ -126,22 +126,11 @@ class Upscaler:
         again. Raises ScaleError and ImageError.
         """
         array = _checked(image, (2, 3))
-        scales = resolve_scales(array.shape[-2:], scale, shape)
-        sources = self.slices.sources(array.shape[-2:], scales)
-        if getattr(image, "dtype", None) == np.bool_:  # a mask has nothing between true and false
-            rows, cols = np.ix_(*sources)
-            return array[..., rows, cols].astype(np.float32)
-        out = allocate((*array.shape[:-2], *output_shape(array.shape[-2:], scales)), np.float32)
-        intensity = Intensity.of(array)
-        measured = measure.of(array, (-2, -1), intensity, acquired, noise).along(-2, -1)
-        grain = measure.checked_grain(grain)
-        indices = list(np.ndindex(array.shape[:-2]))
-        for done, index in enumerate(indices, 1):
-            out[index] = self.slices.upscale(array[index], intensity, scales, np.float32, measured, grain)
-            intensity.put_back(out[index], array[index], sources)
-            if progress:
-                progress(done, len(indices))
-        return out
+        labels = getattr(image, "dtype", None) == np.bool_  # a mask has nothing between true and false
+        scan = Scan(array, stack=0 if array.ndim == 3 else None, labels=labels)
+        out = volume.prepared(scan, Size(scale, shape), np.float32)
+        volume.upscale(self.slices, scan, out, acquired=acquired, noise=noise, grain=grain, progress=progress)
+        return out.pixels
 
     def measure(self, image: ArrayLike, *, acquired: Matrix = "auto", noise: float | None = None) -> Acquired:
         """What the scanner measured of a slice (H, W), or of slices of one volume (N, H, W); arguments as of a call.
@@ -173,7 +162,7 @@ class Upscaler:
         grain: float = GRAIN,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
-        """Upscale a nibabel NIfTI image, in slices that lie across `axis` (the thickest by default).
+        """Upscale a nibabel NIfTI image, or a `Scan`, in slices that lie across `axis` (the thickest by default).
 
         `scale`, `shape` (pixels) or `spacing` (mm) are of the axes within a slice where one number or two are given, and of
         the array axes 0, 1 and 2 where there are three; `isotropic` makes every axis as fine as the finest.
@@ -181,11 +170,14 @@ class Upscaler:
         Returns an image of the same class whose affine keeps every point in its place, with the same dtype (or `dtype`)
         and the rest of the header. `progress(done, total)` is called after each slice. Raises ScaleError and ImageError.
         """
-        from . import volume  # nibabel is imported by those who need it
+        from .io import nifti  # nibabel is imported by those who need it
 
-        size = Size(scale, shape, spacing, isotropic)
-        options: dict[str, Any] = {"axis": axis, "dtype": dtype, "acquired": acquired, "noise": noise, "grain": grain}
-        return volume.reopened(volume.upscale(self.slices, image, size, **options, progress=progress)[0])
+        scan = image if isinstance(image, Scan) else nifti.of_image(image)
+        scan = scan.across(axis)
+        out = volume.prepared(scan, Size(scale, shape, spacing, isotropic), dtype)
+        result = out if isinstance(image, Scan) else nifti.image_of(out)  # which shares the pixels
+        volume.upscale(self.slices, scan, out, acquired=acquired, noise=noise, grain=grain, progress=progress)
+        return result if isinstance(image, Scan) else nifti.reopened(result)
 
     def close(self) -> None:
         """Release the engine and its memory. Harmless when repeated; any other use afterwards raises ClosedError."""
@@ -220,7 +212,8 @@ class View:
         The window counts in output pixels and equals that part of the whole. With `grain`, as in `Upscaler.__call__`, the first
         window at a scale takes as long as the whole. Raises ScaleError where the window leaves the output.
         """
-        scales = resolve_scales(self.shape, scale, shape)
+        rows, cols, _ = Size(scale, shape).of(self.shape, (), 2)
+        scales = rows, cols
         whole = output_shape(self.shape, scales)
         top, left, height, width = (0, 0, *whole) if window is None else _checked_window(window, whole)
         grain = measure.checked_grain(grain)
@@ -233,8 +226,8 @@ class View:
             part = slice(top, top + height), slice(left, left + width)
             sr += np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
         out: Float = self._intensity.restore(sr, np.float32)
-        rows, cols = slices.sources(self.shape, scales)
-        self._intensity.put_back(out, self._image, (rows[top : top + height], cols[left : left + width]))
+        y, x = slices.sources(self.shape, scales)
+        self._intensity.put_back(out, self._image, (y[top : top + height], x[left : left + width]))
         return out
 
 
@@ -247,17 +240,6 @@ def open_bundle(bundle: str | Path | None) -> Bundle:
     if isinstance(name, str) and Path(name).stem == name and not os.path.exists(name):
         raise BundleError(f"model {name!r} is unknown: use one of {', '.join(MODELS)}, or the path of a .bundle")
     return Bundle.read(Path(name))
-
-
-def resolve_scales(shape_in: tuple[int, ...], scale: ScaleOrPair | None, shape: tuple[int, int] | None) -> grid.Scales:
-    """The exact (row, column) scales that a caller asked for by exactly one of `scale` and `shape`."""
-    if (scale is None) == (shape is None):
-        raise ScaleError(f"got scale={scale!r} and shape={shape!r}: give exactly one of them")
-    if shape is not None:
-        rows, cols = grid.scales_for_shape(shape_in, shape)
-        return rows, cols
-    assert scale is not None
-    return grid.parse_scales(scale)
 
 
 def _checked(image: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import images
+from runtime.io import pictures
 from tests.conftest import ROOT
 
 
@@ -33,10 +33,10 @@ def trapped(tmp_path: Path) -> Path:
 def test_modules_in_the_current_folder_are_not_run(trapped: Path) -> None:
     done = script("a.png", "--scale", "2", cwd=trapped)
     assert (done.returncode, done.stderr) == (0, "")
-    assert images.read(trapped / "a_sr.png").shape == (40, 60)
+    assert pictures.load(trapped / "a_sr.png").shape == (40, 60)
     done = script("upscale", "a.png", "--scale", "2", "-o", "out/", "--workers", "1", cwd=trapped)  # nor by a worker
     assert (done.returncode, done.stderr) == (0, "")
-    assert images.read(trapped / "out" / "a_sr.png").shape == (40, 60)
+    assert pictures.load(trapped / "out" / "a_sr.png").shape == (40, 60)
 
 
 @pytest.mark.parametrize("name", ["upscale", "doctor", "prepare", "cache", "train", "export", "evaluate"])

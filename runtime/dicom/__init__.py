@@ -5,6 +5,6 @@ from ..inputs import library
 library("pydicom", "DICOM")
 
 from .derive import WRITTEN, datasets, save  # noqa: E402
-from .series import Series, find_series, series_of  # noqa: E402
+from .series import Series, find_series, read, series_of, usable  # noqa: E402
 
-__all__ = ["WRITTEN", "Series", "datasets", "find_series", "save", "series_of"]
+__all__ = ["WRITTEN", "Series", "datasets", "find_series", "read", "save", "series_of", "usable"]

@@ -349,7 +349,7 @@ def _append(dataset: Dataset, keyword: str, item: Dataset) -> None:
 def _planes(image: Any) -> Iterator[NDArray[Any]]:
     """Slices (columns, rows) of real values."""
     for k in range(image.shape[2]):
-        yield np.asarray(image.dataobj[:, :, k])
+        yield image.real(image.pixels[:, :, k])
 
 
 def _moment(record: Mapping[str, Any], offset: object = None) -> datetime | None:

@@ -6,13 +6,12 @@ import hashlib
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from .. import headers
 from ..errors import ImageError, InputFileError
 from ..measure import Fractions
 from ..memory import allocate
-from ..volume import reopened
+from ..scan import Scan
 from .frames import Frame, Rescale, frames_of
 from .source import Skipped, Source, in_memory, quiet, sources
 
@@ -28,6 +27,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 TOLERANCE_MM = 0.05  # between a slice and where even steps would put it; or 1 % of a step
 _SAME_DIRECTION = 1e-4  # 0.02 mm at the edge of a head
 _LOCALIZER = re.compile(r"\b(locali[sz]er|scout|survey|3[ -]?plane|aahead)", re.IGNORECASE)
+_LISTED = 5  # series, at most, in an error's line
 _FEW = 8  # slices an orientation, in a series of several: a localizer's
 
 # What tells slices at one place apart, in this order; the first that does, does it for the whole series.
@@ -59,7 +59,7 @@ class Series:
     frames: tuple[Frame, ...] = field(repr=False)
     damaged: tuple[str, ...] = ()  # a line about each file that belongs to it and cannot be read: slices may be missing
 
-    def volume(self) -> nib.Nifti1Image:
+    def volume(self) -> Scan:
         """The real values, array axes (columns, rows, slices): integers where they are, or as stored, with slope and intercept.
 
         Bright is large even where small numbers are shown bright (MONOCHROME1): those are mirrored in the range of their
@@ -90,13 +90,9 @@ class Series:
             elif shift:
                 values = values.astype(np.int32) + shift
             data[:, :, place] = values.T
-        image = nib.Nifti1Image(data, self.affine, dtype=dtype)
-        sheared = np.abs(_cosines(self.affine) - np.eye(3)).max() > 1e-4  # what a quaternion cannot say
-        image.set_qform(self.affine, 0 if sheared else 1)
-        image.set_sform(self.affine, 1)
-        image.header.set_xyzt_units("mm")
-        image.header.set_slope_inter(slope, intercept)
-        return reopened(image)
+        spacing = tuple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist())
+        known: dict[str, Any] = {"acquired": self.acquired, "header": self, "notes": self.notes}
+        return Scan(data, spacing, self.affine, slope=slope, inter=intercept, **known)
 
     @cached_property
     def rescale(self) -> Rescale | None:
@@ -125,6 +121,38 @@ class Series:
             frames = first.source.frames(first.header, [self.frames[place].index for place in places])
             for place, pixels in zip(places, frames, strict=True):
                 yield place, self.frames[place], pixels
+
+
+def read(path: Path, number: int | None = None, allow_gaps: bool = False) -> Scan:
+    """The volume of the series of this number, from 0; without one, of the only series that can be upscaled.
+
+    Raises InputFileError where there is none, or where it may lack slices, unless that is allowed.
+    """
+    found = find_series(path)
+    name = str(path) if number is None else f"{path} (series {number + 1})"
+    if number is None:
+        several = usable(found)
+        if len(several) > 1:
+            listed = ", ".join(f"{k + 1} of {'×'.join(map(str, found[k].shape))}" for k in several[:_LISTED])
+            listed += f", and {len(several) - _LISTED} more" if len(several) > _LISTED else ""
+            raise InputFileError(f"{path} holds several series ({listed}): choose one by --series, or give a folder, -o DIR/")
+        number = (several or [0])[0]
+    if not 0 <= number < len(found):
+        raise InputFileError(f"{path} holds {len(found)} series, none of which is number {number + 1}")
+    series = found[number]
+    if series.problem:
+        raise InputFileError(f"{name} cannot be upscaled: it {series.problem}")
+    if series.damaged and not allow_gaps:
+        raise InputFileError(
+            f"{name} may lack {len(series.damaged)} slices, the first by {series.damaged[0]}: copy it again, or take what is "
+            "there by --allow-gaps"
+        )
+    return series.volume()
+
+
+def usable(found: Sequence[Series]) -> list[int]:
+    """Which of the series that were found can be upscaled."""
+    return [number for number, series in enumerate(found) if not series.problem]
 
 
 def find_series(path: Path) -> list[Series]:
@@ -332,12 +360,6 @@ def _digest(frame: Frame) -> bytes:
 
 def _titles(frame: Frame) -> str:
     return f"{frame.text('SeriesDescription')} {frame.text('ProtocolName')}"
-
-
-def _cosines(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The angles' cosines between the axes of an affine."""
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return np.asarray(axes.T @ axes)
 
 
 def _dtype(low: int, high: int) -> np.dtype[Any]:

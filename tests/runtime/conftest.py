@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 
-from runtime import formats
+from runtime.dicom import read, usable
+from runtime.dicom import series as series_module
+from runtime.scan import Scan
 
 
 @dataclass
@@ -21,10 +22,10 @@ class FakeSeries:
     notes: tuple[str, ...] = ("a note",)
     acquired: tuple[None, None, None] = (None, None, None)
 
-    def volume(self) -> Any:
+    def volume(self) -> Scan:
         columns, rows, slices = self.shape[1], self.shape[0], self.shape[2]
         data = np.arange(columns * rows * slices).reshape(columns, rows, slices).astype(np.int16)
-        return nib.Nifti1Image(data, np.diag([0.8, 0.8, 3.0, 1.0]))
+        return Scan(data, (0.8, 0.8, 3), np.diag([0.8, 0.8, 3.0, 1.0]), header=self, notes=self.notes)
 
 
 @pytest.fixture
@@ -36,8 +37,10 @@ def dicom(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     def save(folder: Path, series: FakeSeries, image: Any, **options: Any) -> None:
         saved.append({"series": series, "image": image, **options})
         folder.mkdir(exist_ok=options["overwrite"])
-        (folder / "0001.dcm").write_bytes(np.asarray(image.dataobj).tobytes())
+        (folder / "0001.dcm").write_bytes(image.pixels.tobytes())
 
-    module = types.SimpleNamespace(find_series=lambda path: found, save=save, found=found, saved=saved)
-    monkeypatch.setitem(sys.modules, f"{formats.__package__}.dicom", module)  # type: ignore[arg-type]
+    monkeypatch.setattr(series_module, "find_series", lambda path: found)
+    some: dict[str, Any] = {"find_series": lambda path: found, "read": read, "usable": usable, "save": save}
+    module = types.SimpleNamespace(**some, found=found, saved=saved)
+    monkeypatch.setitem(sys.modules, "runtime.dicom", module)
     return module

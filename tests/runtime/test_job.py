@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import InputFileError, MetasrganError, OutputFileError, Upscaler, __version__, formats, job, record
+from runtime import InputFileError, MetasrganError, OutputFileError, Upscaler, __version__, io, job, record
 from runtime.job import Request, Task
 from runtime.sizes import Size
 
@@ -239,14 +239,14 @@ def test_an_output_within_its_input_is_refused(shipped: Upscaler, dicom: types.S
 
 
 def test_what_is_not_installed_is_named_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, f"{formats.__package__}.dicom", raising=False)
+    monkeypatch.delitem(sys.modules, "runtime.dicom", raising=False)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(MetasrganError, match=r"DICOM needs pydicom: pip install pydicom$"):
-        formats.dicom()
+        io.dicom()
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     (tmp_path / "a.nrrd").touch()
     with pytest.raises(MetasrganError, match=r"NRRD or MetaImage needs SimpleITK: pip install SimpleITK$"):
-        formats.load(tmp_path / "a.nrrd")
+        io.read(tmp_path / "a.nrrd")
 
 
 def test_colours_and_stacks(shipped: Upscaler, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import Upscaler, bundle, images
+from runtime import Upscaler, bundle
 from runtime.__main__ import main
+from runtime.io import pictures
 from tests.conftest import ROOT, SCAN
 
 
@@ -49,7 +50,7 @@ def test_output_has_a_name_without_o(scan: Path, picture: Path) -> None:
     assert main([str(scan), "--shape", "60", "48", "--quiet"]) == 0
     assert nib.load(scan.with_name("scan_sr.nii.gz")).shape == (60, 48, 2)
     assert main([str(picture), "--scale", "2", "3"]) == 0
-    assert images.read(picture.with_name("slice_sr.png")).shape == (40, 90)
+    assert pictures.load(picture.with_name("slice_sr.png")).shape == (40, 90)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_pictures_of_every_mode(tmp_path: Path, mode: str) -> None:
     deep = Image.fromarray(np.asarray(grey).astype(">u2" if mode == "I;16B" else "<u2") * 100)
     (deep if mode.startswith("I;16") else grey.convert(mode)).save(tmp_path / f"a.{suffix}")
     assert main([str(tmp_path / f"a.{suffix}"), "--scale", "2"]) == 0
-    assert images.read(tmp_path / f"a_sr.{suffix}").shape[:2] == (40, 60)
+    assert pictures.load(tmp_path / f"a_sr.{suffix}").shape[:2] == (40, 60)
 
 
 def test_a_picture_tagged_as_turned_is_turned(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_picture_tagged_as_turned_is_turned(tmp_path: Path) -> None:
     exif = picture.getexif()
     exif[0x0112] = 6  # orientation: turn by 90°
     picture.save(tmp_path / "a.jpg", exif=exif)
-    assert images.read(tmp_path / "a.jpg").shape == (30, 20)
+    assert pictures.load(tmp_path / "a.jpg").shape == (30, 20)
 
 
 def test_stopping_a_write_leaves_nothing(tmp_path: Path) -> None:
@@ -153,9 +154,9 @@ def test_axis_and_dtype(scan: Path, tmp_path: Path) -> None:
 def test_pictures_and_arrays(shipped: Upscaler, picture: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"sr.{suffix}"
     assert main([str(picture), "--scale", "2", "-o", str(out)]) == 0
-    pixels = images.read(out)
+    pixels = pictures.load(out)
     assert pixels.dtype == np.uint8
-    expected = shipped(images.read(picture), 2)
+    expected = shipped(pictures.load(picture), 2)
     assert np.abs(pixels - expected).mean() < (3 if suffix == "jpg" else 0.5)  # rounding; JPEG loses more
 
 
@@ -163,7 +164,7 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path) -> None:
     deep = (np.arange(600).reshape(20, 30) * 100).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert main([str(tmp_path / "deep.png"), "--scale", "2"]) == 0
-    pixels = images.read(tmp_path / "deep_sr.png")
+    pixels = pictures.load(tmp_path / "deep_sr.png")
     assert pixels.max() > 50_000
     assert pixels.shape == (40, 60)
 
@@ -173,7 +174,7 @@ def test_colours_keep_their_hue(tmp_path: Path) -> None:
     colour = np.stack([grey, grey // 2, np.zeros_like(grey)], -1)
     Image.fromarray(colour).save(tmp_path / "c.png")
     assert main([str(tmp_path / "c.png"), "--scale", "2"]) == 0
-    sr = images.read(tmp_path / "c_sr.png").astype(int)
+    sr = pictures.load(tmp_path / "c_sr.png").astype(int)
     assert sr.shape == (40, 60, 3)
     assert np.abs(sr[..., 1] - sr[..., 0] / 2).max() < 5
     assert sr[..., 2].max() < 5
@@ -251,7 +252,7 @@ def test_bad_argument_is_one_clear_line(
 
 def test_models_by_name(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is another network; what the perceptual one is not for is said once, however many inputs there are."""
-    np.save(tmp_path / "b.npy", images.read(picture))
+    np.save(tmp_path / "b.npy", pictures.load(picture))
     said, made = {}, set()
     for name in (None, "brain", "fast", "perceptual"):
         model = ["--model", name] if name else []

@@ -3,13 +3,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 
 from runtime import ImageError, Upscaler, measure, spectrum, volume
 from runtime.acquired import Acquired, Band
 from runtime.intensity import Intensity
+from runtime.scan import Scan
 from runtime.sizes import Size
 
 SLICE = np.random.default_rng(0).random((40, 60)).astype(np.float32)
@@ -94,30 +94,33 @@ def test_estimate_of_some_slices_serves_for_all(shipped: Upscaler) -> None:
     np.testing.assert_array_equal(shipped(stack, 2, acquired=found), shipped(stack, 2, acquired=(30, 60), noise=0.02))
 
 
-def volume_of(shape: tuple[int, ...]) -> nib.Nifti1Image:
+def measured(up: Upscaler, shape: tuple[int, ...], size: Size, **asked: Any) -> Acquired:
+    """What is measured of a volume of thick slices."""
     data = np.random.default_rng(0).integers(0, 1000, shape).astype(np.int16)
-    return nib.Nifti1Image(data, np.diag([1, 1, 3, 1]))
+    scan = Scan(data, (1, 1, 3), np.diag([1.0, 1, 3, 1]))
+    out = volume.prepared(scan, size)
+    assert out.shape[:3] == tuple(n * r for n, r in zip(shape, out.scales))
+    return volume.upscale(up.slices, scan, out, **asked)
 
 
 @pytest.mark.parametrize(("matrix", "expected"), [((20, 30), (0.5, 0.75, 1)), ((20, 30, 6), (0.5, 0.75, 0.5))])
 def test_matrix_of_a_volume_is_of_its_array_axes(shipped: Upscaler, matrix: Sequence[int], expected: tuple[float, ...]) -> None:
     """Two numbers are of the axes within a slice. The slice axis is cropped where slices are made of it."""
-    image, found = volume.upscale(shipped.slices, volume_of((40, 40, 12)), Size((1, 1, 2)), axis=2, acquired=matrix)
-    assert image.shape == (40, 40, 24)
+    found = measured(shipped, (40, 40, 12), Size((1, 1, 2)), acquired=matrix)
     assert tuple(band.fraction for band in found.bands) == expected
 
 
 def test_slice_axis_is_looked_at_where_it_is_upscaled(shipped: Upscaler, seen: list[Band | None]) -> None:
     seen[:] = [None, Band(0.75)]
-    _, found = volume.upscale(shipped.slices, volume_of((20, 30, 12)), Size((1, 1, 2)), axis=2)
+    found = measured(shipped, (20, 30, 12), Size((1, 1, 2)))
     assert [band.fraction for band in found.bands] == [1, 0.75, 0.75]
-    _, found = volume.upscale(shipped.slices, volume_of((20, 30, 12)), Size(2), axis=2)
+    found = measured(shipped, (20, 30, 12), Size(2))
     assert [band.fraction for band in found.bands] == [1, 0.75, 1]
 
 
 def test_four_dimensional_volume_is_measured_once(shipped: Upscaler, seen: list[Band | None]) -> None:
     seen[:] = [Band(0.75), None]
-    _, found = volume.upscale(shipped.slices, volume_of((20, 30, 4, 2)), Size(2), axis=2)
+    found = measured(shipped, (20, 30, 4, 2), Size(2))
     assert [band.fraction for band in found.bands[:3]] == [0.75, 1, 1]
 
 

@@ -74,7 +74,7 @@ def state():
             PIL.Image.MAX_IMAGE_PIXELS)
 
 before = state()
-import runtime, runtime.volume, runtime.images
+import runtime, runtime.volume, runtime.io
 with runtime.Upscaler.load() as up:
     up(numpy.eye(8), 2)
     up.volume(nibabel.Nifti1Image(numpy.eye(8, dtype='i2')[..., None], numpy.eye(4)), 1.7320508)

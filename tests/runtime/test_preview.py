@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import OutputFileError, Upscaler, cohort, job, preview, volume
+from runtime import OutputFileError, Upscaler, cohort, job, preview
 from runtime.__main__ import main
 from runtime.engines.cpu import CpuEngine
+from runtime.io import nifti
 from runtime.job import Request, Task
+from runtime.scan import Scan
 from runtime.sizes import Size
 from train.resample import upsample
 
@@ -90,11 +92,10 @@ def test_a_volume_is_shown_upright_by_its_middle_slice(linear: Upscaler) -> None
     data[3:27, 33:38, 2] = 100  # the face, which is above
     image = nib.Nifti1Image(data, np.diag([1.0, 1.0, 5.0, 1.0]))
     image.header.set_slope_inter(0.5, 7)
-    image = nib.Nifti1Image.from_bytes(image.to_bytes())
+    before = nifti.of_image(nib.Nifti1Image.from_bytes(image.to_bytes()))
     for scales in ((2, 2, 1), (2, 2, 3)):  # the middle slice of five lies in the middle of fifteen
-        stored, _ = volume.upscale(linear.slices, image, Size(scale=scales), axis=2)
-        for result in (stored, volume.reopened(stored)):
-            pictures = panels(preview.of_volume(image, result, 2, tuple(map(Fraction, scales))))
+        for dtype in (None, np.float32):
+            pictures = panels(preview.of(before, linear.volume(before, scales, dtype=dtype)))
             assert np.abs(pictures[1].astype(int) - pictures[2]).mean() < 10  # on one grey scale
         for picture in pictures:
             height, width = picture.shape
@@ -105,9 +106,8 @@ def test_a_volume_is_shown_upright_by_its_middle_slice(linear: Upscaler) -> None
 
 def test_thinner_slices_are_shown_from_the_side(linear: Upscaler) -> None:
     data = np.random.default_rng(0).random((20, 16, 9)).astype(np.float32)
-    image = nib.Nifti1Image(data, np.diag([1.0, 1.0, 4.0, 1.0]))
-    scales = (Fraction(1), Fraction(1), Fraction(4))
-    pictures = panels(preview.of_volume(image, linear.volume(image, (1, 1, 4)), 2, scales))
+    before = Scan(data, (1, 1, 4), np.diag([1.0, 1, 4, 1]))
+    pictures = panels(preview.of(before, linear.volume(before, (1, 1, 4))))
     assert pictures[0].shape[0] / pictures[0].shape[1] == 36 / 20
     assert np.corrcoef(pictures[1].ravel(), pictures[2].ravel())[0, 1] > 0.9
 

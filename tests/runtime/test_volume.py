@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from runtime import ImageError, InputFileError, OutputFileError, Upscaler, volume
-from runtime.sizes import Size
+from runtime import ImageError, InputFileError, OutputFileError, Upscaler, io
+from runtime.io import nifti
 from runtime.slices import Slices
 from tests.conftest import SCAN
 
@@ -88,7 +88,7 @@ def test_forms_agree_and_codes_are_kept(shipped: Upscaler, tmp_path: Path, sform
     scan.header.set_qform(OBLIQUE, qform)
     scan = type(scan).from_bytes(type(scan)(scan.dataobj, None, scan.header).to_bytes())
     result = shipped.volume(scan, 2)
-    volume.save(tmp_path / "sr.nii", result)
+    io.write(tmp_path / "sr.nii", nifti.of_image(result))
     again = nib.load(tmp_path / "sr.nii")
     np.testing.assert_allclose(again.get_qform(), again.get_sform(), atol=1e-5)
     corner = [-0.5, -0.5, -0.5, 1]
@@ -112,7 +112,7 @@ def test_forms_of_two_spaces_move_each_by_itself(shipped: Upscaler) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
 def test_dtype_is_kept(shipped: Upscaler, tmp_path: Path, dtype: type) -> None:
     data = head_volume(dtype) if dtype != np.uint8 else (head_volume() // 4).astype(np.uint8)
-    volume.save(tmp_path / "sr.nii.gz", shipped.volume(scan_of(data), 2))
+    io.write(tmp_path / "sr.nii.gz", shipped.volume(nifti.of_image(scan_of(data)), 2))
     result = nib.load(tmp_path / "sr.nii.gz")
     assert result.get_data_dtype() == dtype
     expected = shipped(np.moveaxis(data, 2, 0), 2)
@@ -140,7 +140,7 @@ def sloped(tmp_path: Path) -> nib.Nifti1Image:
 def test_slope_is_kept_and_applies_once(shipped: Upscaler, sloped: nib.Nifti1Image, tmp_path: Path) -> None:
     expected = 0.25 * shipped.volume(scan_of(head_volume()), 2).get_fdata() - 40
     np.testing.assert_allclose(shipped.volume(sloped, 2).get_fdata(), expected)
-    volume.save(tmp_path / "sr.nii", volume.upscale(shipped.slices, sloped, Size(2))[0])
+    io.write(tmp_path / "sr.nii", shipped.volume(nifti.of_image(sloped), 2))
     again = nib.load(tmp_path / "sr.nii")
     assert (again.dataobj.slope, again.dataobj.inter) == (0.25, -40)
     assert again.get_data_dtype() == np.int16
@@ -221,7 +221,7 @@ def test_voxel_sizes_are_those_of_the_affine(shipped: Upscaler) -> None:
     scan.set_qform(None, 0)
     scan.header["pixdim"][1:4] = 1.75, 1.75, 5.47
     scan = type(scan).from_bytes(scan.to_bytes())
-    assert volume.voxel_size(scan) == (2, 2, 2)
+    assert nifti.of_image(scan).spacing == (2, 2, 2)
     fine = shipped.volume(scan, spacing=1)
     np.testing.assert_allclose(np.linalg.norm(fine.affine[:3, :3], axis=0), [1, 1, 2])
     np.testing.assert_allclose(fine.header.get_zooms(), [1, 1, 2])
@@ -257,7 +257,7 @@ def test_nifti2_stays_nifti2(shipped: Upscaler) -> None:
 )
 def test_slices_lie_across_the_thickest_spacing(zooms: tuple[float, ...], axis: int) -> None:
     scan = scan_of(head_volume(), np.diag([*zooms, 1.0]))
-    assert volume.slice_axis(scan) == axis
+    assert nifti.of_image(scan).axis == axis
 
 
 def test_axis_may_be_chosen(shipped: Upscaler) -> None:
@@ -309,7 +309,7 @@ def _broken_headers() -> dict[str, nib.Nifti1Image]:
 def test_header_that_names_no_place_is_refused_before_any_work(
     shipped: Upscaler, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(Slices, "upscale", lambda *_: pytest.fail("slices were computed in vain"))
+    monkeypatch.setattr(Slices, "fill", lambda *_: pytest.fail("slices were computed in vain"))
     with pytest.raises(ImageError, match="repair"):
         shipped.volume(_broken_headers()[name], 2)
 
@@ -325,7 +325,7 @@ def test_header_that_promises_more_than_the_file_holds_is_refused(tmp_path: Path
     raw[40:48] = np.array([3, 32767, 32767, 8], "<i2").tobytes()  # dim
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
     with pytest.raises(InputFileError, match="its header promises 17,178,"):
-        volume.load(tmp_path / name)
+        nifti.load(tmp_path / name)
 
 
 def test_flipped_bit_in_a_compressed_file_is_noticed(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_flipped_bit_in_a_compressed_file_is_noticed(tmp_path: Path) -> None:
     content[-6] ^= 1
     (tmp_path / "flipped.nii.gz").write_bytes(content)
     with pytest.raises(InputFileError, match="CRC"):
-        volume.load(tmp_path / "flipped.nii.gz")
+        nifti.load(tmp_path / "flipped.nii.gz")
 
 
 def test_one_slice_is_a_slice_whatever_its_thickness(shipped: Upscaler) -> None:
@@ -362,25 +362,25 @@ def test_truncated_file_is_refused(shipped: Upscaler, tmp_path: Path) -> None:
         path = tmp_path / "cut.nii.gz"
         path.write_bytes(whole[:keep])
         with pytest.raises(InputFileError, match="truncated"):
-            shipped.volume(volume.load(path), 2)
+            shipped.volume(nifti.load(path), 2)
 
 
 def test_saving_never_replaces_unasked_nor_leaves_parts(tmp_path: Path) -> None:
     scan = scan_of(head_volume())
     path = tmp_path / "out.nii.gz"
-    volume.save(path, scan)
+    io.write(path, nifti.of_image(scan))
     before = path.read_bytes()
     with pytest.raises(OutputFileError, match="exists already"):
-        volume.save(path, scan)
-    volume.save(path, scan, overwrite=True)
+        io.write(path, nifti.of_image(scan))
+    io.write(path, nifti.of_image(scan), overwrite=True)
     assert path.read_bytes() == before  # and the same bytes again: no time stamp in the gzip
     with pytest.raises(OutputFileError, match=r"\.nii"):
-        volume.save(tmp_path / "out.mgz", scan)
+        io.write(tmp_path / "out.mgz", nifti.of_image(scan))
     assert [p.name for p in tmp_path.iterdir()] == ["out.nii.gz"]
 
 
 def test_real_scan(shipped: Upscaler) -> None:
-    scan = volume.load(SCAN)
+    scan = nifti.load(SCAN)
     result = shipped.volume(scan, 2.5)
     assert result.shape == (640, 640, 7)
     assert result.get_data_dtype() == np.int16

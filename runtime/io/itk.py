@@ -1,4 +1,4 @@
-"""NRRD and MetaImage through SimpleITK, an optional library, as NIfTI images: ITK's LPS millimetres ↔ NIfTI's RAS.
+"""NRRD and MetaImage ↔ scans through SimpleITK, an optional library: ITK's LPS millimetres ↔ ours, RAS.
 
 What the two formats hold beyond pixels and their place (names, comments, a scanner's fields) is not carried over.
 """
@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
-from .errors import ImageError, InputFileError, OutputFileError, reason
-from .inputs import believe, inflated, library, unreadable
-from .volume import millimetres, stored
+from ..errors import ImageError, InputFileError, OutputFileError, reason
+from ..inputs import believe, inflated, library, unreadable
+from ..scan import Scan
 
 _LIBRARIES = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 SUFFIXES = tuple(_LIBRARIES)
@@ -28,12 +28,6 @@ WRITTEN = (".nrrd", ".mha")  # the other two are two files, of which a crash may
 _KIND = "an NRRD or MetaImage file"
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LONGEST_HEADER = 1 << 20  # bytes
-_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
-
-
-def is_itk(path: Path) -> bool:
-    """Whether the name ends like an NRRD or MetaImage file."""
-    return path.suffix.lower() in _LIBRARIES
 
 
 def check_writable_as(path: Path) -> None:
@@ -48,8 +42,8 @@ def files_of(path: Path) -> list[Path]:
     return list(dict.fromkeys((path, _Pixels.of(path).path)))
 
 
-def load(path: Path) -> Any:
-    """A NIfTI image, in memory, of an NRRD or MetaImage file of two to four axes, of which the fourth is time in seconds.
+def read(path: Path) -> Scan:
+    """An NRRD or MetaImage file of two to four axes, of which the fourth is time in seconds.
 
     Raises InputFileError for a file that is missing, truncated, not what its name says, or whose pixels lie elsewhere than
     beside it, and ImageError for pixels that are not real numbers.
@@ -78,11 +72,8 @@ def load(path: Path) -> Any:
     affine[:spatial, 3] = image.GetOrigin()[:spatial]
     array = sitk.GetArrayFromImage(image).T
     array = np.moveaxis(array, 0, -1) if parts > 1 else array
-    result = nib.Nifti1Image(array, _TO_RAS @ affine, dtype=array.dtype)
-    result.header.set_xyzt_units("mm", "sec" if len(size) == 4 else None)
-    if len(size) == 4:
-        result.header.set_zooms((*result.header.get_zooms()[:3], image.GetSpacing()[3]))
-    return result
+    timed, spacing = len(size) == 4, image.GetSpacing()
+    return Scan(array, spacing[:3], _TO_RAS @ affine, alike=timed, seconds=spacing[3] if timed else 0.0)
 
 
 @contextlib.contextmanager
@@ -99,55 +90,51 @@ def _plain_name(path: Path, pixels: Path) -> Iterator[str]:
         yield str(link)
 
 
-def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:
-    """What writes a NIfTI image to an open file in the format of the name, compressed.
+def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], None]:
+    """What writes a scan's pixels, as they are then, to an open file in the format of the name, compressed.
 
     A slope, which neither format has, is applied: real values are written, in a float type that holds them.
-    Raises OutputFileError where the format cannot hold the image.
+    Raises OutputFileError where the format cannot hold the scan.
     """
     check_writable_as(path)
-    suffix = path.suffix.lower()
-    if not 2 <= len(image.shape) <= 4:
-        raise OutputFileError(f"{path} cannot hold an image of shape {image.shape}: write .nii.gz")
+    if not 2 <= scan.pixels.ndim <= 4:
+        raise OutputFileError(f"{path} cannot hold an image of shape {scan.shape}: write .nii.gz")
     sitk = _simple_itk()
-    itk_image = _to_itk(sitk, image)
+    try:
+        sitk.GetImageFromArray(np.zeros((1, 1), _real(scan.pixels[:0], scan).dtype))
+    except (TypeError, KeyError, NotImplementedError):
+        raise OutputFileError(f"neither NRRD nor MetaImage holds {scan.pixels.dtype}: choose another type by --dtype") from None
 
     def write(file: IO[bytes]) -> None:
         itk_writer = sitk.ImageFileWriter()
-        itk_writer.SetImageIO(_LIBRARIES[suffix])
+        itk_writer.SetImageIO(_LIBRARIES[path.suffix.lower()])
         itk_writer.SetFileName(str(file.name))  # ITK writes to names alone
         itk_writer.SetUseCompression(True)
         try:
-            itk_writer.Execute(itk_image)
+            itk_writer.Execute(_to_itk(sitk, scan))
         except RuntimeError as error:
             raise OSError(_last_line(error)) from None
 
     return write
 
 
-def _to_itk(sitk: Any, image: Any) -> Any:
-    data, slope, inter = stored(image)
-    if image.header.get_slope_inter()[0] is not None:  # of pixels that are in memory as they are to be stored
-        slope, inter = image.header.get_slope_inter()
-    if (slope, inter) != (1, 0):
-        data = (data * slope + inter).astype(np.float32 if data.dtype.itemsize <= 2 else np.float64)
+def _real(pixels: NDArray[Any], scan: Scan) -> NDArray[Any]:
+    values = scan.real(pixels)
+    return values if values is pixels else values.astype(np.float32 if pixels.dtype.itemsize <= 2 else np.float64)
+
+
+def _to_itk(sitk: Any, scan: Scan) -> Any:
+    data = _real(scan.pixels, scan)
     if data.ndim == 2:
         data = data[..., None]  # with two axes it would have no place in space
-    unit = millimetres(image)
-    affine = _TO_RAS @ np.diag([unit, unit, unit, 1.0]) @ image.affine
+    affine = _TO_RAS @ scan.affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     directions = np.eye(data.ndim)
     directions[:3, :3] = affine[:3, :3] / spacing
-    origin, spacings = list(affine[:3, 3]), list(spacing)
-    if data.ndim == 4:
-        seconds = float(image.header.get_zooms()[3]) * _SECONDS.get(image.header.get_xyzt_units()[1], 1.0)
-        origin, spacings = [*origin, 0.0], [*spacings, seconds if seconds > 0 else 1.0]  # ITK knows no other
-    try:
-        result = sitk.GetImageFromArray(data.T, isVector=False)
-    except (TypeError, KeyError, NotImplementedError):
-        raise OutputFileError(f"neither NRRD nor MetaImage holds {data.dtype}: choose another type by --dtype") from None
-    result.SetOrigin(origin)
-    result.SetSpacing(spacings)
+    later = data.ndim - 3
+    result = sitk.GetImageFromArray(data.T, isVector=False)
+    result.SetOrigin([*affine[:3, 3], *[0.0] * later])
+    result.SetSpacing([*spacing, *[scan.seconds if scan.seconds > 0 else 1.0] * later])  # ITK knows no other
     result.SetDirection(directions.ravel().tolist())
     return result
 

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffTags
 
-from .errors import InputFileError, OutputFileError, reason
-from .files import write_atomically
-from .inputs import believe, unreadable
+from ..errors import ImageError, InputFileError, OutputFileError, reason
+from ..files import write_atomically
+from ..inputs import believe, unreadable
+from ..intensity import real_array
+from ..scan import Scan
 
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 SUFFIXES = (*_PICTURES, ".npy")
@@ -22,12 +24,19 @@ _DENSEST = 4096  # bytes of pixels that a byte of a picture's file makes at most
 _SMALL = 1 << 24
 
 
-def is_image(path: Path) -> bool:
-    """Whether the name ends like a picture or a numpy array."""
-    return path.suffix.lower() in SUFFIXES
+def read(path: Path) -> Scan:
+    """A picture, or a stack (N, H, W), as a scan without a place in space. Raises InputFileError and ImageError like `load`."""
+    pixels = load(path)
+    labels = pixels.dtype == bool
+    pixels = real_array(pixels)
+    colour = pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype == np.uint8 and path.suffix.lower() != ".npy"
+    if not 2 <= pixels.ndim <= 3:
+        raise ImageError(f"the image has shape {pixels.shape}: give (H, W) or (N, H, W)")
+    stack = 0 if pixels.ndim == 3 else None
+    return Scan(np.moveaxis(pixels, -1, 0) if colour else pixels, stack=stack, labels=labels, colour=colour)
 
 
-def read(path: Path) -> NDArray[Any]:
+def load(path: Path) -> NDArray[Any]:
     """The pixels in their own dtype: (H, W), (H, W, 3) of a colour picture, (N, H, W) of a TIFF file's grey pages.
 
     Of an NPY file, the array as it is. A picture that its camera tagged as turned is turned. Raises InputFileError for a file
@@ -110,6 +119,12 @@ def _page(path: Path, picture: Image.Image, page: int) -> NDArray[Any]:
     return pixels
 
 
+def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], Any]:
+    """What writes a scan's pixels, as they are then. Raises OutputFileError where a file of this name cannot hold them."""
+    check_writable_as(path, scan.pixels.dtype, scan.pixels.ndim, scan.colour)
+    return lambda file: save(file, path.suffix, np.moveaxis(scan.pixels, 0, -1) if scan.colour else scan.pixels, scan.colour)
+
+
 def check_writable_as(path: Path, pixels_dtype: np.dtype[Any], ndim: int, colour: bool) -> None:
     """Raise OutputFileError where a file of this name cannot hold such pixels."""
     suffix = path.suffix.lower()
@@ -128,19 +143,20 @@ def check_writable_as(path: Path, pixels_dtype: np.dtype[Any], ndim: int, colour
     raise OutputFileError(f"{path} cannot hold {what} pixels: write .npy, or convert them, clipped to 0…255, by --dtype uint8")
 
 
-def writer(path: Path, pixels: NDArray[Any], colour: bool) -> Callable[[IO[bytes]], Any]:
-    """What writes pixels (H, W), a stack (N, H, W), or (H, W, 3) in `colour`, in their own dtype, to an open file."""
-    suffix = path.suffix.lower()
-    check_writable_as(path, pixels.dtype, pixels.ndim, colour)
+def save(file: IO[bytes], suffix: str, pixels: NDArray[Any], colour: bool) -> None:
+    """Write pixels (H, W), a stack (N, H, W), or (H, W, 3) in `colour`, in their own dtype."""
+    suffix = suffix.lower()
     if suffix == ".npy":
-        return lambda file: np.save(file, pixels, allow_pickle=False)
+        np.save(file, pixels, allow_pickle=False)
+        return
     options: dict[str, Any] = {"quality": 95} if _PICTURES[suffix] == "JPEG" else {}
-    first, *others = map(Image.fromarray, pixels if pixels.ndim - colour == 3 else [pixels])
+    first, *others = map(Image.fromarray, pixels if pixels.ndim - colour == 3 else [np.ascontiguousarray(pixels)])
     if others:
         options |= {"save_all": True, "append_images": others}
-    return lambda file: first.save(file, format=_PICTURES[suffix], **options)
+    first.save(file, format=_PICTURES[suffix], **options)
 
 
 def write(path: Path, pixels: NDArray[Any], colour: bool, overwrite: bool = False) -> None:
     """Write pixels whole or not at all."""
-    write_atomically(path, writer(path, pixels, colour), overwrite)
+    check_writable_as(path, pixels.dtype, pixels.ndim, colour)
+    write_atomically(path, lambda file: save(file, path.suffix, pixels, colour), overwrite)

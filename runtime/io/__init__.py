@@ -1,4 +1,4 @@
-"""Which format a file is of, and what may become what: volumes are NIfTI images inside, pictures and arrays stay arrays."""
+"""Files in and out: one module for each format, `read` → `Scan` → `writer`; which format a file is of, what may become what."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from . import images, itk, volume
-from .errors import InputFileError, OutputFileError
+from ..errors import InputFileError, OutputFileError
+from ..files import write_atomically
+from ..scan import Scan
+from . import itk, nifti, pictures
 
 Kind = Literal["nifti", "itk", "dicom", "picture"]
 
-VOLUMES = (*volume.SUFFIXES, *itk.WRITTEN)  # what a volume may be written to
-READ = (*volume.SUFFIXES, *itk.SUFFIXES, *images.SUFFIXES)
+VOLUMES = (*nifti.SUFFIXES, *itk.WRITTEN)  # what a volume may be written to
+READ = (*nifti.SUFFIXES, *itk.SUFFIXES, *pictures.SUFFIXES)
 _DICOM = (".dcm", ".ima", ".zip")
+_MODULES: dict[Kind, Any] = {"nifti": nifti, "itk": itk, "picture": pictures}
 
 
 def kind(path: Path) -> Kind:
@@ -37,29 +40,42 @@ def files_of(path: Path) -> list[Path]:
     """The files that an input consists of."""
     if os.path.isdir(path):
         return sorted(file for file in path.rglob("*") if file.is_file())
-    return itk.files_of(path) if itk.is_itk(path) else [path]
+    return itk.files_of(path) if _by_name(path) == "itk" else [path]
 
 
-def load(path: Path) -> Any:
-    """A NIfTI or ITK file as a NIfTI image."""
-    return itk.load(path) if itk.is_itk(path) else volume.load(path)
+def read(path: Path, series: int | None = None, allow_gaps: bool = False) -> Scan:
+    """An input of any format. `series` is the one of a DICOM input to take, from 0; `allow_gaps` takes one that is damaged.
+
+    Raises InputFileError for what cannot be read, ImageError for what is no image, MetasrganError for a missing library.
+    """
+    format = kind(path)
+    scan: Scan = dicom().read(path, series, allow_gaps) if format == "dicom" else _MODULES[format].read(path)
+    return scan
 
 
-def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:
-    """What writes a NIfTI image to an open file in the format that the path's suffix names."""
-    return itk.writer(path, image) if itk.is_itk(path) else volume.writer(path, image)
+def writer(path: Path, scan: Scan, anonymous: bool = False) -> Callable[[IO[bytes]], Any]:
+    """What writes a scan to an open file in the format that the path's suffix names, its pixels as they are then.
+
+    Raises OutputFileError or ImageError where the format cannot hold it.
+    """
+    return nifti.writer(path, scan, anonymous) if nifti.suffix(path) else _MODULES[_by_name(path) or "nifti"].writer(path, scan)
+
+
+def write(path: Path, scan: Scan, overwrite: bool = False) -> None:
+    """Write a scan whole or not at all. Raises like `writer`, and OutputFileError where that cannot be done."""
+    write_atomically(path, writer(path, scan), overwrite)
 
 
 def dicom() -> Any:
     """The module that reads and writes DICOM. Raises MetasrganError where pydicom is not installed."""
-    return importlib.import_module(f"{__package__}.dicom")
+    return importlib.import_module("runtime.dicom")
 
 
 def suffix(path: Path) -> str:
     """The suffix of a known format that a name ends with, as it is spelled, or nothing."""
     if os.path.isdir(path):
         return ""
-    return volume.nifti_suffix(path) or (path.suffix if _by_name(path) else "")
+    return nifti.suffix(path) or (path.suffix if _by_name(path) else "")
 
 
 def check_becomes(path: Path, source: Kind, out: Path) -> None:
@@ -77,18 +93,24 @@ def check_becomes(path: Path, source: Kind, out: Path) -> None:
         raise OutputFileError(f"{path} cannot become {out}, which has no place in space: write {', '.join(VOLUMES)}")
     elif becomes == "dicom" or (becomes is None and source != "dicom"):
         raise OutputFileError(f"{path} cannot become {out}: end its name in {', '.join(VOLUMES)}")
-    elif itk.is_itk(out):
+    elif becomes == "itk":
+        itk.check_writable_as(out)
+
+
+def check_writable(out: Path) -> None:
+    """Raise OutputFileError for a suffix that nothing is written to, MetasrganError for one whose library is missing."""
+    becomes = _by_name(out)
+    if becomes in (None, "dicom"):
+        raise OutputFileError(f"{out.name[1:]!r} is no format: give one of {', '.join((*VOLUMES, *pictures.SUFFIXES))}")
+    if becomes == "itk":
         itk.check_writable_as(out)
 
 
 def _by_name(path: Path) -> Kind | None:
-    if volume.is_nifti(path):
+    if nifti.suffix(path):
         return "nifti"
-    if itk.is_itk(path):
-        return "itk"
-    if images.is_image(path):
-        return "picture"
-    return "dicom" if path.suffix.lower() in _DICOM else None
+    known = next((name for name, module in _MODULES.items() if path.suffix.lower() in module.SUFFIXES), None)
+    return known or ("dicom" if path.suffix.lower() in _DICOM else None)
 
 
 def _begins_like_dicom(path: Path) -> bool:

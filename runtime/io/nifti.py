@@ -1,0 +1,240 @@
+"""NIfTI files ↔ scans: every point keeps its place in millimetres, every value its type, the header the rest that it said."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from .. import grid, headers
+from ..errors import ImageError, InputFileError, OutputFileError, reason
+from ..inputs import believe, unreadable
+from ..intensity import real_array
+from ..measure import UNKNOWN, Fractions
+from ..scan import Scan
+
+SUFFIXES = (".nii.gz", ".nii")
+_KIND = "a NIfTI file"
+_AGREE = 1e-3  # of a voxel's length
+_SHEARED = 1e-4  # cosine between two axes
+_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+_MILLIMETRES = {"mm": 1.0, "micron": 0.001, "meter": 1000.0, "unknown": 1.0}
+_UNREADABLE = (ImageFileError, HeaderDataError, OSError, ValueError, EOFError, zlib.error, OverflowError, MemoryError)
+
+
+def suffix(path: Path) -> str:
+    """The .nii or .nii.gz that a name ends with, as it is spelled, or nothing."""
+    length = next((len(suffix) for suffix in SUFFIXES if path.name.lower().endswith(suffix)), 0)
+    return path.name[len(path.name) - length :]
+
+
+def read(path: Path) -> Scan:
+    """A NIfTI file, with what the BIDS sidecar beside it says of the acquired matrix.
+
+    Raises InputFileError for a file that is missing, truncated or not NIfTI, and ImageError for what is no image.
+    """
+    image = load(path)
+    return of_image(image, headers.beside(path, image.shape))
+
+
+def load(path: Path) -> Any:
+    """A NIfTI image whose pixels stay on disk. Raises InputFileError for a file that is missing, truncated or not NIfTI."""
+    try:
+        _check_compression(path)
+        image = nib.load(path)
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise InputFileError(f"{path} does not exist: check the name") from None
+    except InputFileError:
+        raise
+    except _UNREADABLE as error:
+        raise unreadable(path, _KIND, reason(error)) from None
+    if not isinstance(image, nib.Nifti1Image):
+        raise InputFileError(f"{path} is a {type(image).__name__}, not NIfTI: convert it to .nii.gz")
+    proxy, start = image.dataobj, int(image.header.single_vox_offset)
+    if proxy.offset == 0:  # which some tools leave unset
+        spec = (proxy.shape, proxy.dtype, start, proxy.slope, proxy.inter)
+        image = type(image)(nib.arrayproxy.ArrayProxy(proxy.file_like, spec), image.affine, image.header)
+    promised = max(start, proxy.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
+    believe(path, _KIND, promised, size, partial(_gunzipped, path) if path.suffix.lower() == ".gz" else None)
+    return image
+
+
+def of_image(image: Any, acquired: Fractions = UNKNOWN) -> Scan:
+    """A nibabel image, its pixels in memory; `acquired` is what else than its header says of the acquired matrix.
+
+    Raises ImageError for what is no NIfTI image, for vectors and for pixels that are not real numbers, and InputFileError where
+    the file ends too early.
+    """
+    if not isinstance(image, nib.Nifti1Image):
+        raise ImageError(f"a {type(image).__name__} is not a NIfTI image: give a nibabel Nifti1Image or Nifti2Image")
+    header, proxy, slope, inter = image.header, image.dataobj, 1.0, 0.0
+    intent = header.get_intent()[0]
+    if "vector" in intent or intent.startswith("displacement"):
+        raise ImageError(f"the header's intent is {intent!r}: a network for images would change vectors, resample them instead")
+    pixels = proxy
+    if isinstance(proxy, nib.arrayproxy.ArrayProxy):
+        slope, inter = float(proxy.slope), float(proxy.inter)
+        try:
+            pixels = proxy.get_unscaled()
+        except _UNREADABLE as error:
+            raise unreadable(image.get_filename(), _KIND, reason(error)) from None
+    unit, time = _millimetres(header), header.get_xyzt_units()[1]
+    return Scan(
+        real_array(pixels),
+        tuple(size * unit for size in _voxel_size(image)),
+        np.diag([unit, unit, unit, 1.0]) @ image.affine,
+        slope=slope,
+        inter=inter,
+        labels=intent == "label",
+        alike=time in _SECONDS,
+        seconds=float(header.get_zooms()[3]) * _SECONDS.get(time, 1.0) if len(image.shape) > 3 else 0.0,
+        acquired=acquired,
+        header=image,
+    )
+
+
+def image_of(scan: Scan) -> Any:
+    """A scan as an image of its header's class that shares its pixels. Raises ImageError like `writer`."""
+    return _image(scan, _header(scan))
+
+
+def reopened(image: Any) -> Any:
+    """An image of `image_of` as nibabel gives it after saving and loading: its slope applied where there is one."""
+    return image if image.header.get_slope_inter() == (1, 0) else type(image).from_bytes(image.to_bytes())
+
+
+def writer(path: Path, scan: Scan, anonymous: bool = False) -> Callable[[IO[bytes]], None]:
+    """What writes a scan's pixels, as they are then, to an open file; .gz in the name compresses it, with no time stamp.
+
+    An `anonymous` file lacks what the header said in words, and its extensions, which may hold a whole DICOM header. Raises
+    OutputFileError for another name, and ImageError for a place or a type that NIfTI cannot describe.
+    """
+    if not suffix(path):
+        raise OutputFileError(f"{path} does not end like a NIfTI file: use {' or '.join(SUFFIXES)}")
+    header = _header(scan)
+    if anonymous:
+        for name in ("descrip", "aux_file", "db_name", "intent_name"):
+            if name in header:  # NIfTI-2 has no db_name
+                header[name] = b""
+        header.extensions.clear()
+
+    def write(file: IO[bytes]) -> None:
+        if path.suffix.lower() == ".gz":
+            with gzip.GzipFile("", "wb", 1, file, mtime=0) as stream:
+                _image(scan, header).to_stream(stream)
+        else:
+            _image(scan, header).to_stream(file)
+
+    return write
+
+
+def _image(scan: Scan, header: Any) -> Any:
+    """An image of pixels as they are to be stored, which nibabel does not scale."""
+    cls = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = cls(scan.pixels, header.get_best_affine(), header)
+    image.header.set_slope_inter(scan.slope, scan.inter)
+    return image
+
+
+def _check_compression(path: Path) -> None:
+    """Raise InputFileError for a NIfTI file whose suffix says wrongly whether it is compressed."""
+    with open(path, "rb") as file:
+        start = file.read(348)
+    named = path.suffix.lower() == ".gz"
+    plain = start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2")
+    if (named and plain) or (not named and start[:2] == b"\x1f\x8b"):
+        said, right = ("not compressed", ".nii") if named else ("compressed", ".nii.gz")
+        raise InputFileError(f"{path} is {said} by gzip, but its name says otherwise: rename it to {right}")
+
+
+def _voxel_size(image: Any) -> tuple[float, ...]:
+    """The length of a voxel along each of up to three axes, in the header's unit.
+
+    It is that of the affine, which places the voxels. `pixdim`, which many tools forget, is its short form where both agree.
+    """
+    lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
+    return tuple(
+        float(said) if abs(length - said) <= _AGREE * length else float(f"{length:.6g}")
+        for length, said in zip(lengths, image.header.get_zooms()[:3])
+    )
+
+
+def _millimetres(header: Any) -> float:
+    """How many millimetres the unit of a header is; one that it does not name is taken for millimetres."""
+    try:
+        return _MILLIMETRES[header.get_xyzt_units()[0]]
+    except KeyError:  # a code that is not in the standard
+        return 1.0
+
+
+def _header(scan: Scan) -> Any:
+    """A header for a scan: that of the image it was read from, but for size, type, voxel size and place; else a new one.
+
+    Raises ImageError for a geometry that cannot be described.
+    """
+    known = isinstance(scan.header, nib.Nifti1Image)
+    header = scan.header.header.copy() if known else nib.Nifti1Header()
+    try:
+        header.set_data_shape(scan.shape)
+        header.set_data_dtype(scan.pixels.dtype)
+        _move(header, scan) if known else _place(header, scan)
+    except (HeaderDataError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        raise ImageError(
+            f"a NIfTI header cannot describe the volume {scan.shape} of {scan.pixels.dtype} ({reason(error)}): "
+            "repair its sform, qform or pixdim, or give a smaller scale or another --dtype"
+        ) from None
+    return header
+
+
+def _move(header: Any, scan: Scan) -> None:
+    """Place finer voxels where the header has those that it is of.
+
+    Each of sform and qform moves by itself and keeps its code; where only one is coded, both hold it. Without either, the
+    place that nibabel assumes is written down, because it would assume another one for the new size. Slice timing goes
+    where the slices that it counts were upscaled.
+    """
+    image, scales = scan.header, scan.scales
+    codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
+    coded = {form: header.get_sform() if form == "sform" else header.get_qform() for form in codes if codes[form]}
+    if not coded:
+        codes["sform"] = 2  # "aligned", as nibabel calls a place that it was told
+    sform, qform = (grid.upscaled_affine(coded.get(form, image.affine), scales) for form in ("sform", "qform"))
+    if not all(np.isfinite(form).all() and np.linalg.det(form[:3, :3]) for form in (sform, qform)):
+        raise ValueError("it names no place in space")
+    header.set_qform(qform, codes["qform"])
+    header.set_sform(sform, codes["sform"])
+    old = image.header["pixdim"][1:4].copy()
+    if not codes["qform"]:  # which is of pixdim
+        old[: len(image.shape)] = _voxel_size(image)
+    header["pixdim"][1:4] = old / np.array([float(r) for r in scales], np.float32)
+    timed = header.get_dim_info()[2]
+    if timed is not None and scales[timed] != 1:
+        header["slice_start"] = header["slice_end"] = header["slice_duration"] = header["slice_code"] = 0
+
+
+def _place(header: Any, scan: Scan) -> None:
+    """Place voxels as their affine does, which may be sheared, as a quaternion cannot be."""
+    assert scan.affine is not None
+    axes = scan.affine[:3, :3] / np.linalg.norm(scan.affine[:3, :3], axis=0)
+    sheared = np.abs(axes.T @ axes - np.eye(3)).max() > _SHEARED
+    header.set_qform(scan.affine, 0 if sheared else 1)
+    header.set_sform(scan.affine, 1)
+    header.set_xyzt_units("mm", "sec" if scan.alike else None)
+    if scan.pixels.ndim > 3:
+        header.set_zooms((*header.get_zooms()[:3], scan.seconds, *header.get_zooms()[4:]))
+
+
+def _gunzipped(path: Path) -> Iterator[bytes]:
+    """A gzip file to its checksum, which nibabel stops short of."""
+    with gzip.open(path) as stream:
+        yield from iter(lambda: stream.read(1 << 20), b"")
