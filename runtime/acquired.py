@@ -99,6 +99,11 @@ class Acquired:
         """What a network is told of a slice."""
         return self.sigma, self.bands[0].soft, self.bands[1].soft
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the canonical form is the stored one."""
+        return all(band.spacing == 1 and not band.taper for band in self.bands)
+
     def along(self, *axes: int) -> Acquired:
         """The same of these axes alone."""
         return replace(self, bands=tuple(self.bands[k] for k in axes))

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -171,12 +171,12 @@ def in_processes(computer: Computer, request: Request, workers: int) -> Work:
         computer.load().close()  # what cannot be loaded is one error, not one for each input
         waiting = deque(tasks)
         while waiting:
-            suspects: list[Task] = []
-            yield from _until_one_dies(computer, request, workers, waiting, suspects)
-            for task in suspects:  # each by itself, to tell which it was
-                killers: list[Task] = []
-                yield from _until_one_dies(computer, _again(request), 1, deque([task]), killers, request.resume)
-                yield from (Result(killer, "failed", problem=_DEATH) for killer in killers)
+            with _processes(workers) as pool:
+                lost = yield from _through(pool, workers, computer, request, waiting, request.resume)
+            for task in lost:  # each by itself, to tell which it was
+                with _processes(1) as pool:
+                    killer = yield from _through(pool, 1, computer, _again(request), deque([task]), request.resume)
+                yield from (Result(task, "failed", problem=_DEATH) for task in killer)
 
     return work
 
@@ -187,25 +187,61 @@ def on_dask(computer: Computer, request: Request, address: str) -> Work:
 
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
         bundle = computer.bundle
-        absolute = replace(computer, bundle=bundle if bundle in (None, *MODELS) else Path(bundle).absolute())
+        there = replace(computer, bundle=bundle if bundle in (None, *MODELS) else Path(bundle).absolute())
+        names = {Task(task.source.absolute(), task.output.absolute(), task.series): task for task in tasks}
         try:
             client = distributed.Client(address, timeout=_PATIENCE, set_as_default=False)
         except (OSError, ValueError) as error:
             raise DeviceError(f"no Dask scheduler answers at {address} ({error}): start one, or correct the address") from None
         with client:
-            sent = {}
-            for task in tasks:
-                there = Task(task.source.absolute(), task.output.absolute(), task.series)
-                sent[client.submit(attempt, absolute, there, _again(request), pure=False)] = task
-            try:
-                for future in distributed.as_completed(list(sent), loop=client.loop):
-                    task = sent[future]
-                    result = _attempted(future.result, task)
-                    yield _first_time(replace(result, task=task), request.resume)
-            finally:
-                client.cancel(list(sent))
+            pool = client.get_executor(pure=False)
+            for result in _through(pool, len(names), there, _again(request), deque(names), request.resume):
+                yield replace(result, task=names[result.task])
 
     return work
+
+
+def _through(
+    pool: futures.Executor, width: int, computer: Computer, request: Request, waiting: deque[Task], resuming: bool
+) -> Generator[Result, None, list[Task]]:
+    """Results of the tasks of a queue, `width` at a time, until it is empty or a process dies. Returns those it was at then."""
+    running: dict[futures.Future[Result], Task] = {}
+    lost: list[Task] = []
+    try:
+        while running or (waiting and not lost):
+            while waiting and len(running) < width and not lost:
+                task = waiting.popleft()
+                try:
+                    running[pool.submit(attempt, computer, task, request)] = task
+                except BrokenProcessPool:
+                    lost.append(task)
+            for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                task = running.pop(future)
+                try:
+                    yield _first_time(future.result(), resuming)
+                except BrokenProcessPool:
+                    lost.append(task)
+                except Exception as error:  # of Dask, whose workers may die of it too
+                    yield job.failed(task, error)
+    finally:
+        for future in running:
+            future.cancel()
+    return lost
+
+
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[futures.Executor]:
+    """Worker processes that end with the block, at once if it is stopped: what they are writing has no name yet."""
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks and threads in whatever state they are
+    pool = futures.ProcessPoolExecutor(workers, spawn, _end_with_parent)
+    try:
+        yield pool
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def attempt(computer: Computer, task: Task, request: Request) -> Result:
@@ -223,35 +259,6 @@ def progress_bar(quiet: bool) -> Iterator[job.Progress]:
             bar.update(done - bar.n)
 
         yield show
-
-
-def _until_one_dies(
-    computer: Computer, request: Request, workers: int, waiting: deque[Task], suspects: list[Task], resuming: bool | None = None
-) -> Iterator[Result]:
-    """Results of the tasks of a queue until it is empty or a process has died; then `suspects` are those that were running."""
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks and threads in whatever state they are
-    running: dict[futures.Future[Result], Task] = {}
-    pool = futures.ProcessPoolExecutor(workers, spawn, _end_with_parent)
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers and not suspects:
-                task = waiting.popleft()
-                running[pool.submit(attempt, computer, task, request)] = task
-            for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
-                task = running.pop(future)
-                try:
-                    yield _first_time(future.result(), request.resume if resuming is None else resuming)
-                except BrokenProcessPool:
-                    suspects.append(task)
-            if suspects and not running:
-                return
-    except BrokenProcessPool:  # from submit: another one died meanwhile
-        suspects += [task, *running.values()]
-    finally:
-        if running:  # stopped: what they are writing has no name yet
-            for child in multiprocessing.active_children():
-                child.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _end_with_parent() -> None:

@@ -100,7 +100,9 @@ class Intensity:
     def normalise(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Any real dtype → float32 with black at 0 and white at 1; a constant image becomes 0."""
         image = self.filled(image)
-        unit: NDArray[Any] = (image.astype(exact_float(image.dtype)) - self.black) / ((self.white - self.black) or 1.0)
+        unit = image.astype(exact_float(image.dtype))
+        unit -= self.black
+        unit /= (self.white - self.black) or 1.0
         return unit.astype(np.float32, copy=False)
 
     def put_back(self, out: NDArray[Any], image: NDArray[Any], sources: Sequence[NDArray[np.int64]]) -> None:
@@ -130,18 +132,23 @@ def _without_fill(values: NDArray[Any]) -> tuple[NDArray[Any], list[float]]:
     A fill value is frequent, not 0, and far from all others.
     """
 
-    def ends() -> list[float]:
-        near = np.percentile(values.astype(exact_float(values.dtype)), [_TAIL_PERCENT, 100 - _TAIL_PERCENT])
-        return [float(end) for end in near]
-
-    count, found = values.size, ends()
+    count, found = values.size, _ends(values)
     for end, extreme, far in zip(found, (values.min(), values.max()), (_BELOW, _ABOVE)):
         if end == extreme != 0:
             rest = values[values != extreme]
             low, high = (float(rest.min()), float(rest.max())) if rest.size else (0.0, 0.0)
             if min(abs(float(extreme) - low), abs(float(extreme) - high)) > far * (high - low) > 0:
                 values = rest
-    return values, ends() if values.size < count else found
+    return values, _ends(values) if values.size < count else found
+
+
+def _ends(values: NDArray[Any]) -> list[float]:
+    """The percentiles that count as black and white, as `numpy.percentile` gives them of floats, without a copy in floats."""
+    places = [(values.size - 1) * percent / 100 for percent in (_TAIL_PERCENT, 100 - _TAIL_PERCENT)]
+    near = {int(place) + k for place in places for k in (0, 1) if int(place) + k < values.size}
+    in_order = np.partition(values, sorted(near))
+    pairs = [(float(in_order[int(p)]), float(in_order[min(int(p) + 1, values.size - 1)]), p % 1) for p in places]
+    return [low + (high - low) * part for low, high, part in pairs]
 
 
 def exact_float(dtype: np.dtype[Any]) -> np.dtype[np.floating[Any]]:

@@ -26,7 +26,7 @@ Matrix = Union[Literal["auto", "stored"], Sequence[int], Acquired]
 Fractions = Sequence[Union[float, None]]  # acquired over stored, of each array axis; None where a header does not tell
 UNKNOWN: Fractions = (None, None, None)
 
-_SLICES = 16  # of a volume, that are looked at
+_SLICES, _PIXELS = 16, 1024  # of a volume, and of the middle of an axis, that are looked at
 _NOISIEST = 0.1  # of white: networks are trained up to 0.08, and what looks noisier is no scan
 _DIFFER = 0.05  # of the stored matrix, from which on a header contradicts the spectrum
 
@@ -102,6 +102,8 @@ def _telling(slices: Iterable[Float]) -> list[Float]:
 def _slices(data: NDArray[Any], axes: tuple[int, int], intensity: Intensity) -> Iterator[Float]:
     """Some slices of these axes, black 0 and white 1, from all parts of the array."""
     stack = np.moveaxis(data, axes, (-2, -1))
+    margins = [max(0, n - _PIXELS) // 2 for n in stack.shape[-2:]]
+    stack = stack[..., margins[0] : stack.shape[-2] - margins[0], margins[1] : stack.shape[-1] - margins[1]]
     count = math.prod(stack.shape[:-2])
     for k in np.unique(np.linspace(0, count - 1, _SLICES).round().astype(int)):
         yield intensity.normalise(stack[np.unravel_index(int(k), stack.shape[:-2])])

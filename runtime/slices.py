@@ -91,9 +91,12 @@ class Slices:
         grain: float = 0.0,
     ) -> None:
         """Write what `upscale` returns into `out`. Each tile's memory is freed before the next."""
-        unit = intensity.normalise(image)
-        canonical, spacing = acquired.canonical(unit)
-        bands = partial(self._bands, canonical, acquired.told, _times(scales, spacing), out.shape)
+        if acquired.is_stored and not grain:  # a large picture is normalised tile by tile
+            bands = partial(self._bands, image, intensity, acquired.told, scales, out.shape)
+        else:
+            unit = intensity.normalise(image)
+            canonical, spacing = acquired.canonical(unit)
+            bands = partial(self._bands, canonical, None, acquired.told, _times(scales, spacing), out.shape)
         if grain:
             sr = self._within_memory(lambda: np.concatenate([band for _, band in bands()]))
             sr += np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
@@ -121,21 +124,23 @@ class Slices:
         return self._render(encoded.tiles, encoded.shape, _times(scales, encoded.spacing), window)
 
     def _bands(
-        self, canonical: Float, told: Told, scales: grid.Scales, shape: tuple[int, ...]
+        self, image: NDArray[Any], intensity: Intensity | None, told: Told, scales: grid.Scales, shape: tuple[int, ...]
     ) -> Iterator[tuple[slice, Float]]:
         """The output of `shape`, black 0 and white 1, in bands of whole rows, each of the tiles beside each other."""
-        axis = grid.project(canonical.shape[0], scales[0], self.model.projection)
-        for extent, encoded in itertools.groupby(self._encode(canonical, told), lambda tile: tile.rows):
+        axis = grid.project(image.shape[0], scales[0], self.model.projection)
+        for extent, encoded in itertools.groupby(self._encode(image, told, intensity), lambda tile: tile.rows):
             rows = extent.outputs(axis, 0, shape[0])
             if len(rows):
                 window = rows.start, 0, len(rows), shape[1]
-                yield slice(rows.start, rows.stop), self._render(encoded, canonical.shape, scales, window)
+                yield slice(rows.start, rows.stop), self._render(encoded, image.shape, scales, window)
 
-    def _encode(self, canonical: Float, told: Told) -> Iterator[Tile]:
+    def _encode(self, image: NDArray[Any], told: Told, intensity: Intensity | None = None) -> Iterator[Tile]:
+        """The tiles of a canonical slice, black 0 and white 1; or of one in grey values, with their intensity."""
         model = self.model
-        for rows in tiles.extents(canonical.shape[0], model.radius, self._tile):
-            for cols in tiles.extents(canonical.shape[1], model.radius, self._tile):
-                part = canonical[rows.first : rows.last, cols.first : cols.last]
+        for rows in tiles.extents(image.shape[0], model.radius, self._tile):
+            for cols in tiles.extents(image.shape[1], model.radius, self._tile):
+                part = image[rows.first : rows.last, cols.first : cols.last]
+                part = intensity.normalise(part) if intensity else part
                 standard = (part - np.float32(model.mean)) / np.float32(model.std)
                 yield Tile(rows, cols, self.engine.encode(standard, told))
 
