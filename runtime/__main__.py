@@ -96,7 +96,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--anonymous", action="store_true", help="no patient fields in the output; no input name in its record")
     add("--deterministic", action="store_true", help="the same bytes again: no times but SOURCE_DATE_EPOCH in any file")
     add("--resume", action="store_true", help="leave alone what is done already, by its record and its content")
-    add("--workers", type=int, metavar="N", help="do so many inputs at a time, each in a process, with a share of the threads")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="do so many inputs at a time, each in a process with its share of threads (default: 1)",
+    )
     add("--dask", metavar="ADDRESS", help="do them as tasks of a Dask cluster, such as tcp://scheduler:8786")
     add("--preview", action="store_true", help="a picture beside each output: input, bicubic and ours, where there is detail")
     add("--force", action="store_true", help="replace an existing output")
@@ -146,12 +151,8 @@ def _upscale_many(args: argparse.Namespace, computer: cohort.Computer, request: 
     folder = Path(args.out)
     series = None if args.series is None else args.series - 1
     planned = cohort.plan(args.input, folder, args.format, series, request.preview)
-    if args.dask:
-        work = cohort.on_dask(computer, request, args.dask)
-    elif args.workers is not None:
-        work = cohort.in_processes(computer, request, args.workers)
-    else:
-        work = cohort.one_by_one(computer, request, args.quiet)
+    workers = 1 if args.workers is None else args.workers
+    work = cohort.on_dask(computer, request, args.dask) if args.dask else cohort.in_processes(computer, request, workers)
     make_folder(folder)
     results = cohort.run(planned, request, folder, work, args.quiet)
     if not args.quiet:

@@ -1,4 +1,4 @@
-"""Many inputs into one folder: in this process, in several, or as the tasks of a Dask cluster.
+"""Many inputs into one folder: in one process or several, or as the tasks of a Dask cluster.
 
 What is done is known by its record, so a run that was stopped, or a task that was lost with its worker, goes on where it was.
 """
@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,21 +146,10 @@ def counted(results: Sequence[Result]) -> str:
     return ", ".join(f"{count} {status}" for status, count in _counts(results).items())
 
 
-def one_by_one(computer: Computer, request: Request, quiet: bool = False) -> Work:
-    """In this process, with a bar for the slices of each input."""
-
-    def work(tasks: Sequence[Task]) -> Iterator[Result]:
-        with computer.load() as upscaler:
-            for task in tasks:
-                with progress_bar(quiet) as show:
-                    result = _attempted(partial(job.run, upscaler, task, request, show), task)
-                yield result
-
-    return work
-
-
 def in_processes(computer: Computer, request: Request, workers: int) -> Work:
-    """In worker processes that share the machine's threads. One that dies costs nobody but the task that it dies of twice."""
+    """In worker processes that share the machine's threads. One that dies, as of a library's fault in a damaged file, costs
+    nobody but the task that it dies of twice.
+    """
     if workers < 1:
         raise DeviceError(f"workers is {workers}: give 1 or more")
     threads = max(1, (computer.threads or available_processors()) // workers)

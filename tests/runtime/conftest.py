@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime import cohort
 from runtime.dicom import read, usable
 from runtime.dicom import series as series_module
+from runtime.job import Request
 from runtime.scan import Scan
 
 
@@ -43,4 +45,10 @@ def dicom(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     some: dict[str, Any] = {"find_series": lambda path: found, "read": read, "usable": usable, "save": save}
     module = types.SimpleNamespace(**some, found=found, saved=saved)
     monkeypatch.setitem(sys.modules, "runtime.dicom", module)
+    monkeypatch.setattr(cohort, "in_processes", here)  # another process would see the true module
     return module
+
+
+def here(computer: cohort.Computer, request: Request, workers: int) -> cohort.Work:
+    """`cohort.in_processes` in this process."""
+    return lambda tasks: (cohort.attempt(computer, task, request) for task in tasks)

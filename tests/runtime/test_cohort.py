@@ -173,7 +173,7 @@ def test_an_input_that_vanishes_meanwhile(scans: list[Path], tmp_path: Path) -> 
 
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
         scans[1].unlink()
-        yield from cohort.one_by_one(cohort.Computer(), request)(tasks)
+        yield from cohort.in_processes(cohort.Computer(), request, 1)(tasks)
 
     results = cohort.run(cohort.plan(scans, folder), request, folder, work)
     assert [result.status for result in results] == ["done", "failed", "done"]
