@@ -1,25 +1,43 @@
-"""Pictures and arrays on disk: PNG, JPEG, TIFF and BMP through Pillow, NPY through numpy."""
+"""Pictures and arrays on disk: PNG, JPEG and BMP through Pillow, TIFF through tifffile, NPY through numpy."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+import contextlib
+import logging
+import math
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffTags
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
-from .errors import InputFileError, OutputFileError, reason
+from .errors import InputFileError, MetasrganError, OutputFileError, reason
 from .files import write_atomically
-from .inputs import believe, unreadable
+from .inputs import believe, library, unreadable
 
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 SUFFIXES = (*_PICTURES, ".npy")
 _KIND = "a picture"
 _DENSEST = 4096  # bytes of pixels that a byte of a picture's file makes at most, but for small blank ones
 _SMALL = 1 << 24
+_LONGEST_HEADER = 10_000  # bytes that numpy reads of NPY's
+_BAND = 1 << 20  # pixels that are converted at a time
+# TIFF's photometric interpretation and channels, and Pillow's name for them.
+_MODES = {(0, 1): "L", (1, 1): "L", (1, 2): "LA", (2, 3): "RGB", (2, 4): "RGBA", (3, 1): "P", (5, 4): "CMYK", (6, 3): "RGB"}
+_JPEG_IN_TIFF = (6, 7)
+_UNPACKED = (1, 2, 3, 4, 5, *_JPEG_IN_TIFF, 8, 32773, 32946, 34925, 50000)  # CCITT, LZW, deflate, PackBits, LZMA, Zstandard
+# EXIF's entry, of either byte order: its number, a 16-bit integer, one of them, and which corner the first pixel has.
+_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0([\x01-\x08])\0|\x01\x12\0\x03\0\0\0\x01\0([\x01-\x08])")
+_ODD_HEADER = re.compile(rb"[^{]*\{[^}]*?(\\|\d[A-Za-z_])")  # of NPY: Python warns of the first, numpy of the second
 
 
 def is_image(path: Path) -> bool:
@@ -28,104 +46,192 @@ def is_image(path: Path) -> bool:
 
 
 def read(path: Path) -> NDArray[Any]:
-    """The pixels in their own dtype: (H, W), (H, W, 3) of a colour picture, (N, H, W) of a TIFF file's grey pages.
+    """The pixels in their own dtype: (H, W), (H, W, 3) uint8 of a colour picture, (N, H, W) of a TIFF file's grey pages.
 
-    Of an NPY file, the array as it is. A picture that its camera tagged as turned is turned. Raises InputFileError for a file
-    that is missing, truncated or not an image, and for what would be lost: transparency, a moving picture.
+    Of an NPY file, the array as it is. Fewer than 8 bits become 0…255, and a picture that is tagged as turned is turned.
+    Raises InputFileError for a file that is missing, truncated or not an image, and for what would be lost: transparency,
+    moving pictures, deep colours; MetasrganError for TIFF without tifffile, and for compressed TIFF without imagecodecs.
     """
     try:
-        held = path.stat().st_size
         if path.suffix.lower() == ".npy":
+            with open(path, "rb") as file:
+                if _ODD_HEADER.match(file.read(_LONGEST_HEADER)):
+                    raise unreadable(path, "a NumPy array", "its header is damaged, or of Python 2")
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # numpy compares the file's size with what it promises
-            believe(path, _KIND, mapped.nbytes, held)
+            believe(path, _KIND, mapped.nbytes, path.stat().st_size)
             return np.array(mapped)
-        with _open(path) as picture:
-            _check_kept(path, picture)
-            pages = getattr(picture, "n_frames", 1)
-            if pages > 1 and picture.format != "TIFF":
-                raise InputFileError(f"{path} has {pages} pictures: save the one to upscale by itself")
-            largest = pages * picture.width * picture.height * 4  # bytes, of what a mode takes at most
-            believe(path, _KIND, largest, held * _DENSEST + _SMALL)
-            if pages == 1:
-                return _pixels(path, picture)
-            return np.stack([_page(path, picture, k) for k in range(pages)])
-    except InputFileError:
+        with open(path, "rb") as file:
+            start = file.read(2)
+            if start in (b"II", b"MM"):
+                return _tiff(path, library("tifffile", "TIFF"))
+            if start == b"\x89P":
+                _check_png(path, file)
+        plugins: dict[bytes, Callable[[Path], Image.Image]] = {b"\x89P": PngImageFile, b"\xff\xd8": _Jpeg, b"BM": BmpImageFile}
+        if start not in plugins:
+            raise InputFileError(f"{path} is no PNG, JPEG, TIFF or BMP file: check what it is, or save it as one")
+        with plugins[start](path) as picture:  # Image.open would warn of large pictures
+            pixels = _pixels(path, picture)
+            turned = _ORIENTATION.search(picture.info.get("exif", b""))
+            return _upright(pixels, ord(turned[1] or turned[2]) if turned else 1)
+    except MetasrganError:
         raise
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: check the name") from None
-    except Image.DecompressionBombError:
-        raise InputFileError(f"{path} has more pixels than Pillow reads safely: cut it into smaller pictures") from None
     except MemoryError:
         raise InputFileError(f"{path} claims to hold more than this machine's memory: it is damaged, or too large") from None
     except Exception as error:  # the readers of damaged headers raise whatever they stumble over
         raise unreadable(path, _KIND, reason(error)) from None
 
 
-def _open(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of size, which `believe` checks, and of odd headers, which decoding shows
-        return Image.open(path)
+class _Jpeg(JpegImageFile):
+    def getexif(self) -> Image.Exif:
+        """Nothing: Pillow looks in it for dots per inch, and warns where it is damaged."""
+        return Image.Exif()
 
 
-def _check_kept(path: Path, picture: Image.Image) -> None:
-    """Raise InputFileError for pixels whose type Pillow changes without a word."""
-    if picture.format == "PNG":
-        with open(path, "rb") as file:
-            depth, colours = file.read(26)[24:]
-        if depth == 16 and colours:  # 0 is grey alone
+def _check_png(path: Path, file: IO[bytes]) -> None:
+    """Raise InputFileError for what Pillow lets pass: damaged pixels, 16 bits of a colour, pictures that move."""
+    held, kind = path.stat().st_size, b""
+    file.seek(8)
+    while kind != b"IEND":
+        size, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
+        content = file.read(min(size, held))
+        if file.read(4) != struct.pack(">I", zlib.crc32(content, zlib.crc32(kind))):
+            raise unreadable(path, _KIND, f"it is cut off or damaged before its byte {file.tell():,}")
+        if kind == b"IHDR" and content[8] == 16 and content[9]:  # 0 is grey alone
             raise InputFileError(f"{path} has 16 bits a channel of several: save it in grey, or with 8 bits a channel")
-    if picture.format == "TIFF":
-        tags = {TiffTags.lookup(number).name: value for number, value in picture.tag_v2.items()}  # type: ignore[attr-defined]
-        bits, kinds = set(tags.get("BitsPerSample", (1,))), set(tags.get("SampleFormat", (1,)))
-        kept = {(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 2), (32, 3)}  # bits; unsigned, signed, float
-        if not {(b, k) for b in bits for k in kinds} <= kept:
-            kind = {1: "unsigned", 2: "signed", 3: "float"}.get(max(kinds), "unknown")
-            raise InputFileError(
-                f"{path} has {kind} pixels of {max(bits)} bits, which are not read exactly: save it as 16-bit unsigned or "
-                "32-bit float, or as .npy"
-            )
-        if tags.get("PhotometricInterpretation") == 0 and max(bits) > 8:
-            raise InputFileError(f"{path} shows small numbers bright (WhiteIsZero) in {max(bits)} bits: save it as BlackIsZero")
+        if kind == b"acTL":
+            raise InputFileError(f"{path} has {int.from_bytes(content[:4])} pictures: save the one to upscale by itself")
+
+
+def _check_size(path: Path, pixels: int) -> None:
+    """Raise InputFileError where the file is too small for so many bytes of pixels, or this machine's memory is."""
+    held = path.stat().st_size
+    if pixels > held * _DENSEST + _SMALL:
+        raise unreadable(path, _KIND, f"its header promises {pixels:,} bytes, more than a file of {held:,} bytes makes")
+    believe(path, _KIND, pixels, pixels)
 
 
 def _pixels(path: Path, picture: Image.Image) -> NDArray[Any]:
-    upright = ImageOps.exif_transpose(picture)
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        if upright.getchannel("A").getextrema() != (255, 255):
-            raise InputFileError(f"{path} is transparent in parts: flatten it first")
-    if upright.mode not in ("L", "F", "I", "RGB") and not upright.mode.startswith("I;16"):
-        upright = upright.convert("L" if upright.mode in ("1", "LA") else "RGB")  # palettes, CMYK
-    return np.array(upright)
-
-
-def _page(path: Path, picture: Image.Image, page: int) -> NDArray[Any]:
-    shape, mode = picture.size, picture.mode
-    picture.seek(page)
-    if (picture.size, picture.mode) != (shape, mode):
-        raise InputFileError(f"{path} has pages of several sizes or kinds: save the ones to upscale by themselves")
-    pixels = _pixels(path, picture)
-    if pixels.ndim != 2:
-        raise InputFileError(f"{path} has several pages in colour: save the one to upscale by itself")
+    """Pillow's pixels, converted a band at a time: a conversion of the whole would hold it twice more."""
+    deep, grey = picture.mode.startswith("I"), picture.mode in ("1", "L", "LA")
+    height, width, mode = picture.height, picture.width, "L" if deep or grey else "RGB"
+    shape, dtype = (height, width, 3)[: 2 if mode == "L" else 3], np.dtype(np.uint16 if deep else np.uint8)
+    _check_size(path, math.prod(shape) * dtype.itemsize)
+    pixels = np.empty(shape, dtype)
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        band = picture.crop((0, top, width, min(top + rows, height)))
+        if picture.has_transparency_data:
+            alpha = band.convert("LA" if mode == "L" else "RGBA")
+            if alpha.getchannel("A").getextrema() != (255, 255):
+                raise InputFileError(f"{path} is transparent in parts: flatten it first")
+            band = band if deep else alpha
+        pixels[top : top + rows] = band if deep else band.convert(mode)
     return pixels
 
 
+def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """A view of (H, W) or (H, W, C) pixels as EXIF's and TIFF's orientation, 1 to 8, means them to be seen."""
+    pixels = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+    return np.flip(pixels, (0,) * (orientation in (3, 4, 7, 8)) + (1,) * (orientation in (2, 3, 6, 7)))
+
+
+def _tiff(path: Path, tifffile: Any) -> NDArray[Any]:
+    """As `read`. Pages are taken in the file's order, whatever OME's or another program's text says of them."""
+    with _logged("tifffile") as errors, tifffile.TiffFile(path, is_ome=False, is_lsm=False, is_scanimage=False) as file:
+        pages: dict[int, Any] = {}
+        for page in file.pages:
+            if page.offset in pages:
+                raise unreadable(path, _KIND, "its pages run in a circle")
+            _check_page(path, page)
+            pages[page.offset] = page
+        kinds = {(p.shaped, p.dtype, p.bitspersample, p.photometric, p.tags.valueof(274, 1)) for p in pages.values()}
+        if len(kinds) > 1:
+            raise InputFileError(f"{path} has pages of several sizes or kinds: save the ones to upscale by themselves")
+        file.filehandle.seek(file.pages.next_page_offset)
+        if errors or not pages or any(file.filehandle.read(file.tiff.offsetsize)):  # 0 comes after the last page
+            raise unreadable(path, _KIND, (*errors, "its chain of pages is broken")[0])
+        if sum(series.size for series in file.series) > len(pages) * page.size:
+            raise InputFileError(f"{path} has pictures without pages of their own: save each as a page")
+        _check_size(path, len(pages) * page.nbytes)
+        stack = np.empty((len(pages), *page.shaped), page.dtype)
+        for each, pixels in zip(pages.values(), stack):
+            each.asarray(out=pixels, maxworkers=1)
+        table = page.colormap
+    mode, most = _MODES[page.photometric, page.samplesperpixel], (1 << page.bitspersample) - 1
+    if mode != "L" and len(pages) > 1:
+        raise InputFileError(f"{path} has several pages in colour: save the one to upscale by itself")
+    stack = stack.view(np.uint8) if stack.dtype == bool else stack
+    if page.photometric == 0:
+        np.subtract(most, stack, out=stack)
+    if most < 255 and mode != "P":
+        stack *= 255 // most
+    apart = stack.reshape(-1, *stack.shape[3:])  # pages or channels, rows, columns, channels side by side
+    pixels = _upright(np.moveaxis(apart, 0, 2).reshape(*apart.shape[1:3], -1), page.tags.valueof(274, 1))
+    if mode == "L":
+        return np.moveaxis(pixels, 2, 0) if len(pages) > 1 else pixels[..., 0]
+    if mode == "RGB":
+        return pixels
+    picture = Image.frombuffer(mode, pixels.shape[1::-1], np.ascontiguousarray(pixels), "raw", mode, 0, 1)
+    if mode == "P":
+        picture.putpalette((table >> 8 * (table.max() > 255)).T.astype(np.uint8).tobytes())
+    return _pixels(path, picture)
+
+
+def _check_page(path: Path, page: Any) -> None:
+    """Raise InputFileError for what tifffile would not read exactly, MetasrganError where it needs imagecodecs to read it."""
+    bits, sample, packed, kind = page.bitspersample, page.sampleformat, page.compression, getattr(page.dtype, "kind", "")
+    shown, channels, held = int(page.photometric) if 262 in page.tags else -1, page.samplesperpixel, path.stat().st_size
+    strips = [start and size and start + size <= held for start, size in zip(page.dataoffsets, page.databytecounts)]
+    mode = _MODES.get((shown, channels)) if page.imagedepth == 1 and (shown != 6 or packed in _JPEG_IN_TIFF) else None
+    mixed = not isinstance(bits, int) or kind not in ("b", "u", "i", "f") or bits in (3, 5, 6, 7)
+    for refused, why in (
+        (packed not in _UNPACKED, f"is compressed as {packed!r}: save it uncompressed"),
+        (mixed, f"has pixels of {bits} bits in the format {sample!r}: save it as unsigned 16-bit or float 32-bit pixels"),
+        (not mode, f"has {channels} channels of {page.photometric!r}, {page.imagedepth} deep: save it in grey or RGB"),
+        (mode != "L" and bits not in (1, 2, 4, 8), f"has {bits} bits a channel of several: save it in grey, or with 8 bits"),
+        (shown == 0 and kind not in ("b", "u"), "shows small numbers bright (WhiteIsZero): save it as BlackIsZero"),
+        (len(strips) != math.prod(page.chunked) or not all(strips), "is truncated, or lacks parts: copy it again"),
+    ):
+        if refused:
+            raise InputFileError(f"{path} {why}")
+    if packed != 1 or page.predictor != 1 or bits not in (1, 8, 16, 32, 64):
+        library("imagecodecs", f"{path}, which is compressed or packed,")
+
+
+@contextlib.contextmanager
+def _logged(name: str) -> Iterator[list[str]]:
+    """The errors that a library logs in this thread; none of its lines reaches the log of the process."""
+    here, errors = threading.get_ident(), list[str]()
+
+    def others(record: logging.LogRecord) -> bool:
+        errors.extend([" ".join(record.getMessage().split())] * (record.thread == here and record.levelno >= logging.ERROR))
+        return record.thread != here
+
+    logging.getLogger(name).addFilter(others)
+    try:
+        yield errors
+    finally:
+        logging.getLogger(name).removeFilter(others)
+
+
 def check_writable_as(path: Path, pixels_dtype: np.dtype[Any], ndim: int, colour: bool) -> None:
-    """Raise OutputFileError where a file of this name cannot hold such pixels."""
+    """Raise OutputFileError where a file of this name cannot hold such pixels, MetasrganError for TIFF without tifffile."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return
     if suffix not in _PICTURES:
         raise OutputFileError(f"{path} has no suffix that pixels can be written to: use one of {', '.join(SUFFIXES)}")
-    deep = suffix in (".tif", ".tiff")
-    if ndim - colour != 2 and not (deep and ndim == 3):
+    tiff = _PICTURES[suffix] == "TIFF" and library("tifffile", "TIFF")
+    if ndim - colour != 2 and not (tiff and ndim - colour == 3):
         raise OutputFileError(f"{path} cannot hold a stack of slices: write .npy or .tif")
-    if pixels_dtype == np.uint8 or (pixels_dtype == np.uint16 and not colour and (deep or suffix == ".png")):
-        return
-    if pixels_dtype in (np.int32, np.float32) and not colour and deep:
-        return
-    what = f"{'colour ' if colour else ''}{pixels_dtype}"
-    raise OutputFileError(f"{path} cannot hold {what} pixels: write .npy, or convert them, clipped to 0…255, by --dtype uint8")
+    deep = pixels_dtype.kind in "iuf" and pixels_dtype.itemsize <= 8 if tiff else suffix == ".png" and pixels_dtype == np.uint16
+    if pixels_dtype != np.uint8 and (colour or not deep):
+        what = f"{'colour ' if colour else ''}{pixels_dtype}"
+        raise OutputFileError(
+            f"{path} cannot hold {what} pixels: write .npy, or convert them, clipped to 0…255, by --dtype uint8"
+        )
 
 
 def writer(path: Path, pixels: NDArray[Any], colour: bool) -> Callable[[IO[bytes]], Any]:
@@ -134,11 +240,11 @@ def writer(path: Path, pixels: NDArray[Any], colour: bool) -> Callable[[IO[bytes
     check_writable_as(path, pixels.dtype, pixels.ndim, colour)
     if suffix == ".npy":
         return lambda file: np.save(file, pixels, allow_pickle=False)
-    options: dict[str, Any] = {"quality": 95} if _PICTURES[suffix] == "JPEG" else {}
-    first, *others = map(Image.fromarray, pixels if pixels.ndim - colour == 3 else [pixels])
-    if others:
-        options |= {"save_all": True, "append_images": others}
-    return lambda file: first.save(file, format=_PICTURES[suffix], **options)
+    if _PICTURES[suffix] == "TIFF":
+        options: dict[str, Any] = {"photometric": "rgb" if colour else "minisblack", "metadata": None}
+        return lambda file: library("tifffile", "TIFF").imwrite(file, pixels, **options)
+    options = {"quality": 95} if _PICTURES[suffix] == "JPEG" else {}
+    return lambda file: Image.fromarray(pixels).save(file, format=_PICTURES[suffix], **options)
 
 
 def write(path: Path, pixels: NDArray[Any], colour: bool, overwrite: bool = False) -> None:

@@ -1,24 +1,24 @@
-"""NRRD and MetaImage through SimpleITK, an optional library, as NIfTI images: ITK's LPS millimetres ↔ NIfTI's RAS.
+"""NRRD and MetaImage as NIfTI images: ITK's LPS millimetres ↔ NIfTI's RAS. SimpleITK, an optional library, writes them.
 
-What the two formats hold beyond pixels and their place (names, comments, a scanner's fields) is not carried over.
+They are read here because ITK's readers crash the process at some damaged headers. What the two formats hold beyond pixels and
+their place (names, comments, a scanner's fields) is not carried over.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
 
-from .errors import ImageError, InputFileError, OutputFileError, reason
+from .errors import ImageError, InputFileError, MetasrganError, OutputFileError, reason
 from .inputs import believe, inflated, library, unreadable
 from .volume import millimetres, stored
 
@@ -27,7 +27,26 @@ SUFFIXES = tuple(_LIBRARIES)
 WRITTEN = (".nrrd", ".mha")  # the other two are two files, of which a crash may leave one
 _KIND = "an NRRD or MetaImage file"
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_LONGEST_HEADER = 1 << 20  # bytes
+_LONGEST_HEADER, _LONGEST_VALUE = 1 << 20, 1000  # bytes, characters
+_LARGEST, _SMALLEST = 1e9, 1e-30  # numbers of a place in space, and a voxel's volume: NIfTI's single precision holds them
+_TYPES = {
+    name: np.dtype(code)
+    for code, names in {
+        "i1": "signed char, int8, int8_t, met_char, met_ascii_char",
+        "u1": "unsigned char, uchar, uint8, uint8_t, met_uchar",
+        "i2": "short, short int, signed short, signed short int, int16, int16_t, met_short",
+        "u2": "unsigned short, unsigned short int, ushort, uint16, uint16_t, met_ushort",
+        "i4": "int, signed int, int32, int32_t, met_int, met_long",
+        "u4": "unsigned int, uint, uint32, uint32_t, met_uint, met_ulong",
+        "i8": "long long, long long int, signed long long, signed long long int, longlong, int64, int64_t, met_long_long",
+        "u8": "unsigned long long, unsigned long long int, ulonglong, uint64, uint64_t, met_ulong_long",
+        "f4": "float, met_float",
+        "f8": "double, met_double",
+    }.items()
+    for name in names.split(", ")
+}
+_SAMPLED = ("domain", "space", "time", "???", "none")  # NRRD's kinds of axis along which there are samples
+_SPACES = "(r|l|right|left)(a|p|anterior|posterior)(s|superior)(t|time)?|((scannerxyz|3drighthanded|3dlefthanded)(time)?)?"
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 
@@ -45,7 +64,7 @@ def check_writable_as(path: Path) -> None:
 
 def files_of(path: Path) -> list[Path]:
     """The file, and the one beside it that a detached header names. Raises InputFileError for a name that leads elsewhere."""
-    return list(dict.fromkeys((path, _Pixels.of(path).path)))
+    return list(dict.fromkeys((path, _Header.of(path).pixels)))
 
 
 def load(path: Path) -> Any:
@@ -54,49 +73,21 @@ def load(path: Path) -> Any:
     Raises InputFileError for a file that is missing, truncated, not what its name says, or whose pixels lie elsewhere than
     beside it, and ImageError for pixels that are not real numbers.
     """
-    sitk = _simple_itk()
-    pixels = _Pixels.of(path)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(_LIBRARIES[path.suffix.lower()])
-    try:
-        with _plain_name(path, pixels.path) as name:
-            reader.SetFileName(name)
-            reader.ReadImageInformation()
-            size, kind = reader.GetSize(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
-            parts = reader.GetNumberOfComponents()
-            if (parts != 1 and not pixels.listed) or "complex" in kind or not 2 <= len(size) <= 4:
-                raise ImageError(f"{path} has {len(size)} axes of {kind}: give two to four of one real number a voxel")
-            bits = int(kind.removeprefix("vector of ").partition("-")[0])  # "16-bit signed integer"
-            believe(path, _KIND, parts * math.prod(size) * bits // 8, pixels.size, pixels.inflate)
-            image = reader.Execute()
-    except RuntimeError as error:
-        raise unreadable(path, _KIND, _last_line(error)) from None
-    spatial = min(3, len(size))
-    directions = np.reshape(image.GetDirection(), (len(size),) * 2)[:spatial, :spatial]
+    header = _Header.of(path)
+    array = header.read()
+    sampled = len(header.origin)
+    spatial = min(3, sampled)
     affine = np.eye(4)
-    affine[:spatial, :spatial] = directions * image.GetSpacing()[:spatial]
-    affine[:spatial, 3] = image.GetOrigin()[:spatial]
-    array = sitk.GetArrayFromImage(image).T
-    array = np.moveaxis(array, 0, -1) if parts > 1 else array
-    result = nib.Nifti1Image(array, _TO_RAS @ affine, dtype=array.dtype)
-    result.header.set_xyzt_units("mm", "sec" if len(size) == 4 else None)
-    if len(size) == 4:
-        result.header.set_zooms((*result.header.get_zooms()[:3], image.GetSpacing()[3]))
+    affine[:spatial, :spatial] = header.steps[:spatial, :spatial]
+    affine[:spatial, 3] = header.origin[:spatial]
+    try:
+        result = nib.Nifti1Image(array, _TO_RAS @ affine, dtype=array.dtype)
+        result.header.set_xyzt_units("mm", "sec" if sampled == 4 else None)
+        if sampled == 4:
+            result.header.set_zooms((*result.header.get_zooms()[:3], np.linalg.norm(header.steps[:, 3])))
+    except HeaderDataError as error:
+        raise unreadable(path, _KIND, reason(error)) from None
     return result
-
-
-@contextlib.contextmanager
-def _plain_name(path: Path, pixels: Path) -> Iterator[str]:
-    """The path of a header in ASCII, its pixels' file beside it: ITK aborts at other names where the locale is C."""
-    if str(path.absolute()).isascii():
-        yield str(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder, f"header{path.suffix}")
-        link.symlink_to(path.absolute())
-        if pixels != path:
-            Path(folder, pixels.name).symlink_to(pixels.absolute())
-        yield str(link)
 
 
 def writer(path: Path, image: Any) -> Callable[[IO[bytes]], None]:
@@ -153,64 +144,186 @@ def _to_itk(sitk: Any, image: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Pixels:
-    """Where the pixels of an image are: the file, how many bytes of it they may be, and how to inflate them."""
+class _Header:
+    """What a header says, checked: where the pixels are, what they are, and where in space they lie."""
 
     path: Path
-    size: int
-    inflate: Callable[[], Any] | None
-    listed: bool  # one axis is a list of volumes, not a part of space
+    pixels: Path
+    start: int  # byte of the pixels; -1: they are the last bytes
+    compressed: bool
+    dtype: np.dtype[Any]
+    sizes: list[int]
+    listed: int | None  # the axis that is a list of volumes
+    steps: NDArray[np.float64]  # along each other axis, in columns: mm as ITK counts them, seconds
+    origin: NDArray[np.float64]
 
     @classmethod
-    def of(cls, path: Path) -> _Pixels:
-        """What the text of a header says; everything else in it is ITK's to read."""
+    def of(cls, path: Path) -> _Header:
+        """Raises InputFileError for a header that is damaged or unknown, ImageError for pixels that are not real numbers."""
+        read = _nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else _meta
         try:
             with open(path, "rb") as file:
-                fields, length = _fields(file.read(_LONGEST_HEADER), path.suffix.lower() in (".nrrd", ".nhdr"))
-            named = fields.get("datafile") or fields.get("elementdatafile", "")
-            local = not named or named.lower() == "local"
-            if not local and "%" in named:
-                raise InputFileError(
-                    f"{path} names its pixels {named!r}, and a percent sign stands for a number there: rename both without it"
-                )
-            if not local and (not re.fullmatch(r"[^/\\%\0]+", named) or named in (".", "..") or named.startswith("LIST")):
-                raise InputFileError(
-                    f"{path} says that its pixels are in {named!r}: put one file beside it, and that file's bare name into it"
-                )
-            data = path if local else path.with_name(named)
-            size = data.stat().st_size - (length if local else 0)
-        except FileNotFoundError as error:
-            raise InputFileError(f"{error.filename} does not exist: check the name") from None
-        except InputFileError:
+                return read(path, file)
+        except FileNotFoundError:
+            raise InputFileError(f"{path} does not exist: check the name") from None
+        except MetasrganError:
             raise
+        except KeyError as error:
+            raise unreadable(path, _KIND, f"it has no field {error}") from None
         except (OSError, ValueError) as error:
             raise unreadable(path, _KIND, reason(error)) from None
-        if fields.get("binarydata", "true").lower() in ("false", "0"):
-            raise InputFileError(f"{path} holds its pixels as text (BinaryData = False): save it as binary")
-        encoding = fields.get("encoding", "raw").lower()
-        if encoding not in ("raw", "gzip", "gz"):
-            raise InputFileError(f"{path} is encoded as {encoding!r}: save it raw or as gzip")
-        compressed = encoding != "raw" or fields.get("compresseddata", "false").lower() in ("true", "1")
-        listed = "list" in fields.get("kinds", "").split()
-        return cls(data, size, partial(inflated, data, length if local else 0) if compressed else None, listed)
+
+    def __post_init__(self) -> None:
+        axes = len(self.origin) + (self.listed is not None)
+        if len(self.sizes) != axes or not all(0 < size < 1 << 31 for size in self.sizes):
+            raise ValueError(f"its sizes are {self.sizes}")
+        if self.start < -1 or (self.start == -1 and self.compressed):
+            raise ValueError(f"its pixels begin at byte {self.start}")
+        placed = np.isfinite(self.origin).all() and np.isfinite(self.steps).all()
+        if not placed or abs(np.linalg.det(self.steps)) < _SMALLEST:
+            raise ValueError("its directions, spacings or origin name no place in space")
+
+    def read(self) -> NDArray[Any]:
+        """The pixels, a listed axis last. Raises InputFileError for a file that does not hold them."""
+        count = math.prod(self.sizes)
+        promised = count * self.dtype.itemsize
+        content: Any = bytearray()
+        try:
+            size = self.pixels.stat().st_size
+            start = max(0, size - promised) if self.start < 0 else self.start
+
+            def inflate() -> Iterator[bytes]:
+                for piece in inflated(self.pixels, start):
+                    content.extend(piece)
+                    yield piece
+
+            believe(self.path, _KIND, promised, max(0, size - start), inflate if self.compressed else None)
+            if not self.compressed:
+                content = np.fromfile(self.pixels, np.uint8, promised, offset=start)
+            array = np.frombuffer(content, self.dtype, count).reshape(self.sizes, order="F")
+        except FileNotFoundError:
+            raise InputFileError(f"{self.pixels} does not exist: check the name") from None
+        except MetasrganError:
+            raise
+        except (OSError, ValueError) as error:  # of a folder, or of a file that becomes shorter meanwhile
+            raise unreadable(self.path, _KIND, reason(error)) from None
+        array = array.astype(self.dtype.newbyteorder("="), copy=False)
+        return array if self.listed is None else np.moveaxis(array, self.listed, -1)
 
 
-def _fields(start: bytes, nrrd: bool) -> tuple[dict[str, str], int]:
-    """The fields of a header by their names, in lower case without spaces, and its length in bytes."""
+def _nrrd(path: Path, file: IO[bytes]) -> _Header:
+    if not re.fullmatch(rb"NRRD00(\.01|0[1-5])\s*", file.readline(20)):
+        raise ValueError("it does not begin with NRRD0001 to NRRD0005")
+    fields = _fields(file, nrrd=True)
+    if unknown := [name for name in ("axismins", "axismaxs", "lineskip") if name in fields]:
+        raise ValueError(f"its field {unknown[0]} is not understood")
+    encoding = fields["encoding"].lower()
+    if encoding not in ("raw", "gzip", "gz"):
+        raise InputFileError(f"{path} is encoded as {encoding!r}: save it raw or as gzip")
+    dtype = _type(fields["type"])
+    if (order := fields["endian"].lower() if dtype.itemsize > 1 else "little") not in ("little", "big"):
+        raise ValueError(f"its endian is {order!r}")
+    sizes = [int(size) for size in fields["sizes"].split()]
+    kinds = fields.get("kinds", "domain " * len(sizes)).lower().split()
+    if not len(sizes) == len(kinds) == int(fields["dimension"]):
+        raise ValueError("it does not have one size and one kind for each dimension")
+    sampled = [axis for axis, kind in enumerate(kinds) if kind in _SAMPLED]
+    others = [axis for axis in range(len(kinds)) if axis not in sampled]
+    count = len(sampled)
+    listed = others[0] if count == 3 and [kinds[axis] for axis in others] == ["list"] else None
+    if listed is None:
+        _check_axes(path, count, math.prod(sizes[axis] for axis in others))
+        sizes = [sizes[axis] for axis in sampled]
+    if not (space := re.fullmatch(_SPACES, re.sub("[- ]", "", fields.get("space", "").lower()))):
+        raise ValueError(f"its space is {fields['space']!r}")
+    to_lps = np.array([-1 if space[1] in ("r", "right") else 1, -1 if space[2] in ("a", "anterior") else 1, 1, 1][:count])
+    if "spacedirections" in fields:
+        vectors = re.findall(r"none|\([^()]*\)", fields["spacedirections"].lower().replace(",", " "))
+        if len(vectors) != len(kinds):
+            raise ValueError(f"its space directions are {fields['spacedirections']!r}")
+        steps = np.transpose([_numbers(vectors[axis].strip("()"), count) for axis in sampled]) * to_lps[:, None]
+    else:
+        spacings = _numbers(fields.get("spacings", "1 " * len(kinds)), len(kinds))[sampled]
+        steps = np.diag(np.nan_to_num(spacings, nan=1.0))
+    origin = _numbers(fields.get("spaceorigin", "0 " * count).strip("()").replace(",", " "), count) * to_lps
+    pixels, start = _beside(path, fields.get("datafile", "")), int(fields.get("byteskip", "0"))
+    if start and encoding != "raw":
+        raise ValueError("it skips bytes of compressed pixels")
+    if start >= 0 and pixels == path:
+        start += file.tell()
+    dtype = dtype.newbyteorder("<" if order == "little" else ">")
+    return _Header(path, pixels, start, encoding != "raw", dtype, sizes, listed, steps, origin)
+
+
+def _meta(path: Path, file: IO[bytes]) -> _Header:
+    fields = _fields(file, nrrd=False)
+    axes = int(fields["ndims"])
+    _check_axes(path, axes, int(fields.get("elementnumberofchannels", "1")))
+
+    def first(*names: str, default: str) -> str:
+        return next((fields[name] for name in names if name in fields), default)
+
+    def true(*names: str, default: str = "false") -> bool:
+        return first(*names, default=default)[:1].lower() in ("t", "1")
+
+    if not true("binarydata", default="true"):
+        raise InputFileError(f"{path} holds its pixels as text (BinaryData = False): save it as binary")
+    dtype = _type(fields["elementtype"]).newbyteorder(">" if true("binarydatabyteordermsb", "elementbyteordermsb") else "<")
+    sizes = [int(size) for size in fields["dimsize"].split()[:axes]]
+    identity = "1 " + ("0 " * axes + "1 ") * (axes - 1)
+    cosines = _numbers(first("transformmatrix", "rotation", "orientation", default=identity), axes * axes)
+    spacing = _numbers(first("elementspacing", "elementsize", default="1 " * axes), axes)
+    origin = _numbers(first("origin", "offset", "position", default="0 " * axes), axes)
+    pixels, start = _beside(path, fields["elementdatafile"]), int(fields.get("headersize", "0"))
+    if not start and pixels == path:
+        start = file.tell()
+    steps = cosines.reshape(axes, axes).T * spacing
+    return _Header(path, pixels, start, true("compresseddata"), dtype, sizes, None, steps, origin)
+
+
+def _fields(file: IO[bytes], nrrd: bool) -> dict[str, str]:
+    """The fields of a header by their names, in lower case without spaces. The file is left at the first byte after it."""
     fields: dict[str, str] = {}
-    position = 0
-    for line in start.splitlines(keepends=True):
-        position += len(line)
+    pattern = "([^:=]+):(?!=)(.*)" if nrrd else "([^:=]+)[:=](.*)"  # NRRD's `key:=value` is no field
+    for line in iter(lambda: file.readline(_LONGEST_HEADER - file.tell()), b""):
         text = line.decode("utf-8", "surrogateescape").strip()
-        if nrrd and not text:
-            break  # the blank line after which pixels begin
-        parts = re.split(":" if nrrd else "[=:]", text, maxsplit=1)
-        if len(parts) == 2 and not text.startswith("#"):
-            name = "".join(parts[0].lower().split())
-            fields[name] = parts[1].strip()
-            if name == "elementdatafile":
-                break
-    return fields, position
+        if field := re.match(pattern, text):
+            fields["".join(field[1].lower().split())] = field[2].strip()[:_LONGEST_VALUE]
+        if not text if nrrd else "elementdatafile" in fields:
+            break
+    if file.tell() >= _LONGEST_HEADER:
+        raise ValueError(f"its header is longer than {_LONGEST_HEADER:,} bytes")
+    return fields
+
+
+def _beside(path: Path, named: str) -> Path:
+    """The file that a header names, or the header's own for LOCAL. Raises InputFileError for any other but one beside it."""
+    if named.lower() in ("", "local"):
+        return path
+    if not re.fullmatch(r"[^/\\\0]+", named) or re.match(r"\.\.?$|LIST|.*%\d*d", named):
+        raise InputFileError(
+            f"{path} says that its pixels are in {named!r}: put one file beside it, and that file's bare name into it"
+        )
+    return path.with_name(named)
+
+
+def _check_axes(path: Path, axes: int, parts: int) -> None:
+    if parts != 1 or not 2 <= axes <= 4:
+        raise ImageError(f"{path} has {axes} axes of {parts} numbers a voxel: give two to four of one real number a voxel")
+
+
+def _type(name: str) -> np.dtype[Any]:
+    if (squeezed := " ".join(name.lower().split())) not in _TYPES:
+        raise ValueError(f"its values are of type {name!r}")
+    return _TYPES[squeezed]
+
+
+def _numbers(text: str, count: int) -> NDArray[np.float64]:
+    """The first numbers of a text, which may have more; NaN is one."""
+    numbers = np.array([float(number) for number in text.split()[:count]])
+    if len(numbers) != count or (abs(numbers) > _LARGEST).any():
+        raise ValueError(f"it has {text!r} in place of {count} numbers")
+    return numbers
 
 
 def _simple_itk() -> Any:
