@@ -10,7 +10,7 @@ EDITABLE = --config-settings editable_mode=compat -e
 RUN = .venv/run/bin/python
 DEV = .venv/dev/bin/python
 
-.PHONY: demo test evaluate results bench clean
+.PHONY: demo test fuzz evaluate results bench clean
 
 demo: .venv/run/installed  ## upscale a real volume ×2.5 with the shipped model
 	$(RUN) examples/demo.py out/demo
@@ -22,6 +22,9 @@ test: .venv/dev/installed  ## what CI runs
 	$(DEV) -m mypy -p train -p export
 	$(DEV) -m pytest
 	$(DEV) -m pytest benchmarks
+
+fuzz: .venv/dev/installed  ## a million damaged files; an hour of a quiet core's time
+	$(DEV) -m tests.fuzz --inputs 1000000 --jobs $$(nproc)
 
 evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was not trained on
 	$(DEV) -m train.evaluate --data $(DATA)

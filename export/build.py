@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ import numpy as np
 from onnx import TensorProto
 
 from runtime import __version__, bundle
+from runtime.files import sha256
 from train.generator import Generator
 
 from . import graphs
+from .graph import split
 
 
 def receptive_radius(generator: Generator) -> int:
@@ -21,43 +22,33 @@ def receptive_radius(generator: Generator) -> int:
 
 
 def build(generator: Generator, half: bool) -> tuple[bundle.Model, dict[str, bytes]]:
-    """The model and the files."""
+    """The model and the files. With `half`, weights are float16, and there is a trunk that computes in it."""
     config = generator.config
     dtype = np.float16 if half else np.float32
     arrays = {name: array.astype(dtype) for name, array in graphs.predictor_arrays(generator).items()}
-    model = bundle.Model(
-        projection=config.projection,
-        basis=len(arrays["b2"]),
-        skip=config.skip,
-        mean=config.mean,
-        std=config.std,
-        radius=receptive_radius(generator),
-        told=config.told,
-    )
+    weights, rest = split(graphs.trunk(generator, half))
     files = {
-        "trunk.onnx": graphs.trunk(generator, half),
+        "trunk.onnx": weights + rest,
         "stage.onnx": graphs.stage(),
         "table_free.onnx": graphs.table_free(config.skip),
         **{f"predictor/{name}.npy": bundle.array_bytes(array) for name, array in arrays.items()},
     }
+    if half:  # the weights are the same
+        _, files[bundle.TRUNK_FP16] = split(graphs.trunk(generator, half, TensorProto.FLOAT16))
+    model = bundle.Model(
+        **{name: getattr(config, name) for name in ("projection", "skip", "mean", "std", "told")},
+        basis=len(arrays["b2"]),
+        radius=receptive_radius(generator),
+        precision="float16" if half else "float32",
+        weights=len(weights),
+    )
     return model, files
 
 
-def about(generator: Generator, checkpoint: dict[str, Any], path: Path, half: bool, int8: bool) -> dict[str, Any]:
+def about(generator: Generator, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """Where a bundle comes from, for its manifest."""
-    precision = "float16 weights, float32 arithmetic" if half else "float32"
-    content: dict[str, Any] = {
+    return {
         "made_by": f"metasrgan-edge {__version__}",
-        "precision": f"8-bit integers from the first block to the tail; {precision} elsewhere" if int8 else precision,
         "parameters": sum(p.numel() for p in generator.parameters()),
-        "checkpoint": {
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "generator": checkpoint["generator"],
-            "training": checkpoint.get("training", {}),
-            "update": checkpoint.get("update"),
-        },
+        "checkpoint": {"sha256": sha256(path), **{part: checkpoint.get(part) for part in ("generator", "training", "update")}},
     }
-    if half and not int8:
-        twins = (graphs.trunk(generator, half, computes) for computes in (TensorProto.FLOAT, TensorProto.FLOAT16))
-        content["half"] = bundle.half_switches(*twins)
-    return content

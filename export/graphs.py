@@ -1,22 +1,19 @@
-"""The three ONNX graphs of a bundle, built node by node.
-
-An exporter would need its own dependencies, a batch-norm folding before it and a half-precision rewrite after it; the
-trunk has few kinds of layer. Whether a graph is true to the checkpoint is for `export.verify` to say.
-"""
+"""The ONNX graphs that docs/bundle-format.md defines. PyTorch's exporter would not choose the operators that are fast."""
 
 from __future__ import annotations
 
-from typing import Any
+from copy import deepcopy
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from train.generator import LEAST_SIGMA, SOFT, TOLD, Generator, ResidualBlock
 
-from .graph import Graph
+from .graph import Graph, declared
 
 
 def trunk(generator: Generator, half: bool, computes: int = TensorProto.FLOAT) -> bytes:
@@ -27,7 +24,7 @@ def trunk(generator: Generator, half: bool, computes: int = TensorProto.FLOAT) -
     """
     graph = Graph(half, computes)
     image = graph.cast("image")
-    first = _conv(graph, image, generator.head, None)
+    first = _conv(graph, image, generator.head)
     if generator.config.told:
         first = _told(graph, first, generator)
     x = first = _act(graph, first, generator.head_act)
@@ -37,16 +34,13 @@ def trunk(generator: Generator, half: bool, computes: int = TensorProto.FLOAT) -
         x = graph.op("Add", _conv(graph, y, block.conv2, block.norm2), x)
     x = graph.op("Add", _conv(graph, x, generator.tail, generator.tail_norm), first)
     filters = basis(generator)
-    taps = filters.reshape(len(filters), 3, 3, -1).transpose(0, 3, 1, 2)
-    x = graph.op("Transpose", graph.op("Conv", x, graph.weights(taps), pads=[1] * 4, kernel_shape=[3, 3]), perm=[0, 2, 3, 1])
+    taps = graph.weights(filters.reshape(len(filters), 3, 3, -1).transpose(0, 3, 1, 2))
+    x = graph.op("Transpose", graph.op("Conv", x, taps, pads=[1] * 4, kernel_shape=[3, 3]), perm=[0, 2, 3, 1])
     if generator.config.skip:
         wide = graph.op("Pad", image, graph.integers(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
-        taps = np.eye(9, dtype=np.float32).reshape(9, 1, 3, 3)
-        neighbours = graph.op("Conv", wide, graph.weights(taps), kernel_shape=[3, 3])
+        neighbours = graph.op("Conv", wide, graph.weights(np.eye(9).reshape(9, 1, 3, 3)), kernel_shape=[3, 3])
         x = graph.op("Concat", x, graph.op("Transpose", neighbours, perm=[0, 2, 3, 1]), axis=-1)
-    inputs: dict[str, tuple[int, list[Any]]] = {"image": (TensorProto.FLOAT, ["N", 1, "H", "W"])}
-    if generator.config.told:
-        inputs["told"] = (TensorProto.FLOAT, [TOLD])
+    inputs = declared("float[N, 1, H, W] image" + f", float[{TOLD}] told" * generator.config.told)
     return graph.finish(inputs, x, "responses", ["N", "H", "W", len(filters) + 9 * generator.config.skip])
 
 
@@ -56,99 +50,60 @@ def _told(graph: Graph, x: str, generator: Generator) -> str:
     The convolution with ones changes nothing. Behind it ONNX Runtime keeps all sums of the blocks in the layout of its
     convolutions: on a CPU the biases take 0.5 % of the trunk's time, without it 6 %.
     """
-    hidden, _, last = generator.condition
-    assert isinstance(hidden, nn.Linear)
-    assert isinstance(last, nn.Linear)
-    (w1, b1), (w2, b2) = ([p.detach().numpy() for p in (layer.weight, layer.bias)] for layer in (hidden, last))
+    w1, b1, w2, b2 = (p.detach().numpy() for p in generator.condition.parameters())
     sigma, soft = (graph.op("Slice", "told", graph.integers(a), graph.integers(b)) for a, b in ((0, 1), (1, TOLD)))
-    times = graph.op("Max", graph.op("Div", sigma, graph.exact(np.array([LEAST_SIGMA]))), graph.exact(np.array([1])))
-    level = graph.op("Div", graph.op("Log", times), graph.exact(np.log([10])))
-    told = graph.op("Concat", level, graph.op("Mul", soft, graph.exact(np.array([SOFT]))), axis=0)
+    times = graph.op("Max", graph.op("Div", sigma, graph.constant([LEAST_SIGMA])), graph.constant([1]))
+    level = graph.op("Div", graph.op("Log", times), graph.constant(np.log([10])))
+    told = graph.op("Concat", level, graph.op("Mul", soft, graph.constant([SOFT])), axis=0)
     # Products and sums: TensorRT for RTX has no float32 MatMul for every GPU.
-    sums = graph.op("ReduceSum", graph.op("Mul", told, graph.exact(w1)), graph.integers(1), keepdims=1)  # (16, 1)
-    units = graph.op("Relu", graph.op("Add", sums, graph.exact(b1[:, None])))
-    products = graph.op("Mul", units, graph.exact(w2.T))  # (16, C)
-    bias = graph.op("Add", graph.op("ReduceSum", products, graph.integers(0), keepdims=0), graph.exact(b2))
+    sums = graph.op("ReduceSum", graph.op("Mul", told, graph.constant(w1)), graph.integers(1), keepdims=1)  # (16, 1)
+    units = graph.op("Relu", graph.op("Add", sums, graph.constant(b1[:, None])))
+    products = graph.op("Mul", units, graph.constant(w2.T))  # (16, C)
+    bias = graph.op("Add", graph.op("ReduceSum", products, graph.integers(0), keepdims=0), graph.constant(b2))
     x = graph.op("Add", x, graph.cast(graph.op("Reshape", bias, graph.integers(1, -1, 1, 1))))
     return graph.op("Conv", x, graph.weights(np.ones((len(b2), 1, 1, 1))), group=len(b2), kernel_shape=[1, 1])
 
 
-def _conv(graph: Graph, x: str, conv: nn.Module, norm: nn.Module | None) -> str:
+def _conv(graph: Graph, x: str, conv: nn.Conv2d, norm: nn.Module | None = None) -> str:
     """A convolution with its batch norm folded in."""
-    assert isinstance(conv, nn.Conv2d)
-    assert conv.bias is not None
-    weight, bias = conv.weight.detach().double(), conv.bias.detach().double()
     if isinstance(norm, nn.BatchNorm2d):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        gain = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
-        weight = weight * gain[:, None, None, None]
-        bias = (bias - norm.running_mean.double()) * gain + norm.bias.detach().double()
-    k = conv.kernel_size[0]
-    constants = graph.weights(weight.numpy()), graph.weights(bias.numpy())
-    return graph.op("Conv", x, *constants, pads=[k // 2] * 4, kernel_shape=[k, k])
+        conv = fuse_conv_bn_eval(deepcopy(conv).eval(), deepcopy(norm).eval())
+    parts = (graph.weights(p.detach().numpy()) for p in conv.parameters())
+    return graph.op("Conv", x, *parts, pads=[conv.kernel_size[0] // 2] * 4, kernel_shape=list(conv.kernel_size))
 
 
-def _act(graph: Graph, x: str, act: nn.Module) -> str:
+def _act(graph: Graph, x: str, act: nn.PReLU) -> str:
     """A one-parameter PReLU as the LeakyRelu that it is."""
-    assert isinstance(act, nn.PReLU)
-    assert act.num_parameters == 1
     return graph.op("LeakyRelu", x, alpha=float(act.weight.detach()))
 
 
 def stage() -> bytes:
-    """The Meta-Upscale stage of any scale: gather responses by class, multiply by the slot table, gather pixels.
-
-    responses (P, B'), source_rows (q_y, 1, R, 1) + source_cols (1, q_x, 1, S) into P, slots (q_y·q_x, B', n),
-    out_rows (h, 1) + out_cols (1, w) into the product (q_y·q_x, R·S, n) → pixels (h, w).
-    """
+    """The Meta-Upscale stage of any scale: gather responses by class, multiply by the slot table, gather pixels."""
     graph = Graph(half=False)
     sources = graph.op("Gather", "responses", graph.op("Add", "source_rows", "source_cols"), axis=0)
-    shape = graph.op("Shape", "slots")
-    classes = graph.op("Slice", shape, graph.integers(0), graph.integers(1))
-    basis = graph.op("Slice", shape, graph.integers(1), graph.integers(2))
-    sources = graph.op("Reshape", sources, graph.op("Concat", classes, graph.integers(-1), basis, axis=0))
+    classes, channels = graph.op("Shape", "slots", end=1), graph.op("Shape", "slots", start=1, end=2)
+    sources = graph.op("Reshape", sources, graph.op("Concat", classes, graph.integers(-1), channels, axis=0))
     product = graph.op("Reshape", graph.op("MatMul", sources, "slots"), graph.integers(-1))
     pixels = graph.op("Gather", product, graph.op("Add", "out_rows", "out_cols"), axis=0)
-    integer, real = TensorProto.INT32, TensorProto.FLOAT
-    inputs: dict[str, tuple[int, list[Any]]] = {
-        "responses": (real, ["P", "K"]),
-        "source_rows": (integer, ["q_y", 1, "R", 1]),
-        "source_cols": (integer, [1, "q_x", 1, "S"]),
-        "slots": (real, ["q", "K", "n"]),
-        "out_rows": (integer, ["h", 1]),
-        "out_cols": (integer, [1, "w"]),
-    }
-    return graph.finish(inputs, pixels, "pixels", ["h", "w"])
+    inputs = """float[P, K] responses, int32[q_y, 1, R, 1] source_rows, int32[1, q_x, 1, S] source_cols, float[q, K, n] slots,
+        int32[h, 1] out_rows, int32[1, w] out_cols"""
+    return graph.finish(declared(inputs), pixels, "pixels", ["h", "w"])
 
 
 def table_free(skip: bool) -> bytes:
-    """The Meta-Upscale stage without a table, for any scale: the predictor itself, for every output pixel.
-
-    responses (P, B'), source_rows (h, 1) + source_cols (1, w) into P; hidden_rows (h, 1, M) + hidden_cols (1, w, M), w2
-    (M, B) and b2 (B) give the coefficients, taps_rows (h, 1, 3, 1) · taps_cols (1, w, 1, 3) the skip's → pixels (h, w).
-    """
+    """The Meta-Upscale stage without a table, for any scale: the predictor itself, for every output pixel."""
     graph = Graph(half=False)
+    inputs = """float[P, K] responses, int32[h, 1] source_rows, int32[1, w] source_cols, float[h, 1, M] hidden_rows,
+        float[1, w, M] hidden_cols, float[M, B] w2, float[B] b2"""
     responses = graph.op("Gather", "responses", graph.op("Add", "source_rows", "source_cols"), axis=0)
     hidden = graph.op("Relu", graph.op("Add", "hidden_rows", "hidden_cols"))
     coefficients = graph.op("Add", graph.op("MatMul", hidden, "w2"), "b2")
     if skip:
+        inputs += ", float[h, 1, 3, 1] taps_rows, float[1, w, 1, 3] taps_cols"
         taps = graph.op("Reshape", graph.op("Mul", "taps_rows", "taps_cols"), graph.integers(0, 0, 9))
         coefficients = graph.op("Concat", coefficients, taps, axis=-1)
     pixels = graph.op("ReduceSum", graph.op("Mul", responses, coefficients), graph.integers(-1), keepdims=0)
-    integer, real = TensorProto.INT32, TensorProto.FLOAT
-    inputs: dict[str, tuple[int, list[Any]]] = {
-        "responses": (real, ["P", "K"]),
-        "source_rows": (integer, ["h", 1]),
-        "source_cols": (integer, [1, "w"]),
-        "hidden_rows": (real, ["h", 1, "M"]),
-        "hidden_cols": (real, [1, "w", "M"]),
-        "w2": (real, ["M", "B"]),
-        "b2": (real, ["B"]),
-    }
-    if skip:
-        inputs |= {"taps_rows": (real, ["h", 1, 3, 1]), "taps_cols": (real, [1, "w", 1, 3])}
-    return graph.finish(inputs, pixels, "pixels", ["h", "w"])
+    return graph.finish(declared(inputs), pixels, "pixels", ["h", "w"])
 
 
 def predictor_arrays(generator: Generator) -> dict[str, NDArray[np.float32]]:
@@ -164,7 +119,5 @@ def predictor_arrays(generator: Generator) -> dict[str, NDArray[np.float32]]:
 def basis(generator: Generator) -> NDArray[np.float32]:
     """The filters that all predicted ones are sums of, (B, 9·C)."""
     weights = generator.upscale.predictor.state_dict()
-    own = weights.get("3.weight")  # or else the last layer's columns, as above
-    filters = torch.cat([weights["2.weight"], weights["2.bias"][:, None]], 1) if own is None else own
-    array: NDArray[np.float32] = filters.float().T.contiguous().numpy()
-    return array
+    columns = torch.cat([weights["2.weight"], weights["2.bias"][:, None]], 1)  # as above, without a basis of its own
+    return np.ascontiguousarray(weights.get("3.weight", columns).float().T.numpy())

@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from runtime import Upscaler
 from runtime.bundle import Model
-from runtime.errors import InputFileError
+from runtime.errors import BundleError, InputFileError
 from train import data, degradations, metrics, models, resample, subjects
-from train.evaluate import score_crop
-
-from .verify import VerificationError
 
 MAX_LOSS = 0.1  # dB of PSNR at any of SCALES
 SCALES = (Fraction(3, 2), Fraction(2), Fraction(3), Fraction(4))
-_FILES = 64  # of a folder, evenly from all of it, are read: half of their slices calibrate, half judge
-_SLICES = 64
+_FILES = _SLICES = 64  # of a folder, evenly from all of it
 _MIN_SIZE = 64  # pixels an axis
 
 
-class Slices(NamedTuple):
-    """Brain crops that the quantisation is calibrated on, and others that it is judged by."""
-
-    calibrate: list[data.Crop]
-    judge: list[data.Crop]
-
-
-def load_slices(folder: Path) -> Slices:
-    """Crops of a folder's slices or volumes, as `train` reads them. Raises InputFileError where there are fewer than two."""
-    files = subjects.find_files(folder)
-    crops = data.load_crops(data.evenly(files, _FILES), _MIN_SIZE)
+def load_crops(folder: Path) -> tuple[list[data.Crop], list[data.Crop]]:
+    """Brain crops of a folder's images, to calibrate on and to judge by. Raises InputFileError for fewer than two."""
+    crops = data.load_crops(data.evenly(subjects.find_files(folder), _FILES), _MIN_SIZE)
     if len(crops) < 2:
         raise InputFileError(
             f"{folder} has {len(crops)} slices of {_MIN_SIZE}×{_MIN_SIZE} pixels or more: give two or more, of the kind "
             "that the bundle will upscale"
         )
     chosen = data.evenly(crops, _SLICES)
-    return Slices(chosen[::2], chosen[1::2])
+    return chosen[::2], chosen[1::2]
 
 
-def quantise(trunk: bytes, model: Model, slices: Slices) -> bytes:
+def quantise(trunk: bytes, model: Model, crops: list[data.Crop]) -> bytes:
     """A float32 trunk with 8-bit activations and weights from the first block to the tail.
 
     The head and its activation stay in float, as the image goes past the blocks there: rounded to 8 bits, k-space inputs at
@@ -58,18 +47,17 @@ def quantise(trunk: bytes, model: Model, slices: Slices) -> bytes:
     """
     graph = onnx.load_from_string(trunk)
     onnx.helper.set_model_props(graph, {"onnx.quant.pre_process": "onnxruntime.quant"})  # there is nothing to fuse or infer
-    nodes = list(graph.graph.node)
+    nodes, inputs = graph.graph.node, _inputs(model, crops)
     last = max(k for k, node in enumerate(nodes) if node.op_type == "Add")
-    head_and_basis = [node.name for node in (*nodes[:2], *nodes[last + 1 :])]
     with TemporaryDirectory() as folder:
         quantised = Path(folder, "trunk.onnx")
         quantize_static(
             graph,
             quantised,
-            _Inputs(model, slices.calibrate),
+            SimpleNamespace(get_next=lambda: next(inputs, None)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "LeakyRelu", "Add"],
-            nodes_to_exclude=head_and_basis,
+            nodes_to_exclude=[node.name for node in (*nodes[:2], *nodes[last + 1 :])],
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -79,39 +67,30 @@ def quantise(trunk: bytes, model: Model, slices: Slices) -> bytes:
         return quantised.read_bytes()
 
 
-def measure_loss(upscaler: Upscaler, exact: Upscaler, slices: Slices) -> dict[str, float]:
-    """PSNR in dB that an upscaler loses against another one, by scale, mean over the slices that judge.
+def measure_loss(upscaler: Upscaler, exact: Upscaler, crops: list[data.Crop]) -> dict[str, float]:
+    """PSNR in dB that an upscaler loses against another one, by scale, mean over the crops.
 
-    K-space inputs judge, which lose the most: the network sharpens them most, and its own rounding with them.
-    Raises VerificationError where it is more than `MAX_LOSS`.
+    Inputs are made in k-space, which lose the most: the network sharpens them most, and its own rounding with them.
+    Raises BundleError where it is more than `MAX_LOSS`.
     """
-    upscales = [models.upscale_by(up) for up in (exact, upscaler)]
-    kspace, lost = degradations.resampled("kspace"), {}
-    for scale in SCALES:
-        scores = [score_crop(upscales, crop.pixels, (scale, scale), kspace, [metrics.psnr]) for crop in slices.judge]
-        before, after = np.mean(scores, axis=0)[:, 0]
-        lost[f"×{scale}"] = float(before - after)
+    kspace = degradations.resampled("kspace")
+
+    def psnr(up: Upscaler, hr: NDArray[np.float32], scale: Fraction) -> float:
+        sr = models.upscale_by(up)(kspace.of(hr, (scale, scale)), (scale, scale), kspace.acquired)
+        return metrics.psnr(hr[: sr.shape[0], : sr.shape[1]], sr)
+
+    lost = {f"×{r}": float(np.mean([psnr(exact, c.pixels, r) - psnr(upscaler, c.pixels, r) for c in crops])) for r in SCALES}
     worst = max(lost, key=lost.__getitem__)
     if not lost[worst] <= MAX_LOSS:
-        raise VerificationError(
+        raise BundleError(
             f"8-bit integers lose {lost[worst]:.2f} dB at {worst}, more than {MAX_LOSS} dB: export without --int8, or train "
-            "a network that bears it (python -m train --set generator.name=fast)"
+            "a network that bears it (metasrgan train --set generator.name=fast)"
         )
     return lost
 
 
-class _Inputs(CalibrationDataReader):  # type: ignore[misc]
-    """What the trunk will see: the slices made smaller by every scale and kernel in turn."""
-
-    def __init__(self, model: Model, crops: Sequence[data.Crop]) -> None:
-        self._inputs = self._all(model, crops)
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        return next(self._inputs, None)
-
-    @staticmethod
-    def _all(model: Model, crops: Sequence[data.Crop]) -> Iterator[dict[str, NDArray[np.float32]]]:
-        for k, crop in enumerate(crops):
-            scale, kernel = SCALES[k % len(SCALES)], resample.KERNELS[k % len(resample.KERNELS)]
-            image = resample.downsample(crop.pixels, (scale, scale), kernel)
-            yield {"image": ((image - model.mean) / model.std).astype(np.float32)[None, None]}
+def _inputs(model: Model, crops: list[data.Crop]) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """What the trunk will see: the crops made smaller by every scale and kernel in turn."""
+    for crop, scale, kernel in zip(crops, cycle(SCALES), cycle(resample.KERNELS)):
+        image = resample.downsample(crop.pixels, (scale, scale), kernel)
+        yield {"image": ((image - model.mean) / model.std).astype(np.float32)[None, None]}

@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from runtime import command, engines
-from runtime.errors import MetasrganError
+from runtime.errors import DeviceError
 from runtime.files import write_atomically
 
 SOURCE = Path(engines.__file__).with_name("stage.cu")
 PTX = SOURCE.with_suffix(".ptx")
-ARCHITECTURE = "compute_75"  # Turing: the oldest that TensorRT for RTX and CUDA 13 serve
-
-
-class KernelError(MetasrganError):
-    """A kernel that does not compile."""
+OPTIONS = [b"--gpu-architecture=compute_75", b"--std=c++17", b"--no-source-include"]  # Turing, the oldest that CUDA 13 serves
 
 
 def compile_ptx(source: bytes) -> bytes:
-    """CUDA C++ → PTX. Raises KernelError with the compiler's words."""
+    """CUDA C++ → PTX. Raises DeviceError with the compiler's words."""
     with ThreadPoolExecutor(1) as pool:  # NVRTC 12.0 leaves its thread in the C locale, where Python takes text for ASCII
         return pool.submit(_compile, source).result()
 
@@ -33,23 +29,23 @@ def compile_ptx(source: bytes) -> bytes:
 def _compile(source: bytes) -> bytes:
     from cuda.bindings import nvrtc
 
-    def call(result: tuple[Any, ...]) -> Any:
-        status, *values = result
+    def call(function: Any, *arguments: Any) -> Any:
+        status, *values = function(*arguments)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise KernelError(f"NVRTC failed: {status.name}")
+            raise DeviceError(f"{function.__name__} failed: {status.name}")
         return values[0] if values else None
 
-    def text(size: int, get: Any) -> bytes:
-        buffer = bytearray(size)
-        call(get(program, buffer))
+    def text(size: Any, get: Any) -> bytes:
+        buffer = bytearray(call(size, program))
+        call(get, program, buffer)
         return bytes(buffer).rstrip(b"\0")
 
-    program = call(nvrtc.nvrtcCreateProgram(source, b"stage.cu", 0, [], []))
-    options = [f"--gpu-architecture={ARCHITECTURE}".encode(), b"--std=c++17", b"--no-source-include"]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise KernelError(text(call(nvrtc.nvrtcGetProgramLogSize(program)), nvrtc.nvrtcGetProgramLog).decode())
-    return text(call(nvrtc.nvrtcGetPTXSize(program)), nvrtc.nvrtcGetPTX)
+    program = call(nvrtc.nvrtcCreateProgram, source, b"stage.cu", 0, [], [])
+    try:
+        call(nvrtc.nvrtcCompileProgram, program, len(OPTIONS), OPTIONS)
+    except DeviceError:
+        raise DeviceError(text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode()) from None
+    return text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
 
 
 def main() -> None:

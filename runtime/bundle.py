@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import operator
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +21,14 @@ from .files import write_atomically
 from .phases import WeightPredictor
 
 FORMAT = "metasrgan-edge bundle"
-VERSIONS = (2, 3)  # of a network that is not told the noise, and of one that is
+VERSION, OLDEST = 4, 2  # what is written, and what is read from
 PREDICTOR = tuple(f"predictor/{part}.npy" for part in ("w1", "b1", "w2", "b2"))
 GRAPHS = ("trunk.onnx", "stage.onnx", "table_free.onnx")
 REQUIRED = (*GRAPHS, *PREDICTOR)
+TRUNK_FP16 = "trunk_fp16.onnx"
+Precision = Literal["float32", "float16", "int8"]
 _LARGEST = 256 << 20  # bytes of a bundle's members: a TensorRT engine may be 20 MB
 _ELSEWHERE = b"\x0a\x08location"  # in ONNX, the key of weights that lie in another file
-_FLOAT, _FLOAT16 = 1, 10  # ONNX's numbers for its types
-
-# What reading an archive or a manifest that somebody damaged may raise.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, LookupError, ValueError, TypeError, AttributeError, OSError, RuntimeError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,18 @@ class Model:
     mean: float  # of images scaled to [0, 1]
     std: float
     radius: int  # receptive radius in input pixels, trunk and stage: a tile's halo
-    told: bool = False  # whether the trunk is told the noise and the band, as `told`
+    told: bool  # whether the trunk is told the noise and the band, as `told`
+    precision: Precision  # of the trunk; "float16" can compute in float32 too
+    weights: int  # bytes at the beginning of trunk.onnx that are its weights, for `TRUNK_FP16` too
 
     def __post_init__(self) -> None:
         numbers = (type(self.basis), type(self.radius)) == (int, int) and 0 < self.basis <= 1024 and 0 <= self.radius <= 1024
-        if not numbers or not 0 < float(self.std) < np.inf or not np.isfinite(float(self.mean)):
+        if not numbers or not 1e-6 < self.std < 1e6 or not abs(self.mean) < 1e6:
             raise ValueError(f"{self} is no model: a number in it is out of bounds")
         if self.projection not in get_args(grid.Projection) or {type(self.skip), type(self.told)} != {bool}:
             raise ValueError(f"{self} is no model: its projection, skip or told is unknown")
+        if self.precision not in get_args(Precision) or type(self.weights) is not int or self.weights < 0:
+            raise ValueError(f"{self} is no model: its precision is unknown, or its weights have no size")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,11 @@ class Bundle:
     def read(cls, path: Path) -> Bundle:
         """Read and check a bundle. Raises BundleError for anything but a whole bundle of these versions."""
         try:
+            if path.stat().st_size > _LARGEST:
+                raise ValueError(f"it has more than {_LARGEST:,} bytes")
             content = path.read_bytes()
         except (OSError, ValueError) as error:
-            raise BundleError(f"{path} cannot be read ({reason(error)}): give a .bundle made by `python -m export`") from None
+            raise BundleError(f"{path} cannot be read ({reason(error)}): give a .bundle made by `metasrgan export`") from None
         return cls.parse(content, str(path))
 
     @classmethod
@@ -76,65 +80,66 @@ class Bundle:
         """A bundle from a file's bytes; `name` is for error messages."""
         try:
             archive = zipfile.ZipFile(io.BytesIO(content))
+            size = sum(member.file_size for member in archive.infolist())
+            if size > _LARGEST:
+                raise BundleError(f"{name} would take {size:,} bytes, a bundle has less than {_LARGEST:,}: it is no honest one")
             manifest = json.loads(archive.read("manifest.json"))
-            kind, version = manifest["format"], manifest["version"]
-        except _DAMAGE:
-            raise BundleError(f"{name} is no bundle, or is damaged: make it again with `python -m export`") from None
+            kind, version = str(manifest["format"])[:40], operator.index(manifest["version"])
+        except BundleError:
+            raise
+        except Exception:  # the readers of damaged archives and manifests raise whatever they stumble over
+            raise BundleError(f"{name} is no bundle, or is damaged: make it again with `metasrgan export`") from None
         if kind != FORMAT:
-            raise BundleError(f"{name} is a {kind!r}, not a {FORMAT!r}: give a bundle of `python -m export`")
-        if version not in VERSIONS:
+            raise BundleError(f"{name} is a {kind!r}, not a {FORMAT!r}: give a bundle of `metasrgan export`")
+        if version not in range(OLDEST, VERSION + 1):
             raise BundleError(
-                f"{name} has format version {version}, this release reads {' and '.join(map(str, VERSIONS))}: "
+                f"{name} has format version {str(version)[:40]}, this release reads {OLDEST} to {VERSION}: "
                 "install a newer metasrgan-edge, or export the checkpoint with this one"
             )
         if archive.comment != _seal(content[: len(content) - len(archive.comment)]):
             raise _damaged(name)
         try:
             known = {field.name for field in fields(Model)}
-            model = Model(**{name: value for name, value in manifest["model"].items() if name in known})
-            if version != VERSIONS[model.told]:
+            stated = {name: value for name, value in manifest["model"].items() if name in known}
+            if version < 4:  # which left these out
+                precision = "int8" if "psnr_lost_db" in manifest else "float32"
+                stated = {"told": False, "precision": precision, "weights": 0} | stated
+            model = Model(**stated)
+            if version < 4 and model.told != (version == 3):
                 raise ValueError(f"{model} is none of version {version}")
-            size = sum(member.file_size for member in archive.infolist())
-            if size > _LARGEST:
-                raise BundleError(f"{name} would take {size:,} bytes, a bundle has less than {_LARGEST:,}: it is no honest one")
-            files = {member: archive.read(member) for member in manifest["files"] if member in archive.namelist()}
+            held = set(archive.namelist())
+            files = {member: archive.read(member) for member in manifest["files"] if member in held}
             listed = {member: (entry["bytes"], entry["sha256"]) for member, entry in manifest["files"].items()}
-        except BundleError:
-            raise
-        except _DAMAGE:
-            raise BundleError(f"{name} has a manifest that makes no sense: make it again with `python -m export`") from None
-        missing = [m for m in {**dict.fromkeys(REQUIRED), **listed} if m not in files]
+            if not isinstance(manifest.get("engines", {}), dict):
+                raise ValueError("its engines have no names")
+        except Exception:
+            raise BundleError(f"{name} has a manifest that makes no sense: make it again with `metasrgan export`") from None
+        required = (*REQUIRED, TRUNK_FP16) if model.precision == "float16" else REQUIRED
+        missing = [m for m in {**dict.fromkeys(required), **listed} if m not in files]
         if missing:
-            raise BundleError(f"{name} lacks {', '.join(missing)}: make it again with `python -m export`")
+            raise BundleError(f"{name} lacks {ascii(missing[0])[1:-1]:.60}: make it again with `metasrgan export`")
         if any((len(data), hashlib.sha256(data).hexdigest()) != listed[m] for m, data in files.items()):
             raise _damaged(name)
-        if not _switches(manifest.get("half", []), files["trunk.onnx"]):
-            raise BundleError(f"{name} has a manifest that makes no sense: make it again with `python -m export`")
-        if any(_ELSEWHERE in files[graph] for graph in GRAPHS):
-            raise BundleError(f"{name} has weights in other files, which its checksum does not cover: export it again")
         bundle = cls(manifest, model, files, hashlib.sha256(content).hexdigest())
+        if any(_ELSEWHERE in graph for graph in (*(files[n] for n in GRAPHS), bundle.trunk(bundle.has_half))):
+            raise BundleError(f"{name} has weights in other files, which its checksum does not cover: export it again")
         bundle._check_predictor(name)
         return bundle
 
     @property
     def integers(self) -> bool:
         """Whether the trunk computes in 8-bit integers."""
-        return "psnr_lost_db" in self.manifest
+        return self.model.precision == "int8"
 
     @property
     def has_half(self) -> bool:
         """Whether the trunk may compute in half precision."""
-        return "half" in self.manifest
+        return self.model.precision == "float16"
 
     def trunk(self, half: bool) -> bytes:
-        """The trunk's graph, as it is stored, in float32; or the same one that computes in half precision.
-
-        Both are one graph but for a type here and there: the manifest says at which bytes.
-        """
-        graph = bytearray(self.files["trunk.onnx"])
-        for offset in self.manifest["half"] if half else ():
-            graph[offset] = _FLOAT16
-        return bytes(graph)
+        """The trunk's graph; with `half`, the one that computes in half precision. Both have the same weights, stored once."""
+        graph = self.files["trunk.onnx"]
+        return graph[: self.model.weights] + self.files[TRUNK_FP16] if half else graph
 
     def engine(self, key: Mapping[str, str]) -> bytes | None:
         """The engine that the bundle carries for exactly this key (`engines.tensorrt.key`), or None."""
@@ -150,17 +155,22 @@ class Bundle:
         """Raise BundleError for arrays that are none, or do not fit one another."""
         try:
             w1, b1, w2, b2 = (self._array(member) for member in PREDICTOR)
-        except _DAMAGE:
+        except Exception:
             raise BundleError(
-                f"{name} has a weight predictor that is no array: make it again with `python -m export`"
+                f"{name} has a weight predictor that is no array: make it again with `metasrgan export`"
             ) from None
-        hidden, basis = len(b1), self.model.basis
-        fit = w1.shape in ((hidden, 3), (hidden, 4)) and w2.shape == (basis, hidden) and b2.shape == (basis,) and b1.ndim == 1
+        hidden, basis = b1.size, self.model.basis
+        fit = w1.shape in ((hidden, 3), (hidden, 4)) and w2.shape == (basis, hidden) and b2.shape == (basis,) and hidden > 0
         if not fit or not all(part.dtype in (np.float16, np.float32) and np.isfinite(part).all() for part in (w1, b1, w2, b2)):
-            raise BundleError(f"{name} has a weight predictor that does not fit: make it again with `python -m export`")
+            raise BundleError(f"{name} has a weight predictor that does not fit: make it again with `metasrgan export`")
 
     def _array(self, member: str) -> NDArray[Any]:
-        return cast(NDArray[Any], np.load(io.BytesIO(self.files[member]), allow_pickle=False))
+        """An array whose header is held to the bytes behind it: np.load would make room for what it promises."""
+        stream = io.BytesIO(self.files[member])
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError(f"{member} is of another version of the NPY format")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def write(
@@ -180,8 +190,8 @@ def serialise(model: Model, files: dict[str, bytes], about: dict[str, Any]) -> b
     """The bytes of a bundle. `about` joins the manifest: who made it, from what, how well it was verified."""
     manifest = {
         "format": FORMAT,
-        "version": VERSIONS[model.told],
-        "model": {name: value for name, value in asdict(model).items() if name != "told" or value},
+        "version": VERSION,
+        "model": asdict(model),
         "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()},
         **about,
     }
@@ -205,20 +215,7 @@ def array_bytes(array: NDArray[Any]) -> bytes:
 
 
 def _damaged(name: str) -> BundleError:
-    return BundleError(f"{name} is damaged, its checksum differs: copy it again, or make it with `python -m export`")
-
-
-def _switches(offsets: Any, graph: bytes) -> bool:
-    """Whether these bytes of a graph can be types that are to change."""
-    return isinstance(offsets, list) and all(type(k) is int and graph[k : k + 1] == bytes([_FLOAT]) for k in offsets)
-
-
-def half_switches(graph: bytes, half: bytes) -> list[int]:
-    """What a manifest says as `half`: where a graph differs from its twin that computes in half precision."""
-    differ = [k for k, pair in enumerate(zip(graph, half)) if pair[0] != pair[1]]
-    if len(graph) != len(half) or not _switches(differ, graph) or any(half[k] != _FLOAT16 for k in differ):
-        raise ValueError("the two graphs differ by more than types")
-    return differ
+    return BundleError(f"{name} is damaged, its checksum differs: copy it again, or make it with `metasrgan export`")
 
 
 def _seal(body: bytes) -> bytes:

@@ -39,7 +39,7 @@ class DeviceError(MetasrganError, RuntimeError):
 
 
 class DeviceMemoryError(DeviceError, MemoryError):
-    """A GPU without enough memory left, however small the tiles."""
+    """A GPU or a machine without enough memory left, however small the tiles; or one that gives no more threads."""
 
 
 class ClosedError(MetasrganError, RuntimeError):

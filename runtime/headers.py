@@ -5,13 +5,12 @@ A header may be missing, or wrong after further resampling, so `runtime.measure`
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .measure import UNKNOWN, Fractions
+from .record import json_object
 
 Numbers = Callable[[str, int], Sequence[float] | None]  # so many finite numbers of an attribute, or None
 
@@ -48,18 +47,16 @@ def of_dicom(numbers: Numbers, direction: str, shape: tuple[int, int]) -> Fracti
 def beside(path: Path, shape: Sequence[int]) -> Fractions:
     """The acquired parts of a NIfTI volume's array axes by the BIDS sidecar beside it, NAME.json; all None without one."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".nii")
-    try:
-        content = json.loads(path.with_name(f"{path.name[: len(name)]}.json").read_bytes())
-    except (OSError, ValueError):
-        return UNKNOWN
-    return of_bids(content, shape) if isinstance(content, dict) else UNKNOWN
+    return of_bids(json_object(path.with_name(f"{path.name[: len(name)]}.json")), shape)
 
 
 def of_bids(content: Mapping[str, Any], shape: Sequence[int]) -> Fractions:
     """The acquired parts of a volume's array axes by a sidecar's fields."""
-    encoded = str(content.get("PhaseEncodingDirection") or content.get("PhaseEncodingAxis") or "")
-    named = str(content.get("InPlanePhaseEncodingDirectionDICOM") or "").upper()
-    phase = {"i": 0, "j": 1}.get(encoded[:1], {"ROW": 0, "COL": 1}.get(named[:3]))
+    encoded, axis, named = (
+        value if isinstance(value := content.get(key), str) else ""
+        for key in ("PhaseEncodingDirection", "PhaseEncodingAxis", "InPlanePhaseEncodingDirectionDICOM")
+    )
+    phase = {"i": 0, "j": 1}.get((encoded or axis)[:1], {"ROW": 0, "COL": 1}.get(named[:3].upper()))
     fractions: list[float | None] = [None, None, None]
     if phase is None or len(shape) < 2:
         return UNKNOWN
@@ -72,7 +69,7 @@ def of_bids(content: Mapping[str, Any], shape: Sequence[int]) -> Fractions:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e9 else 0.0
 
 
 def _fraction(samples: float, of: float) -> float | None:

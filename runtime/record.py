@@ -19,6 +19,7 @@ from .files import check_output, draft, sha256, write_atomically
 
 FORMAT = "metasrgan-edge record"
 VERSION = 1
+_LARGEST = 16 << 20  # bytes of a JSON file
 Record = dict[str, Any]
 
 
@@ -47,11 +48,17 @@ def read(output: Path) -> Record | None:
 
 def read_json(path: Path, format: str) -> Record | None:
     """What a JSON file of this program's holds, by the `format` that it names; None where it is not there, or another's."""
+    content = json_object(path)
+    return content if content.get("format") == format else None
+
+
+def json_object(path: Path) -> Record:
+    """The object that a JSON file of anybody's holds; an empty one where there is none that can be read."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and content.get("format") == format else None
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= _LARGEST else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def is_done(output: Path, made_of: Mapping[str, Any]) -> bool:

@@ -189,6 +189,9 @@ class Upscaler:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def __reduce__(self) -> Any:  # of pickle and copy
+        raise DeviceError("an Upscaler can neither be copied nor sent to another process", "load it there")
+
 
 class View:
     """An encoded slice: it keeps 164 bytes for each acquired pixel. `acquired` is what was measured of it."""

@@ -78,15 +78,7 @@ def linear() -> Iterator[Upscaler]:
 @pytest.fixture(scope="session")
 def told() -> Bundle:
     """A bundle that is told the noise, with a trunk in half precision too."""
-    from onnx import TensorProto
-
-    from export.build import build
-    from export.graphs import trunk
-
-    generator = random_generator("told")
-    model, files = build(generator, half=True)
-    switches = bundle.half_switches(*(trunk(generator, True, real) for real in (TensorProto.FLOAT, TensorProto.FLOAT16)))
-    return Bundle.parse(bundle.serialise(model, files, {"half": switches}), "told bundle")
+    return bundle_of(random_generator("told"), half=True)
 
 
 @pytest.fixture(scope="session")

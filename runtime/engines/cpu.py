@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -21,10 +22,10 @@ from .. import grid
 from ..acquired import NOTHING, Told
 from ..bounded import BoundedCache
 from ..bundle import GRAPHS, Bundle, Model
-from ..errors import BundleError, reason
+from ..errors import BundleError, DeviceError, DeviceMemoryError, reason
 from ..phases import WeightPredictor, slot_table
 from ..tiles import Span, by_distance_to_the_ends, content
-from .ort import load_onnxruntime
+from .ort import load_onnxruntime, out_of_memory
 
 Float = NDArray[np.float32]
 
@@ -32,6 +33,7 @@ _STRIP_SLOTS = 1 << 20  # of the product, 4 MB: a slice of 240×240 pixels up to
 _STRIP_PIXELS = 1 << 15  # of the table-free path, some 8 MB of the hidden units that bend
 _ALIKE = 3  # groups of pixels with similar offsets, an axis: the fastest of 2 … 5, with strips of 1 << 14 … 1 << 16
 _CACHED = 8 << 20  # bytes of slot tables: the paper's thirty scales take 2.4 MB
+_TOO_LITTLE = "there is too little memory for the network", "free some, or give fewer threads or workers"
 _BLANKS = 8 << 20  # bytes of the background's responses, by what is told: five of 1.4 MB
 _WORTH_SKIPPING = 0.9  # of an image's pixels: to fill in the background's responses takes a twentieth of the trunk's time
 
@@ -54,18 +56,22 @@ class CpuEngine:
         """Sessions for a bundle's graphs; by default one thread for each processor this process may use."""
         ort = load_onnxruntime()
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or available_processors()
+        options.intra_op_num_threads = threads = threads or available_processors()
         options.inter_op_num_threads = 1
         # A plan for the memory of each shape would be kept for ever, and takes half as much again: 62 MB of 180 at 240×240.
         options.enable_mem_pattern = False
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised
         # The sessions take turns: threads of one that spin after their work would slow the next one down twofold.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        _check_threads(threads * len(GRAPHS) if threads > 1 else 0)
+        np.linalg.inv(np.eye(2))  # OpenBLAS takes its memory now: where it gets none later, it ends the process
         try:
             sessions = [
                 ort.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"]) for name in GRAPHS
             ]
         except Exception as error:  # ONNX Runtime has no base class for its own
+            if out_of_memory(error):
+                raise DeviceMemoryError(*_TOO_LITTLE) from error
             raise BundleError(f"onnxruntime {ort.__version__} cannot run this bundle ({reason(error)}): update it") from error
         precision = "8-bit integers" if bundle.integers else "float32"
         return cls(bundle.model, bundle.predictor(), f"onnxruntime {ort.__version__}, {precision}", *sessions)
@@ -98,8 +104,17 @@ class CpuEngine:
 
     def _run_trunk(self, image: Float, told: Told) -> Float:
         more = {"told": np.array(told, np.float32)} if self._model.told else {}
-        responses: Float = self._trunk.run(None, {"image": image[None, None], **more})[0][0]
+        responses: Float = self._run(self._trunk, {"image": image[None, None], **more})[0]
         return responses
+
+    def _run(self, session: Any, feeds: dict[str, Any]) -> Float:
+        try:
+            output: Float = session.run(None, feeds)[0]
+        except Exception as error:
+            if out_of_memory(error):
+                raise DeviceMemoryError(*_TOO_LITTLE) from error
+            raise DeviceError(f"{self.runs_on}: {reason(error)}") from error
+        return output
 
     def _blank(self, told: Told) -> Float:
         """The background's responses: by distance to each end of an axis up to the receptive radius, equal beyond it."""
@@ -134,8 +149,7 @@ class CpuEngine:
                 "out_rows": out_rows[:, None].astype(np.int32),
                 "out_cols": out_cols[None].astype(np.int32),
             }
-            strip: Float = self._stage.run(None, feeds)[0]
-            return strip
+            return self._run(self._stage, feeds)
 
         height = max(1, _STRIP_SLOTS // (blocks_x * qx * ny * nx) // qy) * qy  # input rows
         strips = list(_strips(rows, height))
@@ -174,8 +188,24 @@ class CpuEngine:
                 feeds |= {"source_rows": source_rows[y[strip], None], "hidden_rows": hidden_rows[strip, None]}
                 if skip:
                     feeds |= {"taps_rows": taps_rows[y[strip], None, :, None], "taps_cols": taps_cols[None, x, None, :]}
-                out[np.ix_(y[strip], x)] = self._table_free.run(None, feeds)[0]
+                out[np.ix_(y[strip], x)] = self._run(self._table_free, feeds)
         return out
+
+
+def _check_threads(count: int) -> None:
+    """Raise DeviceMemoryError where so many threads cannot be started: ONNX Runtime would wait for ever for those it has."""
+    ready = threading.Event()
+    threads = [threading.Thread(target=ready.wait, daemon=True) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    except (RuntimeError, MemoryError):
+        raise DeviceMemoryError(f"this process may not start {count} threads", "give fewer, or raise its limits") from None
+    finally:
+        ready.set()
+        for thread in threads:
+            if thread.ident:
+                thread.join()
 
 
 def available_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -149,5 +149,9 @@ def tensorrt_settings(half: bool, largest: int, cache: Path) -> dict[str, str]:
 
 
 def _failure(what: str, error: Exception) -> DeviceError:
-    kind = DeviceMemoryError if "memory" in str(error).lower() else DeviceError
-    return kind(f"{what}: {reason(error)}")
+    return (DeviceMemoryError if out_of_memory(error) else DeviceError)(f"{what}: {reason(error)}")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory is what ONNX Runtime, which has no type for it, could not get."""
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in ("memory", "bad_alloc"))

@@ -10,6 +10,7 @@ import pytest
 
 from export import int8
 from export.__main__ import main
+from runtime import bundle
 from runtime.bundle import Bundle
 from tests.conftest import ROOT, SCAN
 
@@ -30,9 +31,9 @@ def test_what_works_on_features_is_in_integers_and_the_loss_is_told(
     assert main([*CKPT, "--out", str(out), "--fp16", "--int8", str(folder)]) == 0
     assert "8-bit integers lose up to 0.0" in capsys.readouterr().out
     made = Bundle.read(out)
-    assert made.manifest["precision"] == (
-        "8-bit integers from the first block to the tail; float16 weights, float32 arithmetic elsewhere"
-    )
+    assert made.manifest["model"]["precision"] == "int8"
+    assert made.integers
+    assert bundle.TRUNK_FP16 not in made.files
     lost = made.manifest["psnr_lost_db"]
     assert list(lost) == ["×3/2", "×2", "×3", "×4"]
     assert 0 < max(lost.values()) <= 0.1  # what the project promises; exactly nothing would be no quantisation

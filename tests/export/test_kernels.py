@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("cuda.bindings", reason="needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc-cu12")
 
 from export import kernels
+from runtime import DeviceError
 from runtime.engines.gpu import KERNELS
 
 
@@ -23,5 +24,5 @@ def test_the_kernels_compile_and_the_package_has_them_as_they_are() -> None:
 
 
 def test_what_does_not_compile_is_an_error_with_the_compilers_words() -> None:
-    with pytest.raises(kernels.KernelError, match="undefined_name"):
+    with pytest.raises(DeviceError, match="undefined_name"):
         kernels.compile_ptx(b"__global__ void k() { undefined_name; }")

@@ -33,9 +33,9 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[Upscaler]:
 def gpu_in_float32(request: pytest.FixtureRequest, shipped: Upscaler) -> Iterator[Upscaler]:
     from dataclasses import replace
 
-    manifest = {key: value for key, value in shipped.bundle.manifest.items() if key != "half"}
+    model = replace(shipped.bundle.model, precision="float32")
     try:
-        up = Upscaler.of(replace(shipped.bundle, manifest=manifest), device=request.param)
+        up = Upscaler.of(replace(shipped.bundle, model=model), device=request.param)
     except DeviceError as error:
         pytest.skip(f"{request.param} could not be loaded here: {error}")
     with up:

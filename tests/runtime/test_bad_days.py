@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runtime import Upscaler
+from runtime import DeviceError, Upscaler
 from runtime.engines.cpu import available_processors
 from tests.conftest import ROOT
 
 
 def run_python(code: str, *args: object) -> str:
-    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -43,6 +46,48 @@ def test_more_threads_than_processors_give_the_same_picture(head: np.ndarray) ->
     with Upscaler.load(threads=processors) as few, Upscaler.load(threads=8 * processors) as many:
         image = np.tile(head, (4, 4))
         np.testing.assert_allclose(many(image, 2), few(image, 2), rtol=0, atol=1e-5 * np.ptp(image))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on memory holds on Linux alone")
+@pytest.mark.parametrize("work", ["up.slices.engine.encode(image)", "np.linalg.inv(image)"])
+def test_too_little_memory_is_an_error_with_a_type(work: str) -> None:
+    """ONNX Runtime's own error has none, and OpenBLAS ends a process that has no memory for its first product."""
+    code = f"""
+import resource
+import numpy as np
+from runtime import Upscaler
+image = np.random.default_rng(0).random((400, 400)).astype(np.float32)
+with Upscaler.load(threads=1) as up:
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20),) * 2)
+    try:
+        {work}
+        print("done")
+    except MemoryError as error:
+        print(type(error).__name__)
+"""
+    assert run_python(code) == ("DeviceMemoryError\n" if "engine" in work else "done\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on memory holds on Linux alone")
+def test_threads_that_cannot_be_started_are_an_error() -> None:
+    """ONNX Runtime waits for ever where it is refused a thread."""
+    code = """
+import resource
+from runtime import DeviceMemoryError, Upscaler
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2)
+try:
+    Upscaler.load(threads=64)
+except DeviceMemoryError as error:
+    print(error)
+"""
+    assert run_python(code) == "this process may not start 192 threads: give fewer, or raise its limits\n"
+
+
+@pytest.mark.parametrize("send", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_upscaler_stays_in_its_process(shipped: Upscaler, send: Callable[[Upscaler], object]) -> None:
+    with pytest.raises(DeviceError, match="neither be copied nor sent to another process: load it there"):
+        send(shipped)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status tells a process's peak on Linux alone")

@@ -51,20 +51,30 @@ def _rewritten(content: bytes, change: dict[str, object], drop: str = "") -> byt
 
 
 def test_bundle_of_a_newer_version_is_refused(content: bytes) -> None:
-    with pytest.raises(BundleError, match="version 4, this release reads 2 and 3: install a newer"):
-        Bundle.parse(_rewritten(content, {"version": 4}), "x")
+    with pytest.raises(BundleError, match="version 5, this release reads 2 to 4: install a newer"):
+        Bundle.parse(_rewritten(content, {"version": 5}), "x")
 
 
-def test_only_a_told_bundle_needs_a_reader_of_version_3(content: bytes, told: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not told is written as ever, for older releases; what is told they must refuse, or they would leave σ out."""
-    untold = Bundle.parse(content, "x").manifest
-    assert (untold["version"], told.manifest["version"]) == (2, 3)
-    assert "told" not in untold["model"]
-    newer = bundle.serialise(told.model, told.files, {})
-    monkeypatch.setattr(bundle, "VERSIONS", (2,))
-    assert not Bundle.parse(content, "x").model.told
-    with pytest.raises(BundleError, match="version 3, this release reads 2: install a newer"):
-        Bundle.parse(newer, "x")
+def test_an_older_reader_refuses_a_bundle(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "VERSION", 3)
+    with pytest.raises(BundleError, match="version 4, this release reads 2 to 3: install a newer"):
+        Bundle.parse(content, "x")
+
+
+@pytest.mark.parametrize(
+    ("version", "said", "precision"),
+    [(2, {}, "float32"), (2, {"psnr_lost_db": {"×2": 0.1}}, "int8"), (3, {"half": [44, 91]}, "float32")],
+)
+def test_what_an_older_bundle_leaves_out_follows_from_its_version(
+    content: bytes, version: int, said: dict[str, object], precision: str
+) -> None:
+    model = asdict(Bundle.parse(content, "x").model)
+    older = {name: value for name, value in model.items() if name not in ("told", "precision", "weights")}
+    older |= {"told": True} if version == 3 else {}
+    parsed = Bundle.parse(_rewritten(content, {"version": version, "model": older, **said}), "x")
+    assert (parsed.model.told, parsed.model.precision) == (version == 3, precision)
+    assert parsed.integers == (precision == "int8")
+    assert not parsed.has_half
 
 
 @pytest.mark.parametrize(("version", "said"), [(2, True), (3, False)])
@@ -82,19 +92,36 @@ def test_bundle_of_another_kind_is_refused(content: bytes) -> None:
             Bundle.parse(other, "x")
 
 
-@pytest.mark.parametrize("missing", ["trunk.onnx", "stage.onnx", "table_free.onnx", "predictor/w2.npy"])
+@pytest.mark.parametrize("missing", ["trunk.onnx", "trunk_fp16.onnx", "stage.onnx", "table_free.onnx", "predictor/w2.npy"])
 def test_bundle_that_lacks_a_file_is_refused(content: bytes, missing: str) -> None:
     with pytest.raises(BundleError, match=f"lacks {missing}"):
         Bundle.parse(_rewritten(content, {}, drop=missing), "x")
 
 
 @pytest.mark.parametrize(
-    "change", [{"radius": "9"}, {"radius": -9}, {"std": 0}, {"projection": "zz"}, {"skip": 1}, {"told": 0}]
+    "change",
+    [
+        {"radius": "9"},
+        {"radius": -9},
+        {"std": 0},
+        {"projection": "zz"},
+        {"skip": 1},
+        {"told": 0},
+        {"precision": "int4"},
+        {"weights": -1},
+    ],
 )
 def test_manifest_that_makes_no_sense_is_refused(content: bytes, change: dict[str, object]) -> None:
     model = json.loads(zipfile.ZipFile(io.BytesIO(content)).read("manifest.json"))["model"]
     with pytest.raises(BundleError, match="makes no sense"):
         Bundle.parse(_rewritten(content, {"model": model | change}), "x")
+
+
+@pytest.mark.parametrize("missing", ["told", "precision", "weights"])
+def test_a_bundle_that_does_not_say_what_its_version_requires_is_refused(content: bytes, missing: str) -> None:
+    model = {name: value for name, value in asdict(Bundle.parse(content, "x").model).items() if name != missing}
+    with pytest.raises(BundleError, match="makes no sense"):
+        Bundle.parse(_rewritten(content, {"model": model}), "x")
 
 
 def test_manifest_without_files_is_refused(content: bytes) -> None:
@@ -149,10 +176,11 @@ def test_a_bundle_that_would_fill_the_memory_is_refused(content: bytes) -> None:
         Bundle.parse(_changed(content, {"more": bytes(300 << 20)}), "x")
 
 
-def test_weights_in_other_files_are_refused(content: bytes) -> None:
-    graph = Bundle.parse(content, "x").files["stage.onnx"] + b"\x0a\x08location\x12\x09local.bin"
+@pytest.mark.parametrize("member", ["trunk.onnx", "trunk_fp16.onnx", "stage.onnx"])
+def test_weights_in_other_files_are_refused(content: bytes, member: str) -> None:
+    graph = Bundle.parse(content, "x").files[member] + b"\x0a\x08location\x12\x09local.bin"
     with pytest.raises(BundleError, match="other files"):
-        Bundle.parse(_changed(content, {"stage.onnx": graph}), "x")
+        Bundle.parse(_changed(content, {member: graph}), "x")
 
 
 @pytest.mark.parametrize("change", [{"radius": 2_000_000_000}, {"basis": 1_000_000_000}])
@@ -160,3 +188,18 @@ def test_a_model_out_of_bounds_is_refused(content: bytes, change: dict[str, int]
     model = asdict(Bundle.parse(content, "x").model) | change
     with pytest.raises(BundleError, match="makes no sense"):
         Bundle.parse(_rewritten(content, {"model": model}), "x")
+
+
+@pytest.mark.parametrize("change", [{"format": "x" * 9000}, {"version": 10**400}, {"version": "3"}, {"engines": ["a"]}])
+def test_a_manifest_that_says_odd_things_is_refused_in_a_short_line(content: bytes, change: dict[str, object]) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle.parse(_rewritten(content, change), "x")
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("shape", ["(1 << 40,)", "(1099511627776,)", "(3, "])
+def test_an_array_that_promises_more_than_its_bytes_is_refused(content: bytes, shape: str) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    array = b"\x93NUMPY\x01\0v\0" + header.encode() + bytes(64)
+    with pytest.raises(BundleError, match="is no array"):
+        Bundle.parse(_changed(content, {"predictor/b1.npy": array}), "x")

@@ -1,4 +1,4 @@
-"""Round trips between all formats of volumes and of pictures, and files that lie."""
+"""Round trips between all formats of volumes, and files that lie."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image
 
-from runtime import InputFileError, OutputFileError, formats, images, itk, volume
+from runtime import InputFileError, OutputFileError, formats, itk, volume
 from runtime.files import write_atomically
 from runtime.inputs import believe, inflated
 from runtime.sizes import Size
@@ -197,55 +196,6 @@ def test_vectors_and_bzip2_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.nrrd").write_bytes(nrrd(encoding="bzip2") + bytes(16))
     with pytest.raises(InputFileError, match="save it raw or as gzip"):
         formats.load(tmp_path / "b.nrrd")
-
-
-@pytest.mark.parametrize(
-    ("suffix", "dtype", "shape"),
-    [
-        (".png", "uint8", (5, 4)),
-        (".png", "uint16", (5, 4)),
-        (".bmp", "uint8", (5, 4)),
-        (".tif", "uint8", (5, 4)),
-        (".tif", "uint16", (5, 4)),
-        (".tif", "int32", (5, 4)),
-        (".tiff", "float32", (5, 4)),
-        (".tif", "uint16", (3, 5, 4)),
-        (".tif", "float32", (3, 5, 4)),
-        *((".npy", dtype, (3, 5, 4)) for dtype in DTYPES),
-    ],
-)
-def test_pictures_and_arrays_keep_values_and_type(tmp_path: Path, suffix: str, dtype: str, shape: tuple[int, ...]) -> None:
-    pixels = np.asarray(scan(dtype, shape).dataobj)
-    images.write(tmp_path / f"a{suffix}", pixels, colour=False)
-    again = images.read(tmp_path / f"a{suffix}")
-    assert again.dtype == dtype
-    np.testing.assert_array_equal(again, pixels)
-
-
-def test_pages_of_several_kinds_are_refused(tmp_path: Path) -> None:
-    grey, small, colour = (Image.new(mode, size) for mode, size in (("L", (5, 4)), ("L", (4, 4)), ("RGB", (5, 4))))
-    for name, pages, said in (("a", [grey, small], "several sizes"), ("b", [colour, colour], "pages in colour")):
-        pages[0].save(tmp_path / f"{name}.tif", save_all=True, append_images=pages[1:])
-        with pytest.raises(InputFileError, match=said):
-            images.read(tmp_path / f"{name}.tif")
-
-
-def test_an_array_that_promises_more_than_its_file_is_refused(tmp_path: Path) -> None:
-    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000, 10000, 10000), }".ljust(117) + b"\n"
-    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header + bytes(500))
-    with pytest.raises(InputFileError, match=r"a\.npy cannot be read as a picture"):
-        images.read(tmp_path / "a.npy")
-
-
-def test_a_stack_that_promises_more_than_its_file_can_hold_is_refused(tmp_path: Path) -> None:
-    """Blank pages deflate to a thousandth; what is denser than any deflated picture lies."""
-    page = Image.new("L", (1200, 1200))
-    page.save(tmp_path / "a.tif", save_all=True, append_images=[page] * 39, compression="tiff_adobe_deflate")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "_DENSEST", 100)  # a page takes 1.6 kB of 5.8 MB
-        patch.setattr(Image.Image, "seek", lambda *_: pytest.fail("pages were read"), raising=False)
-        with pytest.raises(InputFileError, match="its header promises 230,400,000 bytes"):
-            images.read(tmp_path / "a.tif")
 
 
 def test_kinds(tmp_path: Path) -> None:

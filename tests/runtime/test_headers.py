@@ -51,7 +51,13 @@ def test_bids_sidecar_beside_a_volume_is_read(tmp_path: Path) -> None:
     assert headers.beside(tmp_path / "other.nii", (256, 256, 20)) == measure.UNKNOWN
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", '{"PhaseEncodingDirection": 3}', '{"AcquisitionMatrixPE": "many"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[1]", "{", "[" * 100_000, '{"PhaseEncodingDirection": 3}', '{"AcquisitionMatrixPE": "many"}'),
+        '{"PhaseEncodingDirection": "j", "AcquisitionMatrixPE": 1%s}' % ("0" * 400),
+    ],
+)
 def test_sidecar_that_makes_no_sense_is_unknown(tmp_path: Path, content: str) -> None:
     (tmp_path / "scan.json").write_text(content)
     assert headers.beside(tmp_path / "scan.nii", (256, 256, 20)) == measure.UNKNOWN

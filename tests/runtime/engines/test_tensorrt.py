@@ -89,8 +89,7 @@ def test_a_bundles_own_engine_spares_the_building(
 ) -> None:
     monkeypatch.setattr(tensorrt, "TILE", LARGEST - 2 * shipped.bundle.model.radius)
     carried, members = tensorrt.portable_engines(shipped.bundle)
-    about = {"half": shipped.bundle.manifest["half"], "engines": carried}
-    content = bundle.serialise(shipped.bundle.model, shipped.bundle.files | members, about)
+    content = bundle.serialise(shipped.bundle.model, shipped.bundle.files | members, {"engines": carried})
     own = Bundle.parse(content, "test bundle")
     open_trunk(own, tmp_path)
     assert ran == [members["engines/rtx.engine"]]
