@@ -260,8 +260,4 @@ def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], Any]:
         return lambda file: library("tifffile", "TIFF").imwrite(file, shown, **options)
     options = {"quality": 95} if _PICTURES[suffix] == "JPEG" else {}
 
-    def write(file: IO[bytes]) -> None:
-        picture = Image.merge("RGB", [Image.fromarray(band) for band in pixels]) if colour else Image.fromarray(pixels)
-        picture.save(file, format=_PICTURES[suffix], **options)
-
-    return write
+    return lambda file: Image.fromarray(np.ascontiguousarray(shown)).save(file, format=_PICTURES[suffix], **options)

@@ -21,7 +21,10 @@ import tifffile
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from runtime import InputFileError, MetasrganError, OutputFileError, images
+from runtime import InputFileError, MetasrganError, OutputFileError
+from runtime import io as files
+from runtime.io import pictures
+from runtime.scan import Scan
 
 ROOT = Path(__file__).parents[2]
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
@@ -73,14 +76,14 @@ def assert_same(read: np.ndarray, expected: np.ndarray) -> None:
 )
 def test_pictures_and_arrays_keep_values_and_type(tmp_path: Path, suffix: str, dtype: str, shape: tuple[int, ...]) -> None:
     pixels = scan(dtype, shape)
-    images.write(tmp_path / f"a{suffix}", pixels, colour=False)
-    assert_same(images.read(tmp_path / f"a{suffix}"), pixels)
+    files.write(tmp_path / f"a{suffix}", Scan(pixels))
+    assert_same(pictures.load(tmp_path / f"a{suffix}"), pixels)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
 def test_colours_keep_their_values(tmp_path: Path, suffix: str) -> None:
-    images.write(tmp_path / f"a{suffix}", COLOUR, colour=True)
-    assert_same(images.read(tmp_path / f"a{suffix}"), COLOUR)
+    files.write(tmp_path / f"a{suffix}", Scan(np.moveaxis(COLOUR, -1, 0), colour=True))
+    assert_same(pictures.load(tmp_path / f"a{suffix}"), COLOUR)
 
 
 LAYOUTS: tuple[dict[str, Any], ...] = (
@@ -95,14 +98,14 @@ LAYOUTS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int16", "uint32", "float16", "float64"])
 def test_tiff_pixels_are_the_files_in_every_layout(tmp_path: Path, dtype: str, layout: dict[str, Any]) -> None:
     pixels = scan(dtype, (20, 30))
-    assert_same(images.read(tiff(tmp_path / "a.tif", pixels, **layout)), pixels)
+    assert_same(pictures.load(tiff(tmp_path / "a.tif", pixels, **layout)), pixels)
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "group3", "group4", "packbits", "tiff_adobe_deflate"])
 def test_two_levels_are_black_and_white(tmp_path: Path, compression: str | None) -> None:
     picture = Image.fromarray(GREY > 99)
     picture.save(tmp_path / "a.tif", compression=compression)
-    assert_same(images.read(tmp_path / "a.tif"), np.asarray(picture.convert("L")))
+    assert_same(pictures.load(tmp_path / "a.tif"), np.asarray(picture.convert("L")))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -110,34 +113,34 @@ def test_few_bits_become_eight(tmp_path: Path, bits: int) -> None:
     levels = GREY[:, :24] >> 8 - bits
     expected = levels * np.uint8(255 // (2**bits - 1))
     packed = np.packbits(np.unpackbits(levels[..., None], axis=2)[..., -bits:]).tobytes()
-    assert_same(images.read(png(tmp_path / "a.png", packed, 24, 20, bits, 0)), expected)
-    assert_same(images.read(tiff(tmp_path / "a.tif", levels, bitspersample=bits)), expected)
-    assert_same(images.read(tiff(tmp_path / "b.tif", levels, "miniswhite", bitspersample=bits)), 255 - expected)
+    assert_same(pictures.load(png(tmp_path / "a.png", packed, 24, 20, bits, 0)), expected)
+    assert_same(pictures.load(tiff(tmp_path / "a.tif", levels, bitspersample=bits)), expected)
+    assert_same(pictures.load(tiff(tmp_path / "b.tif", levels, "miniswhite", bitspersample=bits)), 255 - expected)
 
 
 def test_white_is_zero_is_inverted_exactly(tmp_path: Path) -> None:
     for dtype in ("uint8", "uint16", "uint32", "uint64"):
         pixels = scan(dtype, (20, 30))
-        assert_same(images.read(tiff(tmp_path / "a.tif", pixels, "miniswhite")), np.iinfo(dtype).max - pixels)
+        assert_same(pictures.load(tiff(tmp_path / "a.tif", pixels, "miniswhite")), np.iinfo(dtype).max - pixels)
     for dtype in ("int16", "float32"):
         with pytest.raises(InputFileError, match="WhiteIsZero"):
-            images.read(tiff(tmp_path / "a.tif", scan(dtype, (20, 30)), "miniswhite"))
+            pictures.load(tiff(tmp_path / "a.tif", scan(dtype, (20, 30)), "miniswhite"))
 
 
 def test_colours_of_every_kind_are_red_green_blue(tmp_path: Path) -> None:
     path, opaque = tmp_path / "a.tif", np.full((20, 30, 1), 255, np.uint8)
-    assert_same(images.read(tiff(path, np.moveaxis(COLOUR, -1, 0), "rgb", planarconfig="separate")), COLOUR)
-    assert_same(images.read(tiff(path, np.dstack([COLOUR, opaque]), "rgb", extrasamples=["unassalpha"])), COLOUR)
+    assert_same(pictures.load(tiff(path, np.moveaxis(COLOUR, -1, 0), "rgb", planarconfig="separate")), COLOUR)
+    assert_same(pictures.load(tiff(path, np.dstack([COLOUR, opaque]), "rgb", extrasamples=["unassalpha"])), COLOUR)
     table = RNG.integers(0, 1 << 16, (3, 256), dtype=np.uint16)
     for colours in (table >> 8, table):  # old files have 8 bits in 16
         expected = (colours >> 8 if colours is table else colours).astype(np.uint8).T[GREY]
-        assert_same(images.read(tiff(path, GREY, "palette", colormap=colours)), expected)
+        assert_same(pictures.load(tiff(path, GREY, "palette", colormap=colours)), expected)
     cmyk = Image.fromarray(COLOUR).convert("CMYK")
     for name in ("a.tif", "a.jpg"):
         cmyk.save(tmp_path / name)
-        assert_same(images.read(tmp_path / name), np.asarray(Image.open(tmp_path / name).convert("RGB")))
+        assert_same(pictures.load(tmp_path / name), np.asarray(Image.open(tmp_path / name).convert("RGB")))
     Image.fromarray(COLOUR).convert("YCbCr").save(path, compression="jpeg")
-    assert_same(images.read(path), np.asarray(Image.open(path).convert("RGB")))
+    assert_same(pictures.load(path), np.asarray(Image.open(path).convert("RGB")))
 
 
 def test_opaque_grey_stays_grey_and_transparent_is_refused(tmp_path: Path) -> None:
@@ -147,10 +150,10 @@ def test_opaque_grey_stays_grey_and_transparent_is_refused(tmp_path: Path) -> No
             if path.suffix == ".png":
                 Image.fromarray(both).save(path)
             if alpha == 255:
-                assert_same(images.read(path), GREY)
+                assert_same(pictures.load(path), GREY)
             else:
                 with pytest.raises(InputFileError, match="transparent in parts: flatten it"):
-                    images.read(path)
+                    pictures.load(path)
 
 
 @pytest.mark.parametrize("value", [7, 5000])
@@ -158,9 +161,9 @@ def test_a_transparent_level_of_a_deep_png_matters_where_it_is_used(tmp_path: Pa
     path = png(tmp_path / "a.png", STACK[0].astype(">u2").tobytes(), 30, 20, 16, 0, (b"tRNS", struct.pack(">H", value)))
     if value in STACK[0]:
         with pytest.raises(InputFileError, match="transparent in parts"):
-            images.read(path)
+            pictures.load(path)
     else:
-        assert_same(images.read(path), STACK[0])
+        assert_same(pictures.load(path), STACK[0])
 
 
 @pytest.mark.parametrize("turned", range(1, 9))
@@ -170,19 +173,19 @@ def test_turned_pictures_are_turned_upright(tmp_path: Path, turned: int) -> None
     for name, pixels in (("a.png", GREY), ("a.jpg", GREY), ("b.png", COLOUR)):
         Image.fromarray(pixels).save(tmp_path / name, exif=exif)
         expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / name)))
-        assert_same(images.read(tmp_path / name), expected)
+        assert_same(pictures.load(tmp_path / name), expected)
         if name != "a.jpg":
             photometric = "rgb" if pixels is COLOUR else "minisblack"
-            assert_same(images.read(tiff(tmp_path / "a.tif", pixels, photometric, extratags=[(274, 3, 1, turned)])), expected)
-    pages = images.read(tiff(tmp_path / "a.tif", STACK, extratags=[(274, 3, 1, turned, False)], metadata=None))
+            assert_same(pictures.load(tiff(tmp_path / "a.tif", pixels, photometric, extratags=[(274, 3, 1, turned)])), expected)
+    pages = pictures.load(tiff(tmp_path / "a.tif", STACK, extratags=[(274, 3, 1, turned, False)], metadata=None))
     for page, read in zip(STACK, pages, strict=True):
         Image.fromarray(page).save(tmp_path / "a.png", exif=exif)
-        assert_same(read, images.read(tmp_path / "a.png"))
+        assert_same(read, pictures.load(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("text", [{"imagej": True}, {"metadata": {"axes": "ZYX"}}, {"ome": True}, {"metadata": None}])
 def test_pages_of_a_tiff_are_a_stack_whoever_describes_them(tmp_path: Path, text: dict[str, Any]) -> None:
-    assert_same(images.read(tiff(tmp_path / "a.tif", STACK, **text)), STACK)
+    assert_same(pictures.load(tiff(tmp_path / "a.tif", STACK, **text)), STACK)
 
 
 OME = """<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:a"><Image ID="i:0">
@@ -195,7 +198,7 @@ def test_an_ome_file_leads_to_no_other_file(tmp_path: Path) -> None:
     for name, page in (("b", STACK[1]), ("a", STACK[0])):
         path = tiff(tmp_path / f"{name}.tif", page, description=OME.replace("uuid:a", f"uuid:{name}", 1), metadata=None)
     assert tifffile.imread(path).shape == (2, 20, 30)  # which follows the name
-    assert_same(images.read(path), STACK[0])
+    assert_same(pictures.load(path), STACK[0])
 
 
 def pages(path: Path, *several: tuple[np.ndarray, dict[str, Any]]) -> Path:
@@ -226,7 +229,7 @@ def test_what_a_tiff_has_and_cannot_be_kept_is_refused_by_its_name(tmp_path: Pat
         (tiff(folder / "hidden.tif", STACK, metadata={}, truncate=True), "pictures without pages of their own"),
     ):
         with pytest.raises(InputFileError, match=said):
-            images.read(path)
+            pictures.load(path)
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -241,7 +244,7 @@ def test_a_chain_of_pages_that_does_not_end_is_refused(tmp_path: Path, monkeypat
         content[end : end + 4] = offset.to_bytes(4, "little")
         path.write_bytes(content)
         with pytest.raises(InputFileError, match=said):
-            images.read(path)
+            pictures.load(path)
 
 
 @pytest.mark.parametrize("tag", ["StripOffsets", "StripByteCounts"])
@@ -252,22 +255,22 @@ def test_missing_strips_are_not_taken_for_black(tmp_path: Path, tag: str) -> Non
             entry = file.pages[-1].tags[tag]
             entry.overwrite([*entry.value[:-1], value])
         with pytest.raises(InputFileError, match="lacks parts: copy it again"):
-            images.read(path)
+            pictures.load(path)
 
 
 def test_missing_libraries_are_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, packed = tiff(tmp_path / "a.tif", GREY), tiff(tmp_path / "b.tif", GREY, compression="lzw")
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    assert_same(images.read(plain), GREY)
+    assert_same(pictures.load(plain), GREY)
     with pytest.raises(
         MetasrganError, match=r"b\.tif, which is compressed or packed, needs imagecodecs: pip install imagecodecs"
     ):
-        images.read(packed)
+        pictures.load(packed)
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(MetasrganError, match="TIFF needs tifffile: pip install tifffile"):
-        images.read(plain)
+        pictures.load(plain)
     with pytest.raises(MetasrganError, match="pip install tifffile"):
-        images.check_writable_as(tmp_path / "c.tif", np.dtype("u1"), 2, False)
+        pictures.check_writable_as(tmp_path / "c.tif", np.dtype("u1"), 2, False)
 
 
 def test_what_a_library_logs_is_kept_from_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -276,10 +279,10 @@ def test_what_a_library_logs_is_kept_from_the_log(tmp_path: Path, caplog: pytest
     logger = logging.getLogger("tifffile")
     before = logger.filters[:], logger.handlers[:], logger.level, logger.disabled
     with pytest.raises(InputFileError):
-        images.read(path)
+        pictures.load(path)
     assert not caplog.records
     assert (logger.filters, logger.handlers, logger.level, logger.disabled) == before
-    with images._logged("tifffile") as errors:
+    with pictures._logged("tifffile") as errors:
         other = threading.Thread(target=logger.error, args=("of another thread",))
         other.start()
         other.join()
@@ -296,7 +299,7 @@ def test_large_and_oddly_tagged_pictures_warn_of_nothing(tmp_path: Path, monkeyp
         Image.fromarray(GREY).save(tmp_path / name, exif=exif.tobytes()[:-90])
         with monkeypatch.context() as patch:
             patch.setattr(warnings, "catch_warnings", None)
-            assert images.read(tmp_path / name).shape == GREY.shape
+            assert pictures.load(tmp_path / name).shape == GREY.shape
 
 
 def test_damage_in_a_png_is_seen_in_every_byte(tmp_path: Path) -> None:
@@ -306,33 +309,33 @@ def test_damage_in_a_png_is_seen_in_every_byte(tmp_path: Path) -> None:
     for k in range(8, len(content)):
         (tmp_path / "a.png").write_bytes(content[:k] + bytes([content[k] ^ 16]) + content[k + 1 :])
         with pytest.raises(InputFileError, match="damaged"):
-            images.read(tmp_path / "a.png")
+            pictures.load(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(content[:-1])
     with pytest.raises(InputFileError, match="cut off"):
-        images.read(tmp_path / "a.png")
+        pictures.load(tmp_path / "a.png")
 
 
 def test_deep_colour_and_moving_pngs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="16 bits a channel"):
-        images.read(png(tmp_path / "a.png", bytes(8 * 8 * 6), 8, 8, 16, 2))
+        pictures.load(png(tmp_path / "a.png", bytes(8 * 8 * 6), 8, 8, 16, 2))
     with pytest.raises(InputFileError, match="has 0 pictures"):  # which Pillow warns of
-        images.read(png(tmp_path / "a.png", bytes(64), 8, 8, 8, 0, (b"acTL", bytes(8))))
+        pictures.load(png(tmp_path / "a.png", bytes(64), 8, 8, 8, 0, (b"acTL", bytes(8))))
 
 
 def test_other_kinds_of_pictures_are_not_opened(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "a.gif")
     (tmp_path / "a.gif").rename(tmp_path / "a.png")
     with pytest.raises(InputFileError, match="is no PNG, JPEG, TIFF or BMP file"):
-        images.read(tmp_path / "a.png")
+        pictures.load(tmp_path / "a.png")
     tiff(tmp_path / "b.tif", GREY).rename(tmp_path / "b.jpg")  # its content counts
-    assert_same(images.read(tmp_path / "b.jpg"), GREY)
+    assert_same(pictures.load(tmp_path / "b.jpg"), GREY)
 
 
 def test_an_array_that_promises_more_than_its_file_is_refused(tmp_path: Path) -> None:
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000, 10000, 10000), }".ljust(117) + b"\n"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header + bytes(500))
     with pytest.raises(InputFileError, match=r"a\.npy cannot be read as a picture"):
-        images.read(tmp_path / "a.npy")
+        pictures.load(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("shape", [b"(2L, 2L)", b"(2, 2\\,)"])
@@ -340,34 +343,36 @@ def test_headers_of_arrays_that_python_warns_of_are_refused(tmp_path: Path, shap
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': " + shape + b", }"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header.ljust(117) + b"\n" + bytes(4))
     with pytest.raises(InputFileError, match=r"as a NumPy array \(its header"):
-        images.read(tmp_path / "a.npy")
+        pictures.load(tmp_path / "a.npy")
 
 
 def test_a_stack_that_promises_more_than_its_file_can_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blank pages deflate to a thousandth; what is denser than any deflated picture lies."""
     tiff(tmp_path / "a.tif", np.zeros((40, 1200, 1200), np.uint8), compression="zlib")
-    monkeypatch.setattr(images, "_DENSEST", 100)  # a page takes 1.6 kB of 1.4 MB
+    monkeypatch.setattr(pictures, "_DENSEST", 100)  # a page takes 1.6 kB of 1.4 MB
     monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: pytest.fail("pages were read"))
     with pytest.raises(InputFileError, match="promises 57,600,000 bytes, more than a file of"):
-        images.read(tmp_path / "a.tif")
+        pictures.load(tmp_path / "a.tif")
 
 
 MEMORY = """
 import re, sys
 from pathlib import Path
 import numpy, tifffile, imagecodecs
-from runtime import images
+from runtime import io
+from runtime.io import pictures
 
 def most():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 path, out = map(Path, sys.argv[1:])
 before = most()
-pixels = images.read(path)
+pixels = pictures.load(path)
 read = most() - before
+scan = pictures.read(path)
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = most()
-images.write(out, pixels, pixels.ndim == 3, overwrite=True)
+io.write(out, scan, overwrite=True)
 print(read / pixels.nbytes, (most() - before) / pixels.nbytes)
 """
 
@@ -383,7 +388,7 @@ def test_reading_and_writing_hold_one_copy(
     """Pillow holds the picture beside the array, in 4 bytes a pixel where it has colours; tifffile holds none."""
     pixels = np.zeros((5000, 5000, 3)[: 2 + colour], np.uint8)
     pixels[::16] = 90
-    images.write(tmp_path / name, pixels, colour)
+    files.write(tmp_path / name, Scan(np.moveaxis(pixels, -1, 0) if colour else pixels, colour=colour))
     command = [sys.executable, "-c", MEMORY, str(tmp_path / name), str(tmp_path / f"out{name}")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     read, written = map(float, done.stdout.split())
@@ -394,7 +399,8 @@ def test_reading_and_writing_hold_one_copy(
 FUZZ = """
 import io, random, resource, signal, sys, warnings
 from pathlib import Path
-from runtime import InputFileError, images
+from runtime import InputFileError
+from runtime.io import pictures
 
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 warnings.simplefilter("error")
@@ -413,7 +419,7 @@ for number in range(int(sys.argv[2])):
     path.write_bytes(content[: chance.choice((None, None, None, chance.randrange(len(content) + 1)))])
     signal.alarm(10)
     try:
-        images.read(path)
+        pictures.load(path)
     except InputFileError as error:
         assert len(str(error).splitlines()) == 1 and str(path) in str(error), error
     except BaseException as error:
@@ -462,14 +468,14 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
         ("a.gif", "uint8", 2, False),
     ):
         with pytest.raises(OutputFileError, match=r"cannot hold|no suffix"):
-            images.check_writable_as(tmp_path / name, np.dtype(dtype), ndim, colour)
+            pictures.check_writable_as(tmp_path / name, np.dtype(dtype), ndim, colour)
 
 
 def test_pillow_reads_what_was_written(tmp_path: Path) -> None:
-    images.write(tmp_path / "a.png", STACK[0], colour=False)
+    files.write(tmp_path / "a.png", Scan(STACK[0]))
     with PngImageFile(tmp_path / "a.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), STACK[0])
-    images.write(tmp_path / "a.tif", STACK, colour=False)
+    files.write(tmp_path / "a.tif", Scan(STACK))
     with Image.open(tmp_path / "a.tif") as picture:
         assert picture.n_frames == 3
         np.testing.assert_array_equal(np.asarray(picture), STACK[0])
