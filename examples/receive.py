@@ -27,7 +27,8 @@ def main(scale: str, port: str, host: str, host_port: str) -> None:
     def finish(event: evt.Event) -> None:
         try:
             for series in series_of(received.pop(event.assoc)) if event.assoc in received else ():
-                print(f"not upscaled: it {series.problem}" if series.problem else f"{send(series)} slices sent", flush=True)
+                refused = series.problem or series.doubt
+                print(f"not upscaled: it {refused}" if refused else f"{send(series)} slices sent", flush=True)
         except (MetasrganError, ConnectionError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from . import __version__, cohort, command, io, job, record
 from .engines import DEVICES
-from .errors import MetasrganError, OutputFileError
+from .errors import InputFileError, MetasrganError, OutputFileError
 from .files import make_folder
 from .grid import MAX_SCALE
 from .sizes import Size
 from .upscaler import GRAIN
 
+_KEY = 16  # bytes that a key has at least
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 
@@ -94,6 +95,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--cache-dir", type=Path, help="folder that keeps TensorRT's engines (default: in this user's cache)")
     add("--anonymous", action="store_true", help="no patient fields in the output; no input name in its record")
+    add("--key", type=Path, metavar="FILE", help="secret bytes, with --anonymous: the same UIDs again (default: new ones)")
     add("--deterministic", action="store_true", help="the same bytes again: no times but SOURCE_DATE_EPOCH in any file")
     add("--resume", action="store_true", help="leave alone what is done already, by its record and its content")
     add(
@@ -122,6 +124,7 @@ def _upscale(args: argparse.Namespace) -> None:
         args.resume,
         args.deterministic,
         args.anonymous,
+        _key(args),
         args.allow_gaps,
         args.preview,
     )
@@ -162,6 +165,23 @@ def _upscale_many(args: argparse.Namespace, computer: cohort.Computer, request: 
         raise MetasrganError(
             f"{failed} of {len(results)} failed, each for its reason above; {folder / cohort.SUMMARY} lists them"
         )
+
+
+def _key(args: argparse.Namespace) -> bytes | None:
+    """The bytes of --key. Raises InputFileError for a file that holds no secret, and where there must be one."""
+    if args.key is None:
+        if args.anonymous and (args.deterministic or args.resume):
+            raise InputFileError("--anonymous makes new UIDs each time: with --deterministic or --resume, give a --key FILE")
+        return None
+    try:
+        key: bytes = args.key.read_bytes()
+    except OSError as error:
+        raise InputFileError(
+            f"{args.key} cannot be read ({error.strerror}): give --key a file of {_KEY} random bytes"
+        ) from None
+    if not args.anonymous or not _KEY <= len(key) <= 1 << 20:
+        raise InputFileError(f"--key {args.key} has {len(key)} bytes: give {_KEY} random ones or more, with --anonymous")
+    return key
 
 
 def _is_folder(args: argparse.Namespace) -> bool:

@@ -309,9 +309,10 @@ def _series_of(source: Path, series: int | None) -> tuple[list[int | None], list
         return [series], []
     found = io.dicom().find_series(source)
     usable = io.dicom().usable(found)
+    refused = [(k, f"it {found[k].problem or found[k].doubt}") for k in range(len(found)) if k not in usable]
     if len(usable) < 2:
-        return [None], [(k, f"it {found[k].problem}") for k in range(len(found)) if usable and k not in usable]
-    return list(usable), [(k, f"it {found[k].problem}") for k in range(len(found)) if k not in usable]
+        return [None], refused if usable else []
+    return list(usable), refused
 
 
 def _task(entry: Task | Result) -> Task:

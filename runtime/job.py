@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -38,8 +40,10 @@ class Request:
     resume: bool = False  # leave alone what is done already
     deterministic: bool = False
     anonymous: bool = False
+    key: bytes | None = field(default=None, repr=False)  # of an anonymous output: the same key gives the same UIDs again
     allow_gaps: bool = False  # take a DICOM series of which files are damaged
     preview: bool = False
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), compare=False, repr=False)  # where there is no key
 
     def options(self, task: Task) -> dict[str, Any]:
         """All of it that the output's values depend on, as a record holds it."""
@@ -169,12 +173,14 @@ def failed(task: Task, error: BaseException) -> Result:
 
 
 def _input(task: Task, request: Request) -> dict[str, str]:
-    """The input by its hash, and by its name where that may be told."""
+    """The input by its name and hash; of an anonymous one, by what only the holder of the key can compare."""
     try:
         hashed = record.fingerprint(io.files_of(task.source))
     except FileNotFoundError as error:
         raise InputFileError(f"{error.filename} does not exist, or no longer: check the name") from None
-    return {"sha256": hashed} if request.anonymous else {"name": task.source.name, "sha256": hashed}
+    if request.anonymous:
+        return {"hmac_sha256": hmac.new(request.key, hashed.encode(), "sha256").hexdigest()} if request.key else {}
+    return {"name": task.source.name, "sha256": hashed}
 
 
 def _save_dicom(task: Task, request: Request, out: Scan, line: str, content: record.Record, again: bool) -> None:
@@ -186,6 +192,7 @@ def _save_dicom(task: Task, request: Request, out: Scan, line: str, content: rec
         acquired=line,
         record=_flat(content),
         anonymous=request.anonymous,
+        key=request.key or request.secret,
         overwrite=again,
         like=task.source,
     )
@@ -212,7 +219,7 @@ def _flat(content: record.Record) -> Mapping[str, str]:
         "device": content["device"],
         "scale": " ".join(content["scale"]),
         "grid": f"{content['grid']['projection']}, edges {content['grid']['edges']}",
-        "input": content["input"]["sha256"],
+        "input": content["input"].get("sha256", ""),
         "time": content.get("time", "1970-01-01T00:00:00+00:00"),
     }
 

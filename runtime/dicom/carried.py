@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import MutableSequence
 from typing import Any
 
-from pydicom.datadict import dictionary_VM, tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VM, dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.valuerep import DSfloat
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
+from pydicom.sr.coding import Code
+from pydicom.tag import BaseTag, Tag
+from pydicom.valuerep import BYTES_VR, DSfloat
 
 from .frames import Frame
 
@@ -26,6 +33,7 @@ _NOT_CARRIED = """
     PixelDataProviderURL MACParametersSequence DigitalSignaturesSequence EncryptedAttributesSequence
     OriginalAttributesSequence DataSetTrailingPadding DataSetType
 """
+_DEEPEST = 16  # sequences within each other
 _DROPPED = frozenset(tag_for_keyword(keyword) for keyword in _NOT_CARRIED.split())
 
 # What a multi-frame keeps for each frame, by the name that a single one has for it.
@@ -60,9 +68,9 @@ def carried(frame: Frame) -> Dataset:
     for keyword, name in _OF_A_FRAME.items():
         value = frame.value(name)
         if value is not None and not (isinstance(value, MutableSequence) and dictionary_VM(keyword) == "1"):
-            _set(dataset, keyword, value)
+            _put(dataset, keyword, value)
     if region := frame.value("AnatomicRegionSequence"):
-        dataset.AnatomicRegionSequence = [_without_private(item) for item in region]
+        _put(dataset, "AnatomicRegionSequence", region)
     if dataset.get("InPlanePhaseEncodingDirection") == "COLUMN":
         dataset.InPlanePhaseEncodingDirection = "COL"
     if dataset.get("Modality") == "MR":
@@ -70,34 +78,47 @@ def carried(frame: Frame) -> Dataset:
         dataset.SequenceVariant = "NONE"
         for keyword in ("ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength"):
             if keyword not in dataset:
-                _set(dataset, keyword, None)
+                setattr(dataset, keyword, None)
     return dataset
 
 
-def _without_private(source: Dataset, dropped: frozenset[int | None] = frozenset()) -> Dataset:
-    """A copy of what the standard defines and pydicom can read, sequences included; no pixels, overlays or curves."""
+def _without_private(source: Dataset, dropped: frozenset[int | None] = frozenset(), depth: int = 0) -> Dataset:
+    """A copy of what the standard defines, and pydicom can read and write, with sequences; no pixels, overlays or curves."""
     copy = Dataset()
     for tag in sorted(source.keys()):
         if tag in dropped or tag.is_private or tag.element == 0:
             continue
-        if tag.group >= 0x7FE0 or tag.group & 0xFF00 in (0x5000, 0x6000):
+        if not 8 <= tag.group < 0x7FE0 or tag.group & 0xFF00 in (0x5000, 0x6000):  # the lowest are not of a dataset
             continue
-        try:
-            element = source[tag]
-            if element.VR == "SQ":
-                copy.add_new(tag, "SQ", [_without_private(item) for item in element.value])
-            elif element.VR != "UN":
-                copy.add_new(tag, element.VR, element.value)
-        except Exception:  # what its parser stumbles over cannot be carried
-            continue
+        with contextlib.suppress(Exception):  # of what pydicom's parsers stumble over
+            _put(copy, tag, source[tag].value, source[tag].VR, depth)
     return copy
 
 
-def decimal(value: float) -> DSfloat:
-    """A number as a decimal string of 16 characters says it."""
-    return DSfloat(float(value), auto_format=True)
+def _put(dataset: Dataset, name: str | BaseTag, value: Any, vr: str = "UN", depth: int = 0) -> None:
+    """Set an attribute in the type that it has by the dictionary, where that can be written; `vr` is the file's own."""
+    tag = Tag(name)
+    known = dictionary_VR(tag) if dictionary_has_tag(tag) else vr
+    with contextlib.suppress(Exception):
+        if known == "SQ":
+            value = [_without_private(item, depth=depth + 1) for item in value] if depth < _DEEPEST else []
+        elif known == "DS" and isinstance(value, float) and not isinstance(value, DSfloat):
+            value = decimal(value)
+        element = DataElement(tag, vr if vr in known else known, value)
+        file = DicomBytesIO()
+        file.is_implicit_VR, file.is_little_endian = False, True
+        write_data_element(file, element)
+        if element.VR != "UN" and isinstance(value, bytes) <= (element.VR in BYTES_VR):
+            dataset.add(element)
 
 
-def _set(dataset: Dataset, keyword: str, value: Any) -> None:
-    """Set an attribute, of a number as much as a decimal string holds."""
-    setattr(dataset, keyword, decimal(value) if isinstance(value, float) and not isinstance(value, DSfloat) else value)
+def coded(code: Code) -> Dataset:
+    """A code as an item of a sequence."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
+    return item
+
+
+def decimal(value: float) -> DSfloat | None:
+    """A number as a decimal string of 16 characters says it; None for one that it cannot say."""
+    return DSfloat(float(value), auto_format=True) if math.isfinite(value) else None

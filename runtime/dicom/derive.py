@@ -7,8 +7,10 @@ source's nearest one; what no longer holds is made anew or dropped (docs/dicom.m
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,27 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.utils import set_pixel_data
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    ExplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLSNearLossless,
-    generate_uid,
-)
+from pydicom.uid import HTJ2K, JPEG2000, ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from ..errors import ImageError, OutputFileError
 from ..files import write_folder
-from .anonymous import anonymise, declare
-from .carried import carried, decimal
+from .anonymous import anonymise, declare, keyed_uid
+from .carried import carried, coded, decimal
 from .frames import Frame, Rescale
 from .series import LPS_TO_RAS, Series, along
 from .source import quiet
 
+Record = Mapping[str, Any]
 PRODUCT = "metasrgan-edge"
 WRITTEN = r"\d{4,}\.dcm"  # the names that `save` gives
 
@@ -63,9 +57,10 @@ def save(
     image: Any,
     *,
     description: str,
-    record: Mapping[str, Any],
+    record: Record,
     acquired: str = "",
     anonymous: bool = False,
+    key: bytes | None = None,
     overwrite: bool = False,
     like: Path | None = None,
 ) -> None:
@@ -77,22 +72,30 @@ def save(
     inside = folder.resolve()
     if any(isinstance(f.source.content, Path) and inside in f.source.content.resolve().parents for f in series.frames):
         raise OutputFileError(f"{folder} holds the series that is upscaled: name another folder")
-    made = datasets(series, image, description, record, anonymous, acquired)
+    made = datasets(series, image, description, record, anonymous, acquired, key)
     files = ((f"{k:04d}.dcm", partial(_write, dataset)) for k, dataset in enumerate(made, 1))
     write_folder(folder, files, overwrite, WRITTEN, like)
 
 
 def datasets(
-    series: Series, image: Any, description: str, record: Mapping[str, Any], anonymous: bool = False, acquired: str = ""
+    series: Series,
+    image: Any,
+    description: str,
+    record: Record,
+    anonymous: bool = False,
+    acquired: str = "",
+    key: bytes | None = None,
 ) -> Iterator[Dataset]:
     """The derived series slice by slice, each a dataset with its file meta information, ready to be written or sent.
 
     `image` is a NIfTI image made of `series.volume()`: more voxels along any axis, the same directions. `description` says what
     was done in a few words, `acquired` in a line what was measured. `record` is plain data; its `time` (ISO 8601) dates the
     series, its `software` names the version. All UIDs are made of what goes in, so the same input gives the same bytes.
-    Raises ImageError for an image of another series.
+    Those of an `anonymous` series are made with a secret `key`: the same key gives the same UIDs, and so keeps the series of a
+    study together; without one, each call has its own. Raises ImageError for an image of another series.
     """
-    return _slices(_Derivation.of(series, image, description, record, anonymous, acquired))
+    secret = (secrets.token_bytes() if key is None else key) if anonymous else b""
+    return _slices(_Derivation(series, image, description, record, anonymous, acquired, secret))
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ class _Stored:
             if least - 0.5 <= ends[0] and ends[1] <= most + 0.5:
                 allocated = 8 if all(frame.header.BitsAllocated == 8 for frame in series.frames) else 16
                 return cls(least, most, allocated, bits, series.rescale, series.frames[0].inverted, False)
-        slope = float(decimal((high - low) / 65534)) or 1.0  # one short of what 16 bits hold: decimal strings round it
-        return cls(0, 65535, 16, 16, (slope, float(decimal(low))), False, True)
+        slope = float(decimal((high - low) / 65534) or 1)  # one short of what 16 bits hold: decimal strings round it
+        return cls(0, 65535, 16, 16, (slope, float(decimal(low) or 0)), False, True)
 
     def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
         slope, intercept = self.rescale
@@ -129,34 +132,19 @@ class _Stored:
         return stored.astype(f"<{'i' if self.low < 0 else 'u'}{self.allocated // 8}")
 
 
-@dataclass(frozen=True)
 class _Derivation:
     """All that the slices of a derived series share."""
 
-    series: Series
-    image: Any
-    affine: NDArray[np.float64]  # (column, row, slice) → millimetres towards left, back and head
-    description: str
-    record: Mapping[str, Any]
-    anonymous: bool
-    acquired: str
-    stored: _Stored
-    low: float
-    high: float
-    lossy: bool
-    entropy: str
-
-    @classmethod
-    def of(
-        cls, series: Series, image: Any, description: str, record: Mapping[str, Any], anonymous: bool, acquired: str
-    ) -> _Derivation:
+    def __init__(
+        self, series: Series, image: Any, description: str, record: Record, anonymous: bool, acquired: str, key: bytes
+    ) -> None:
         if series.problem:
             raise ImageError(f"the series cannot be upscaled: it {series.problem}")
+        self.series, self.image, self.description, self.record = series, image, description, record
+        self.anonymous, self.acquired, self.key = anonymous, acquired, key
         affine = np.asarray(image.affine, dtype=np.float64)
         if len(image.shape) != 3 or not all(n >= m for n, m in zip(image.shape, np.array(series.shape)[[1, 0, 2]])):
-            raise ImageError(
-                f"the image is {image.shape}: give one made of this series, {series.shape} in rows, columns, slices"
-            )
+            raise ImageError(f"the image is {image.shape}: give one made of this series, (columns, rows, slices) or larger")
         directions = [matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0) for matrix in (affine, series.affine)]
         if not np.abs(directions[0] - directions[1]).max() < 1e-3:
             raise ImageError("the image's axes point elsewhere than the series': give one made of it, columns, rows, slices")
@@ -167,24 +155,12 @@ class _Derivation:
             low, high = min(low, float(plane.min())), max(high, float(plane.max()))
             digest.update(plane.tobytes())
         made_of = [series.uid, *(f"{f.header.SOPInstanceUID} {f.index}" for f in series.frames)]
-        entropy = [made_of, digest.hexdigest(), np.round(affine, 4).tolist(), description, _json(record), anonymous]
-        return cls(
-            *(series, image, LPS_TO_RAS @ affine, description, record, anonymous, acquired),
-            *(_Stored.of(series, low, high), low, high, any(map(_lossy, series.frames)), json.dumps(entropy)),
-        )
-
-    @property
-    def software(self) -> str:
-        return _plain(str(self.record.get("software") or PRODUCT), _TEXT)
-
-    @property
-    def spacing(self) -> NDArray[np.float64]:
-        """Millimetres between columns, rows and slices."""
-        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
-
-    def uid(self, number: int) -> UID:
-        """The series' own for 0, and a slice's for its number."""
-        return generate_uid(entropy_srcs=[self.entropy, str(number)])
+        entropy = _json([made_of, digest.hexdigest(), np.round(affine, 4).tolist(), description, record, anonymous])
+        self.uid = partial(keyed_uid, key, entropy)  # of the series, "", and of each slice by its number
+        self.affine = LPS_TO_RAS @ affine  # (column, row, slice) → millimetres towards left, back and head
+        self.stored, self.low, self.high = _Stored.of(series, low, high), low, high
+        self.lossy = any(map(_lossy, series.frames))
+        self.software = _plain(str(record.get("software") or PRODUCT), _TEXT)
 
     def sources(self, k: int) -> tuple[Frame, list[Frame]]:
         """The source slice that lies nearest to slice `k`, and those that it lies between."""
@@ -204,62 +180,54 @@ def _slices(whole: _Derivation) -> Iterator[Dataset]:
 def _slice(whole: _Derivation, k: int, pixels: NDArray[Any]) -> Dataset:
     nearest, between = whole.sources(k)
     dataset = carried(nearest)
-    _tell_origin(dataset, whole, nearest)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    kind = nearest.words("FrameType" if nearest.groups else "ImageType")[2:] or ("OTHER",)
+    dataset.ImageType = ["DERIVED", "SECONDARY", *kind]
+    if whole.lossy:
+        dataset.LossyImageCompression = "01"
     _place(dataset, whole, k, nearest)
     _store(dataset, whole, pixels)
     _number(dataset, whole, k)
     if whole.anonymous:
-        anonymise(dataset)
+        anonymise(dataset, whole.key)
         declare(dataset)
     _tell_derivation(dataset, whole, between)
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta = meta
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     return dataset
 
 
-def _tell_origin(dataset: Dataset, whole: _Derivation, frame: Frame) -> None:
-    """What a derived image says of itself."""
-    kind = frame.words("FrameType" if frame.groups else "ImageType")[2:] or ("OTHER",)
-    dataset.ImageType = ["DERIVED", "SECONDARY", *kind]
-    if whole.lossy:
-        dataset.LossyImageCompression = "01"
-
-
 def _place(dataset: Dataset, whole: _Derivation, k: int, nearest: Frame) -> None:
-    series, spacing = whole.series, [float(f"{mm:.7g}") for mm in whole.spacing]  # what NIfTI's float32 holds
+    first, last = whole.series.frames[0], whole.series.frames[-1]
+    spacing = [_seven(mm) for mm in np.linalg.norm(whole.affine[:3, :3], axis=0)]  # of columns, rows and slices
     position = (whole.affine @ (0, 0, k, 1))[:3].round(5)
-    assert nearest.orientation is not None
     dataset.PixelSpacing = [decimal(spacing[1]), decimal(spacing[0])]
     dataset.ImagePositionPatient = [decimal(x) for x in position]
-    dataset.ImageOrientationPatient = [decimal(x) for x in nearest.orientation.ravel()]
-    if (thickness := nearest.numbers("SliceThickness", 1)) is not None:
-        finer = series.shape[2] < whole.image.shape[2]
-        dataset.SliceThickness = (
-            decimal(float(f"{thickness[0] * spacing[2] / series.spacing[2]:.7g}")) if finer else dataset.SliceThickness
-        )
-    else:
-        dataset.SliceThickness = None
+    dataset.ImageOrientationPatient = [decimal(x) for x in first.axes.ravel()]
+    thickness = nearest.numbers("SliceThickness", 1)
+    thinner = spacing[2] / whole.series.spacing[2] if len(whole.series.frames) < whole.image.shape[2] else 1.0
+    dataset.SliceThickness = decimal(_seven(thickness[0] * thinner)) if thickness else None
     if whole.image.shape[2] > 1:  # across the slices, which may lie staggered
-        dataset.SpacingBetweenSlices = decimal(float(f"{abs(whole.affine[:3, 2] @ nearest.normal):.7g}"))
+        dataset.SpacingBetweenSlices = decimal(_seven(abs(float(whole.affine[:3, 2] @ first.normal))))
     if "SliceLocation" in dataset:
-        ends = series.frames[0], series.frames[-1]
-        first, last = (frame.numbers("SliceLocation", 1) for frame in ends)
         del dataset.SliceLocation
-        if first and last:
-            start, end = (along(frame, ends[0].normal) for frame in ends)
-            rate = (last[0] - first[0]) / (end - start) if end > start else 1.0
-            dataset.SliceLocation = decimal(first[0] + (float(position @ ends[0].normal) - start) * rate)
+        said = [frame.numbers("SliceLocation", 1) for frame in (first, last)]
+        if said[0] and said[1]:
+            start, end = (along(frame, first.normal) for frame in (first, last))
+            rate = (said[1][0] - said[0][0]) / (end - start) if end > start else 1.0
+            dataset.SliceLocation = decimal(said[0][0] + (float(position @ first.normal) - start) * rate)
+
+
+def _seven(value: float) -> float:
+    """A number to the digits that NIfTI's float32 holds."""
+    return float(f"{value:.7g}")
 
 
 def _store(dataset: Dataset, whole: _Derivation, pixels: NDArray[Any]) -> None:
     stored = whole.stored
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.SamplesPerPixel = 1
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = stored.allocated, stored.bits, stored.bits - 1
-    dataset.PixelRepresentation = int(stored.low < 0)
-    dataset.PhotometricInterpretation = "MONOCHROME1" if stored.inverted else "MONOCHROME2"
+    colours = "MONOCHROME1" if stored.inverted else "MONOCHROME2"
+    set_pixel_data(dataset, pixels, colours, stored.bits, generate_instance_uid=False)
     extreme = "SS" if stored.low < 0 else "US"
     dataset.add_new("SmallestImagePixelValue", extreme, int(pixels.min()))
     dataset.add_new("LargestImagePixelValue", extreme, int(pixels.max()))
@@ -271,18 +239,16 @@ def _store(dataset: Dataset, whole: _Derivation, pixels: NDArray[Any]) -> None:
         dataset.RescaleType = "US"
         dataset.WindowCenter = decimal((whole.low + whole.high) / 2)
         dataset.WindowWidth = decimal(max(whole.high - whole.low, 1.0))
-    content = pixels.tobytes()
-    dataset.add_new("PixelData", "OB" if stored.allocated == 8 else "OW", content + b"\0" * (len(content) % 2))
 
 
 def _number(dataset: Dataset, whole: _Derivation, k: int) -> None:
     """UIDs, numbers and dates: slices are counted in the direction in which the source counts them."""
-    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = whole.uid(k + 1), whole.uid(0)
+    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = whole.uid(str(k + 1)), whole.uid("")
     first, last = (frame.numbers("InstanceNumber", 1) for frame in (whole.series.frames[0], whole.series.frames[-1]))
     count = whole.image.shape[2]
     dataset.InstanceNumber = count - k if first and last and first > last else k + 1
-    number = dataset.get("SeriesNumber")
-    dataset.SeriesNumber = number * 100 + 1 if number is not None and 0 <= number < 1 << 24 else number
+    number = whole.series.frames[0].numbers("SeriesNumber", 1)
+    dataset.SeriesNumber = int(number[0]) * 100 + 1 if number and 0 <= number[0] < 1 << 24 else None
     if moment := _moment(whole.record, dataset.get("TimezoneOffsetFromUTC")):
         for kind in ("InstanceCreation", "Series", "Content"):
             setattr(dataset, f"{kind}Date", f"{moment:%Y%m%d}")
@@ -300,13 +266,13 @@ def _tell_derivation(dataset: Dataset, whole: _Derivation, between: Sequence[Fra
     text = f"{what}: upscaled by a neural network from {size}{measured}. Detail finer than these is estimated, not measured."
     before = str(dataset.get("DerivationDescription") or "")
     dataset.DerivationDescription = f"{text} Before that: {before}"[:_LONG_TEXT] if before else text
-    _append(dataset, "DerivationCodeSequence", _coded(codes.DCM.SpatialResampling))
-    dataset.SourceImageSequence = [_reference(frame, whole.anonymous) for frame in between]
+    dataset.DerivationCodeSequence = [*dataset.get("DerivationCodeSequence", ()), coded(codes.DCM.SpatialResampling)]
+    dataset.SourceImageSequence = [_reference(frame, whole) for frame in between]
     versions = dataset.get("SoftwareVersions") or []
     versions = [versions] if isinstance(versions, str) else list(versions)
     dataset.SoftwareVersions = [*versions, whole.software]
     equipment = Dataset()
-    equipment.PurposeOfReferenceCodeSequence = [_coded(codes.DCM.ProcessingEquipment)]
+    equipment.PurposeOfReferenceCodeSequence = [coded(codes.DCM.ProcessingEquipment)]
     equipment.Manufacturer = equipment.ManufacturerModelName = PRODUCT
     equipment.SoftwareVersions = whole.software
     record = whole.record
@@ -315,7 +281,7 @@ def _tell_derivation(dataset: Dataset, whole: _Derivation, between: Sequence[Fra
     elif moment := _moment(whole.record):
         equipment.ContributionDateTime = f"{moment:%Y%m%d%H%M%S.%f%z}"
     equipment.ContributionDescription = _fitting(record)
-    _append(dataset, "ContributingEquipmentSequence", equipment)
+    dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", ()), equipment]
 
 
 def _lossy(frame: Frame) -> bool:
@@ -324,26 +290,16 @@ def _lossy(frame: Frame) -> bool:
     return said == "01" or syntax in _LOSSY or (syntax in _MAYBE_LOSSY and not said)
 
 
-def _reference(frame: Frame, anonymous: bool) -> Dataset:
+def _reference(frame: Frame, whole: _Derivation) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID = frame.header.SOPClassUID
     item.ReferencedSOPInstanceUID = frame.header.SOPInstanceUID
     if frame.groups:
         item.ReferencedFrameNumber = frame.index + 1
-    if anonymous:
-        anonymise(item)
-    item.PurposeOfReferenceCodeSequence = [_coded(codes.DCM.SourceImageForImageProcessingOperation)]
+    if whole.anonymous:
+        anonymise(item, whole.key)
+    item.PurposeOfReferenceCodeSequence = [coded(codes.DCM.SourceImageForImageProcessingOperation)]
     return item
-
-
-def _coded(code: Code) -> Dataset:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
-    return item
-
-
-def _append(dataset: Dataset, keyword: str, item: Dataset) -> None:
-    setattr(dataset, keyword, [*(dataset.get(keyword) or ()), item])
 
 
 def _planes(image: Any) -> Iterator[NDArray[Any]]:
@@ -352,18 +308,18 @@ def _planes(image: Any) -> Iterator[NDArray[Any]]:
         yield image.real(image.pixels[:, :, k])
 
 
-def _moment(record: Mapping[str, Any], offset: object = None) -> datetime | None:
+def _moment(record: Record, offset: object = None) -> datetime | None:
     """The record's time, by the clock that is `offset` (±HHMM) from Greenwich where that is known."""
     try:
         moment = datetime.fromisoformat(str(record["time"]))
     except (KeyError, ValueError):
         return None
-    if offset and moment.tzinfo and re.fullmatch(r"[+-]\d{4}", str(offset)):
+    if offset and moment.tzinfo and re.fullmatch(r"[+-](0\d|1[0-4])[0-5]\d", str(offset)):
         moment = moment.astimezone(datetime.strptime(str(offset), "%z").tzinfo)
     return moment
 
 
-def _fitting(record: Mapping[str, Any]) -> str:
+def _fitting(record: Record) -> str:
     """The record as JSON, without its longest entries where a short text cannot hold them."""
     kept = dict(record)
     while len(text := _json(kept)) > _LONG_TEXT:
@@ -382,5 +338,7 @@ def _plain(text: str, length: int) -> str:
 
 
 def _write(dataset: Dataset, file: IO[bytes]) -> None:
+    content = io.BytesIO()  # as pydicom hides the cause where a disk is full
     with quiet():
-        dcmwrite(file, dataset, enforce_file_format=True)
+        dcmwrite(content, dataset, enforce_file_format=True)
+    file.write(content.getbuffer())

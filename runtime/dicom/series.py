@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,11 @@ from ..measure import Fractions
 from ..memory import allocate
 from ..scan import Scan
 from .frames import Frame, Rescale, frames_of
-from .source import Skipped, Source, in_memory, quiet, sources
+from .source import Skipped, Source, in_memory, sources
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 TOLERANCE_MM = 0.05  # between a slice and where even steps would put it; or 1 % of a step
-_SAME_DIRECTION = 1e-4  # 0.02 mm at the edge of a head
+_SAME_DIRECTION = 2e-3  # of cosines; a tenth of a degree
 _LOCALIZER = re.compile(r"\b(locali[sz]er|scout|survey|3[ -]?plane|aahead)", re.IGNORECASE)
 _LISTED = 5  # series, at most, in an error's line
 _FEW = 8  # slices an orientation, in a series of several: a localizer's
@@ -44,8 +44,8 @@ class Series:
     """A stack of slices that belong together, all of a DICOM series or a part that lies or means differently.
 
     `shape` is (rows, columns, slices) and `spacing` theirs in mm, zeros where unknown. `affine` maps (column, row, slice) to
-    mm towards right, front and head. `notes` tell in a line each what was left out and why; `problem` says why it can be no
-    volume, or nothing.
+    mm towards right, front and head. `notes` tell in a line each what was left out and why. `problem` says why it can be no
+    volume, and `doubt` why it is only to be upscaled where a person chose it; each is empty where there is none.
     """
 
     uid: str
@@ -57,6 +57,7 @@ class Series:
     notes: tuple[str, ...]
     problem: str
     frames: tuple[Frame, ...] = field(repr=False)
+    doubt: str = ""
     damaged: tuple[str, ...] = ()  # a line about each file that belongs to it and cannot be read: slices may be missing
 
     def volume(self) -> Scan:
@@ -68,16 +69,7 @@ class Series:
         if self.problem:
             raise ImageError(f"the series cannot be upscaled: it {self.problem}")
         rows, columns, slices = self.shape
-        stored = np.result_type(*{_dtype(*frame.limits) for frame in self.frames})
-        slope, intercept = self.rescale or (1.0, 0.0)
-        if self.rescale is None:
-            dtype, shift = np.dtype(np.float32), 0
-        elif slope == 1 and intercept.is_integer() and abs(intercept) < 1 << 30:
-            shift = int(intercept)
-            dtype = _dtype(*(limit + shift for limit in self.limits)) if shift else stored
-            slope, intercept = 1.0, 0.0
-        else:
-            dtype, shift = stored, 0
+        dtype, shift, slope, intercept = self._layout
         data = allocate((columns, rows, slices), dtype, "F")
         for place, frame, pixels in self._pixels():
             if pixels.shape != (rows, columns):
@@ -91,7 +83,8 @@ class Series:
                 values = values.astype(np.int32) + shift
             data[:, :, place] = values.T
         spacing = tuple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist())
-        known: dict[str, Any] = {"acquired": self.acquired, "header": self, "notes": self.notes}
+        notes = (f"it {self.doubt}", *self.notes) if self.doubt else self.notes
+        known: dict[str, Any] = {"acquired": self.acquired, "padding": self.padding, "header": self, "notes": notes}
         return Scan(data, spacing, self.affine, slope=slope, inter=intercept, **known)
 
     @cached_property
@@ -99,6 +92,31 @@ class Series:
         """Slope and intercept of all slices; None where each has its own."""
         kinds = {frame.rescale for frame in self.frames}
         return kinds.pop() if len(kinds) == 1 else None
+
+    @cached_property
+    def padding(self) -> tuple[int, int] | None:
+        """The lowest and highest number of the array of `volume`, before its slope, that stand for no measurement.
+
+        None where the header names none, where slices differ in it, and where each has a slope of its own.
+        """
+        found = set() if self.problem else {frame.padding for frame in self.frames}
+        ends = found.pop() if len(found) == 1 and self.rescale else None
+        if not ends:
+            return None
+        low, high = (sum(self.limits) - end for end in ends[::-1]) if self.frames[0].inverted else ends
+        return low + self._layout[1], high + self._layout[1]
+
+    @cached_property
+    def _layout(self) -> tuple[np.dtype[Any], int, float, float]:
+        """How `volume` stores real values: type, what is added to stored numbers, slope and intercept."""
+        stored = np.result_type(*{_dtype(*frame.limits) for frame in self.frames})
+        if self.rescale is None:
+            return np.dtype(np.float32), 0, 1.0, 0.0
+        slope, intercept = self.rescale
+        if slope != 1 or not intercept.is_integer() or abs(intercept) >= 1 << 30:
+            return stored, 0, slope, intercept
+        shift = int(intercept)
+        return _dtype(*(limit + shift for limit in self.limits)) if shift else stored, shift, 1.0, 0.0
 
     @cached_property
     def acquired(self) -> Fractions:
@@ -124,7 +142,7 @@ class Series:
 
 
 def read(path: Path, number: int | None = None, allow_gaps: bool = False) -> Scan:
-    """The volume of the series of this number, from 0; without one, of the only series that can be upscaled.
+    """The volume of the series of this number, from 0; without one, of the only one that can be upscaled without a doubt.
 
     Raises InputFileError where there is none, or where it may lack slices, unless that is allowed.
     """
@@ -140,8 +158,9 @@ def read(path: Path, number: int | None = None, allow_gaps: bool = False) -> Sca
     if not 0 <= number < len(found):
         raise InputFileError(f"{path} holds {len(found)} series, none of which is number {number + 1}")
     series = found[number]
-    if series.problem:
-        raise InputFileError(f"{name} cannot be upscaled: it {series.problem}")
+    if series.problem or (series.doubt and name == str(path)):
+        advice = "" if series.problem else f"; take it all the same by --series {number + 1}"
+        raise InputFileError(f"{name} cannot be upscaled: it {series.problem or series.doubt}{advice}")
     if series.damaged and not allow_gaps:
         raise InputFileError(
             f"{name} may lack {len(series.damaged)} slices, the first by {series.damaged[0]}: copy it again, or take what is "
@@ -151,8 +170,8 @@ def read(path: Path, number: int | None = None, allow_gaps: bool = False) -> Sca
 
 
 def usable(found: Sequence[Series]) -> list[int]:
-    """Which of the series that were found can be upscaled."""
-    return [number for number, series in enumerate(found) if not series.problem]
+    """Which of the series that were found can be upscaled without a doubt."""
+    return [number for number, series in enumerate(found) if not series.problem and not series.doubt]
 
 
 def find_series(path: Path) -> list[Series]:
@@ -168,31 +187,25 @@ def series_of(files: Iterable[bytes]) -> list[Series]:
     return _find(in_memory(files), "what came")
 
 
-def _find(found: Iterable[Source | tuple[str, str]], where: str) -> list[Series]:
+def _find(found: Iterable[Source], where: str) -> list[Series]:
     by_uid: dict[str, list[Frame]] = defaultdict(list)
     notes: dict[str, list[str]] = defaultdict(list)  # by series; those that belong to none, under ""
     damaged: dict[str, list[str]] = defaultdict(list)  # of these, by series
     for source in found:
-        if not isinstance(source, Source):
-            notes[""].append(f"{source[0]} was left out: {source[1]}")
-            continue
         try:
-            header = source.header()
+            frames = frames_of(source, source.header())
         except (Skipped, InputFileError) as error:
-            uid = error.uid if isinstance(error, Skipped) else ""
-            why = str(error) if isinstance(error, Skipped) else "it could not be read"
-            notes[uid].append(f"{source.name} was left out: {why}")
-            if isinstance(error, InputFileError) or error.damaged:
-                damaged[uid].append(f"{source.name}: {why}")
+            skipped = error if isinstance(error, Skipped) else Skipped("it could not be read", damaged=True)
+            notes[skipped.uid].append(f"{source.name} was left out: {skipped}")
+            if skipped.damaged:
+                damaged[skipped.uid].append(f"{source.name}: {skipped}")
             continue
-        with quiet():
-            by_uid[str(header.SeriesInstanceUID)] += frames_of(source, header)
+        by_uid[frames[0].uid] += frames
     if not by_uid:
         said = [note for lines in notes.values() for note in lines]
         more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
         raise InputFileError(f"{where} holds no DICOM picture: {'; '.join(said[:3]) or 'no file'}{more}")
-    with quiet():
-        series = [one for uid, frames in by_uid.items() for one in _series(frames, [*notes.pop(uid, []), *notes[""]])]
+    series = [one for uid, frames in by_uid.items() for one in _series(frames, [*notes.pop(uid, []), *notes[""]])]
     for uid in notes.keys() - {""}:  # series of which no file could be used
         series = [replace(one, notes=(*one.notes, *notes[uid])) for one in series]
     lost = damaged[""] if len(by_uid) == 1 else []  # they say nothing about their series
@@ -207,10 +220,11 @@ def _series(frames: list[Frame], notes: list[str]) -> Iterator[Series]:
         notes = [*notes, "the manufacturer's private data is not carried into a derived series"]
     if modality := first.text("Modality"):
         notes += [f"the modality is {modality}: the network was made for MR"] * (modality != "MR")
-    usable = [frame for frame in frames if not frame.problem]
-    for problem, same in _grouped([f for f in frames if f.problem], lambda f: f.problem):
+    by_problem = _grouped(frames, lambda f: f.problem)
+    usable = by_problem.pop("", [])
+    for problem, same in by_problem.items():
         yield _measured(same, notes, problem)
-    directions = [same for _, same in _grouped(usable, _direction(usable))]
+    directions = _by_direction(usable)
     stacks = [(stack, kind) for same in directions for stack, kind in _by_kind(same)]
     localizer = len(directions) > 1 and max(map(len, directions)) <= _FEW
     for stack, kind in stacks:
@@ -236,31 +250,25 @@ def _stack(frames: list[Frame], notes: list[str], localizer: bool) -> Series:
                 "and nothing tells them apart"
             )
     first = kept[0]
-    if "LOCALIZER" in first.words("ImageType") or localizer or _LOCALIZER.search(_titles(first)):
-        problem = "is a localizer, slices to plan others by"
-    return _measured(kept, notes, problem or _unevenness(kept))
+    titles = f"{first.text('SeriesDescription')} {first.text('ProtocolName')}"
+    localizer = localizer or "LOCALIZER" in first.words("ImageType") or bool(_LOCALIZER.search(titles))
+    doubt = "is a localizer, slices to plan others by" if localizer else _tilt(kept)
+    return _measured(kept, notes, problem or _unevenness(kept), doubt)
 
 
-def _measured(frames: list[Frame], notes: list[str], problem: str) -> Series:
+def _measured(frames: list[Frame], notes: list[str], problem: str, doubt: str = "") -> Series:
     first, count = frames[0], len(frames)
     affine, spacing = np.eye(4), (0.0, 0.0, 0.0)
     if first.position is not None and first.orientation is not None and first.spacing is not None:
         step = _step(frames)
-        columns = [first.orientation[0] * first.spacing[1], first.orientation[1] * first.spacing[0], step, first.position]
+        columns = [first.axes[0] * first.spacing[1], first.axes[1] * first.spacing[0], step, first.position]
         affine[:3] = np.array(columns).T
         affine = LPS_TO_RAS @ affine
         spacing = (*first.spacing, float(np.linalg.norm(step)))
-    return Series(
-        uid=first.uid,
-        description=first.text("SeriesDescription"),
-        modality=first.text("Modality"),
-        shape=(*first.shape, count),
-        spacing=spacing,
-        affine=affine,
-        notes=tuple(dict.fromkeys(notes)),
-        problem=problem,
-        frames=tuple(frames),
-    )
+    said = first.uid, first.text("SeriesDescription"), first.text("Modality")
+    shape = (*first.shape, count)
+    doubt = "" if problem else doubt
+    return Series(*said, shape, spacing, affine, tuple(dict.fromkeys(notes)), problem, tuple(frames), doubt)
 
 
 def _step(frames: list[Frame]) -> NDArray[np.float64]:
@@ -268,8 +276,7 @@ def _step(frames: list[Frame]) -> NDArray[np.float64]:
     first, last = frames[0], frames[-1]
     if len(frames) > 1 and first.position is not None and last.position is not None:
         return np.asarray((last.position - first.position) / (len(frames) - 1))
-    thickness = first.numbers("SpacingBetweenSlices", 1) or first.numbers("SliceThickness", 1) or (1.0,)
-    return np.asarray(first.normal * (abs(thickness[0]) or 1.0))
+    return np.asarray(first.normal * first.thickness)
 
 
 def _unevenness(frames: list[Frame]) -> str:
@@ -292,6 +299,17 @@ def _unevenness(frames: list[Frame]) -> str:
     return f"has slices at uneven distances, {steps.min():.3g} to {steps.max():.3g} mm: export them evenly spaced"
 
 
+def _tilt(frames: list[Frame]) -> str:
+    """Why slices are not parallel, beyond what rounding in headers and the tolerance of their places allow; or nothing."""
+    first = frames[0]
+    size = np.multiply(first.shape, first.spacing or 0)[::-1]  # mm along a row and down a column
+    off = max(float(size @ np.linalg.norm(frame.axes - first.axes, axis=1)) for frame in frames)
+    rounding = 2 * float(size.sum()) * max(frame.rounding for frame in frames)
+    if off <= max(TOLERANCE_MM, 0.01 * float(np.linalg.norm(_step(frames))), rounding):
+        return ""
+    return f"has slices that are not quite parallel: their corners lie up to {off:.2g} mm from where a volume has them"
+
+
 def _by_kind(frames: list[Frame]) -> Iterator[tuple[list[Frame], str]]:
     """Frames of one direction, apart where several lie at one place and an attribute tells which is which; (frames, kind)."""
     normal = frames[0].normal
@@ -304,46 +322,42 @@ def _by_kind(frames: list[Frame]) -> Iterator[tuple[list[Frame], str]]:
         yield frames, ""
         return
     for keyword in _KINDS:
-        groups = list(_grouped(frames, lambda f, keyword=keyword: f.text(keyword)))  # type: ignore[misc]
-        if len(groups) > 1 and len({len(same) for _, same in groups}) == 1:
-            for value, same in groups:
+        groups = _grouped(frames, lambda f, keyword=keyword: f.text(keyword))  # type: ignore[misc]
+        if len(groups) > 1 and len(set(map(len, groups.values()))) == 1:
+            for value, same in groups.items():
                 shown = f"{keyword} {value}"
                 yield from ((stack, f"{shown}, {kind}" if kind else shown) for stack, kind in _by_kind(same))
             return
     yield frames, ""
 
 
-def _direction(frames: list[Frame]) -> Callable[[Frame], Hashable]:
-    """A key that is equal for frames of one size and direction, to what rounding in headers leaves."""
-    seen: list[Frame] = []
-
-    def key(frame: Frame) -> int:
-        for number, other in enumerate(seen):
-            if _alike(frame, other):
-                return number
-        seen.append(frame)
-        return len(seen) - 1
-
-    return key
+def _by_direction(frames: list[Frame]) -> list[list[Frame]]:
+    """Frames of one size and direction each, to what rounding in headers leaves."""
+    groups: list[list[Frame]] = []
+    for frame in frames:
+        for same in groups:
+            if _alike(frame, same[0]):
+                same.append(frame)
+                break
+        else:
+            groups.append([frame])
+    return groups
 
 
 def _alike(a: Frame, b: Frame) -> bool:
-    assert a.orientation is not None
-    assert b.orientation is not None
     return (
-        a.shape == b.shape
-        and a.inverted == b.inverted
-        and bool(np.abs(a.orientation - b.orientation).max() < _SAME_DIRECTION)
-        and np.allclose(a.spacing or 0, b.spacing or 0, rtol=_SAME_DIRECTION)
+        (a.shape, a.inverted) == (b.shape, b.inverted)
+        and np.allclose(a.spacing or 0, b.spacing or 0, rtol=1e-4)
+        and bool(np.abs(a.axes - b.axes).max() < max(_SAME_DIRECTION, 2 * a.rounding, 2 * b.rounding))
     )
 
 
-def _grouped(frames: list[Frame], key: Callable[[Frame], Any]) -> Iterator[tuple[Any, list[Frame]]]:
+def _grouped(frames: list[Frame], key: Callable[[Frame], Any]) -> dict[Any, list[Frame]]:
     """Frames by what is equal about them, in the order of its first appearance."""
     groups: dict[Any, list[Frame]] = defaultdict(list)
     for frame in frames:
         groups[key(frame)].append(frame)
-    yield from groups.items()
+    return groups
 
 
 def along(frame: Frame, normal: NDArray[np.float64]) -> float:
@@ -356,10 +370,6 @@ def _digest(frame: Frame) -> bytes:
         return hashlib.sha256(next(iter(frame.source.frames(frame.header, [frame.index]))).tobytes()).digest()
     except InputFileError:
         return frame.source.name.encode()  # like no other; `volume` will say what is wrong with it
-
-
-def _titles(frame: Frame) -> str:
-    return f"{frame.text('SeriesDescription')} {frame.text('ProtocolName')}"
 
 
 def _dtype(low: int, high: int) -> np.dtype[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import threading
 import warnings
@@ -33,7 +34,6 @@ _PIXELS = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
 _MAX_INFLATION = 1032  # of deflate: a zip's member cannot hold more for each byte that it takes
 _MAX_COMPRESSION = 1 << 16  # of a picture: a black slice of 2 MB takes a hundred bytes in JPEG 2000
-_LOCK = threading.RLock()
 
 # Who decodes what pydicom and Pillow do not; the second half is what pip is told.
 _DECODERS = {
@@ -51,31 +51,66 @@ class Skipped(Exception):
     A `damaged` one was a picture, or may have been.
     """
 
-    def __init__(self, why: str, uid: str = "") -> None:
-        super().__init__(why)
-        self.uid, self.damaged = uid, why.startswith(("truncated", "damaged"))
+    def __init__(self, why: str, uid: str = "", damaged: bool = False) -> None:
+        super().__init__(printable(why))
+        self.uid, self.damaged = uid, damaged
+
+
+def printable(value: object) -> str:
+    """A header's value as text of one line."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))
+
+
+class _Muted:
+    """A filter, of warnings as of logs, that stops what the threads in `quiet` say."""
+
+    def match(self, text: str) -> bool:  # as a regular expression, which a filter of warnings has
+        return threading.get_ident() in _QUIET
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        return not self.match("")
+
+
+_QUIET: list[int] = []  # threads, each as often as it is in `quiet`
+_LOCK = threading.Lock()
+_MUTED = _Muted()
+_ENTRY: Any = ("ignore", _MUTED, Warning, None, 0)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep pydicom from warnings and logs, which quote values that may be a patient's. One thread at a time."""
-    logger = logging.getLogger("pydicom")
-    with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before, logger.disabled = logger.disabled, True
-        try:
-            yield
-        finally:
-            logger.disabled = before
+    """Keep pydicom from warnings and logs in this thread, as they quote values that may be a patient's."""
+    # Python's filters are the whole process's, and `warnings.catch_warnings` would undo what other threads set meanwhile.
+    logger, thread = logging.getLogger("pydicom"), threading.get_ident()
+    with _LOCK:
+        _QUIET.append(thread)
+        logger.addFilter(_MUTED)
+        filters: Any = warnings.filters
+        if filters[:1] != [_ENTRY]:
+            filters.insert(0, _ENTRY)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _QUIET.remove(thread)
+            if not _QUIET:
+                logger.removeFilter(_MUTED)
+                filters = warnings.filters
+                while _ENTRY in filters:
+                    filters.remove(_ENTRY)
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Where a DICOM file's bytes are: a path, a member of a zip, or memory. `name` is for a person's eyes alone."""
+    """Where a DICOM file's bytes are: a path, a member of a zip, or memory. `name` is for a person's eyes alone.
+
+    `problem` says why it cannot be looked at, or nothing.
+    """
 
     name: str
     size: int
     content: Path | bytes | tuple[zipfile.ZipFile, zipfile.ZipInfo] = field(repr=False)
+    problem: str = ""
 
     def open(self) -> BinaryIO:
         """The file's bytes. Raises InputFileError where they are gone or damaged."""
@@ -92,6 +127,8 @@ class Source:
 
     def header(self) -> Dataset:
         """All of it but the pixels, which are promised and there. Raises Skipped."""
+        if self.problem:
+            raise Skipped(self.problem)
         with self.open() as file, quiet():
             return _header(file, self.size)
 
@@ -126,11 +163,8 @@ class _Bounded(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
-def sources(path: Path) -> Iterator[Source | tuple[str, str]]:
-    """Every file of a folder, the folders in it and a zip, sorted by name; (name, why) for what cannot be looked at.
-
-    Raises InputFileError where `path` itself cannot be read.
-    """
+def sources(path: Path) -> Iterator[Source]:
+    """The files of a folder and all folders in it, or of a zip. Raises InputFileError where `path` itself cannot be read."""
     if not os.path.exists(path):
         raise InputFileError(f"{path} does not exist, or may not be read: check the name")
     try:
@@ -144,33 +178,29 @@ def sources(path: Path) -> Iterator[Source | tuple[str, str]]:
         raise InputFileError(f"{path} could not be read ({reason(error)}): copy it again") from None
 
 
-def _in_folder(folder: Path) -> Iterator[Source | tuple[str, str]]:
+def _in_folder(folder: Path) -> Iterator[Source]:
     def fail(error: OSError) -> None:
         raise error
 
     for root, folders, names in os.walk(folder, onerror=fail):
         folders.sort()
-        for name in sorted(names):
-            path = Path(root, name)
-            shown = str(path.relative_to(folder))
-            if path.is_file():
-                yield Source(shown, path.stat().st_size, path)
-            else:
-                yield shown, "no regular file"
+        for path in sorted(Path(root, name) for name in names):
+            regular = path.is_file()
+            size = path.stat().st_size if regular else 0
+            yield Source(str(path.relative_to(folder)), size, path, "" if regular else "no regular file")
 
 
-def _in_zip(path: Path) -> Iterator[Source | tuple[str, str]]:
+def _in_zip(path: Path) -> Iterator[Source]:
     archive = zipfile.ZipFile(path)
     for member in archive.infolist():
-        if member.is_dir():
-            continue
-        shown = f"{path.name}:{member.filename}".encode("unicode_escape").decode()  # whatever a member calls itself
+        problem = ""
         if member.flag_bits & 1:
-            yield shown, "encrypted: unpack the zip first"
+            problem = "encrypted: unpack the zip first"
         elif member.file_size > _MAX_INFLATION * member.compress_size + 1024:
-            yield shown, f"claims {member.file_size:,} bytes in {member.compress_size:,}: damaged"
-        else:
-            yield Source(shown, member.file_size, (archive, member))
+            problem = f"claims {member.file_size:,} bytes in {member.compress_size:,}: damaged"
+        shown = f"{path.name}:{member.filename}".encode("unicode_escape").decode()  # whatever a member calls itself
+        if not member.is_dir():
+            yield Source(shown, member.file_size, (archive, member), problem)
 
 
 def in_memory(files: Iterable[bytes]) -> Iterator[Source]:
@@ -203,25 +233,27 @@ def _header(file: BinaryIO, size: int) -> Dataset:
     file.seek(0)
     try:
         header = _read(file, stop_before_pixels=True)
-        uid = str(header.get("SeriesInstanceUID") or "")
-        kind, instance = UID(header.get("SOPClassUID") or ""), str(header.get("SOPInstanceUID") or "")
+        uids = (header.get(f"{of}UID") for of in ("SeriesInstance", "SOPClass", "SOPInstance"))
+        uid, kind, instance = (value if isinstance(value, str) else "" for value in uids)
         sizes = [header.get(k) for k in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
         sizes.append(header.get("NumberOfFrames") or 1)
+        bits = [header.get(k) for k in ("BitsStored", "HighBit", "PixelRepresentation")]
         packed = header.file_meta.TransferSyntaxUID.is_encapsulated
     except Exception as error:  # the readers of damaged headers raise whatever they stumble over
-        raise Skipped(f"damaged, or not DICOM ({type(error).__name__})") from None
+        raise Skipped(f"damaged, or not DICOM ({type(error).__name__})", damaged=True) from None
     pixels = _pixel_bytes(file, header, size)
     if pixels is None:
-        if "Image Storage" in kind.name and "Rows" in header:
-            raise Skipped("truncated: its pixels are missing, copy it again", uid)
-        raise Skipped(f"holds no picture ({kind.name or 'of no known kind'})", uid)
-    if not all(isinstance(n, int) and n > 0 for n in sizes) or not (uid and kind and instance):
-        raise Skipped("damaged: its header lacks the picture's size, or what it is and which series it is of", uid)
-    rows, columns, samples, bits, frames = sizes
-    promised = rows * columns * samples * frames * bits // 8
-    limit = size * _MAX_COMPRESSION if pixels and packed else pixels
-    if promised > limit:
-        raise Skipped(f"truncated: its header promises {promised:,} bytes of pixels, it has {pixels:,}; copy it again", uid)
+        if "Image Storage" in UID(kind).name and "Rows" in header:
+            raise Skipped("truncated: its pixels are missing, copy it again", uid, damaged=True)
+        raise Skipped(f"holds no picture ({UID(kind).name or 'of no known kind'})", uid)
+    complete = all(isinstance(n, int) for n in (*sizes, *bits)) and min(sizes) > 0 and bits[2] in (0, 1)
+    if not (complete and uid and kind and instance):
+        why = "damaged: its header lacks the picture's size and type, or what it is and which series it is of"
+        raise Skipped(why, uid, damaged=True)
+    promised = math.prod(sizes) // 8
+    if promised > (size * _MAX_COMPRESSION if pixels and packed else pixels):
+        why = f"truncated: its header promises {promised:,} bytes of pixels, it has {pixels:,}; copy it again"
+        raise Skipped(why, uid, damaged=True)
     return header
 
 

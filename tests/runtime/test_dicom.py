@@ -12,7 +12,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import tracemalloc
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -47,6 +49,7 @@ from pydicom.uid import (  # noqa: E402
 from runtime.__main__ import main  # noqa: E402
 from runtime.dicom import Series, carried, datasets, derive, find_series, save, series_of  # noqa: E402
 from runtime.dicom import series as series_module  # noqa: E402
+from runtime.dicom import source as source_module  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT.parent / "shared" / "data" / "samples" / "dicom-t1"
@@ -525,11 +528,95 @@ def test_two_series_and_a_localizer_are_told_apart(tmp_path: Path) -> None:
     flagged = make_series(3, series=f"{SERIES}.9", SeriesNumber=2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     mixed = [*make_series(), *scout, *make_series(5, series=other, SeriesNumber=9, SeriesDescription="T2"), *flagged]
     series = find_series(fill(tmp_path / "scan", mixed))
-    volumes = [one for one in series if not one.problem]
+    volumes = [one for one in series if not one.doubt]
     assert [(one.uid, one.description, one.shape[2]) for one in volumes] == [(SERIES, "T1 oblique", 4), (other, "T2", 5)]
-    assert [one.problem for one in series if one.problem] == ["is a localizer, slices to plan others by"] * 4
-    with pytest.raises(ImageError, match="is a localizer"):
-        series[0].volume()
+    assert [one.doubt for one in series if one.doubt] == ["is a localizer, slices to plan others by"] * 4
+    assert [one.problem for one in series] == [""] * 6
+    np.testing.assert_array_equal(np.asarray(series[0].volume().dataobj)[:, :, 0].T, scout[0].pixel_array)  # all may be taken
+
+
+def jittered(k: int, size: int, angle: float) -> Dataset:
+    """Slice `k` of a stack whose odd slices are turned by an angle, in radians."""
+    down = [0, round(float(np.cos(angle * (k % 2))), 9), round(float(np.sin(angle * (k % 2))), 9)]
+    return make_slice(
+        k,
+        pixels=np.zeros((size, size), np.uint16),
+        ImageOrientationPatient=[1, 0, 0, *down],
+        ImagePositionPatient=[0, 0, STEP * k],
+        SliceLocation=None,
+    )
+
+
+def test_slices_that_are_not_quite_parallel_are_one_series_that_is_doubted() -> None:
+    doubted = found(jittered(k, 300, 3e-4) for k in range(4))
+    assert (doubted.shape, doubted.problem) == ((300, 300, 4), "")
+    # 300 rows of 0.75 mm end 0.0675 mm off, which is more than the 0.05 mm that places are held to
+    assert "not quite parallel: their corners lie up to 0.068 mm" in doubted.doubt
+    assert found(jittered(k, 200, 3e-4) for k in range(4)).doubt == ""
+
+
+@pytest.mark.parametrize("digits", [2, 3, 4])
+def test_cosines_are_believed_to_the_digits_that_they_have(digits: int) -> None:
+    angle = np.radians(44.6)
+    exact = np.array([[1, 0, 0], [0, np.cos(angle), np.sin(angle)]])
+    written = [f"{cosine:.{digits}f}" for cosine in exact.ravel()]  # 0.71 and 0.70: 0.6 % short of a unit vector
+    normal = np.cross(*exact)
+    stack = [
+        make_slice(k, ImageOrientationPatient=written, ImagePositionPatient=[round(x, 6) for x in 4 * k * normal])
+        for k in range(3)
+    ]
+    series = found(stack)
+    assert (series.problem, series.doubt) == ("", "")
+    orientation = series.frames[0].orientation
+    np.testing.assert_allclose(orientation @ orientation.T, np.eye(2), atol=1e-11)
+    assert np.abs(orientation - exact).max() < 10.0**-digits
+    (after, *_) = derived(series, enlarged(series.volume(), 2, 2, 1))
+    np.testing.assert_allclose(np.array(after.ImageOrientationPatient, float), orientation.ravel(), atol=1e-12)
+
+
+def test_slices_rounded_either_way_are_one_stack() -> None:
+    cosines = (["1", "0", "0", "0", "0.71", "0.70"], ["1", "0", "0", "0", "0.70", "0.71"])
+    stack = [
+        make_slice(k, ImageOrientationPatient=cosines[k % 2], ImagePositionPatient=[0, -2.828 * k, 2.828 * k]) for k in range(4)
+    ]
+    series = found(stack)
+    assert (series.shape[2], series.problem, series.doubt) == (4, "", "")
+
+
+@pytest.mark.parametrize("cosines", [[1, 0, 0, 0, "0.7100", "0.7000"], [1, 0, 0, 0, "0.7", "0.6"], [0] * 6, [1, 1, 0, 0, 1, 1]])
+def test_cosines_that_are_no_directions_are_refused(cosines: list[Any]) -> None:
+    problem = found(make_series(ImageOrientationPatient=cosines)).problem
+    assert problem.startswith("does not tell where it lies (ImageOrientationPatient): missing or impossible")
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"PixelPaddingValue": 4095}, (4095, 4095)),
+        ({"PixelPaddingValue": 4000, "PixelPaddingRangeLimit": 3990}, (3990, 4000)),
+        ({"PixelPaddingValue": 4000, "RescaleSlope": "1", "RescaleIntercept": "-1024"}, (2976, 2976)),
+        ({"PixelPaddingValue": 4000, "RescaleSlope": "0.5", "RescaleIntercept": "3"}, (4000, 4000)),
+        ({"PixelPaddingValue": 95, "PhotometricInterpretation": "MONOCHROME1"}, (4000, 4000)),  # mirrored in 0 to 4095
+        ({"PixelPaddingValue": 63488, "PixelRepresentation": 1, "pixels": np.full((7, 9), -2048, np.int16)}, (-2048, -2048)),
+        ({"PixelPaddingValue": 0}, None),  # background
+        ({"PixelPaddingValue": 5000}, None),  # more than its 12 bits hold
+        ({}, None),
+    ],
+)
+def test_padding_is_told_in_the_numbers_of_the_volume(more: dict[str, Any], expected: tuple[int, int] | None) -> None:
+    slices = make_series(**{key: value for key, value in more.items() if key != "PixelPaddingValue"})
+    if "PixelPaddingValue" in more:
+        for slice_ in slices:
+            slice_.add_new("PixelPaddingValue", "US", more["PixelPaddingValue"])
+            if "PixelPaddingRangeLimit" in more:
+                slice_.add_new("PixelPaddingRangeLimit", "US", more["PixelPaddingRangeLimit"])
+            if "pixels" not in more and expected:
+                set_pixels(slice_, np.full((7, 9), more["PixelPaddingValue"], np.uint16))
+    series = found(slices)
+    assert series.padding == expected
+    if expected:
+        data, *_ = volume.stored(series.volume())
+        assert ((data >= expected[0]) & (data <= expected[1])).all()
 
 
 def test_gap_is_reported() -> None:
@@ -671,6 +758,121 @@ def test_damaged_files_fail_in_one_line(caplog: pytest.LogCaptureFixture, capfd:
     assert "Doe" not in caplog.text + "".join(capfd.readouterr())
 
 
+def raw(tag: int, vr: bytes, value: bytes) -> bytes:
+    """An element in explicit VR, whatever it holds."""
+    long = vr in (b"OB", b"OW", b"SQ", b"UN", b"UT")
+    length = len(value).to_bytes(4 if long else 2, "little")
+    return (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little") + vr + b"\0\0" * long + length + value
+
+
+def with_raw(k: int, tag: int, vr: bytes, value: bytes) -> bytes:
+    """Slice `k` with an element that no writer would write, in its place and instead of what is there."""
+    slice_ = make_slice(k)
+    if tag in slice_:
+        del slice_[tag]
+    whole = to_bytes(slice_)
+    after = next(element for element in slice_ if element.tag > max(tag, 0x00080008))  # no file meta information
+    start = after.tag.group.to_bytes(2, "little") + after.tag.element.to_bytes(2, "little") + after.VR.encode()
+    at = whole.index(start, 132)
+    return whole[:at] + raw(tag, vr, value) + whole[at:]
+
+
+def nested(depth: int) -> bytes:
+    body = b""
+    for _ in range(depth):
+        body = raw(0x00400275, b"SQ", b"\xfe\xff\x00\xe0" + len(body).to_bytes(4, "little") + body)
+    return body[12:]  # the value of the outermost
+
+
+ODD = {
+    "SeriesNumber of two values": (0x00200011, b"IS", b"4\\5 "),
+    "SeriesNumber of text": (0x00200011, b"LO", b"four"),
+    "group 2 in the dataset": (0x00020010, b"UI", b"1.2.840.10008.1.2\0"),
+    "sequences within each other": (0x00400275, b"SQ", nested(300)),
+    "SliceThickness of text": (0x00180050, b"DS", b"thin"),
+    "SliceThickness without end": (0x00180050, b"DS", b"1e300 "),
+    "InstanceNumber as bytes": (0x00200013, b"OB", b"abcd"),
+    "ImageType as a number": (0x00080008, b"FD", b"12345678"),
+    "SoftwareVersions as bytes": (0x00181020, b"OB", b"VB17"),
+    "Modality as a sequence": (0x00080060, b"SQ", b"\xfe\xff\x00\xe0\x08\0\0\0" + raw(0x45444952, b"VE", b"")),
+    "zone that is none": (0x00080201, b"SH", b"+9999 "),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_odd_attributes_do_not_stop_a_series(odd: str, anonymous: bool, tmp_path: Path) -> None:
+    series = series_of(with_raw(k, *ODD[odd]) for k in range(3))[0]
+    assert (series.shape, series.problem) == ((7, 9, 3), "")
+    image = enlarged(series.volume(), 2, 2, 1)
+    save(tmp_path / "sr", series, image, description="x2", record=RECORD, anonymous=anonymous)
+    assert [dcmread(path).Rows for path in (tmp_path / "sr").iterdir()] == [14] * 3
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "value", "said"),
+    [
+        (0x00280010, b"LO", b"many", "its header lacks the picture's size and type"),
+        (0x00280101, b"OB", b"\x0c\0\0\0", "its header lacks the picture's size and type"),
+        (0x00281053, b"DS", b"1e300 ", "a slope of 1e+300"),
+        (0x00200032, b"DS", b"1e300\\0\\0 ", "does not tell where it lies (ImagePositionPatient)"),
+        (0x00280030, b"DS", b"wide", "does not tell where it lies (PixelSpacing)"),
+        (0x00280004, b"CS", b"RGB\nDoe ", "is in colour (RGB?Doe)"),
+    ],
+)
+def test_odd_attributes_that_pixels_depend_on_are_named(tag: int, vr: bytes, value: bytes, said: str) -> None:
+    with pytest.raises(MetasrganError, match=re.escape(said)) as caught:
+        series_of(with_raw(k, tag, vr, value) for k in range(3))[0].volume()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which pydicom makes an error that holds its whole traceback."""
+    series = found(make_series())
+    image = enlarged(series.volume(), 2, 2, 1)
+
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+        def fileno(self) -> int:
+            return 0
+
+    monkeypatch.setattr("runtime.files.open", lambda *_: Full(), raising=False)
+    with pytest.raises(OutputFileError) as caught:
+        save(tmp_path / "sr", series, image, description="x2", record=RECORD)
+    assert str(caught.value).startswith(f"{tmp_path / 'sr'} could not be written (No space left on device)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_this_thread_is_kept_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    logger, filters = logging.getLogger("pydicom"), warnings.filters[:]
+    inside, done = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with source_module.quiet():
+            inside.set()
+            done.wait(10)
+            warnings.warn("Doe", stacklevel=1)
+            logger.warning("Doe")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = warnings.filters[:]
+        thread = threading.Thread(target=read)
+        thread.start()
+        assert inside.wait(10)
+        warnings.warn("heard", stacklevel=1)
+        logger.warning("heard too")
+        assert not logger.disabled
+        done.set()
+        thread.join()
+        assert warnings.filters[:] == before
+    assert [str(one.message) for one in caught] == ["heard"]
+    assert [one.message for one in caplog.records] == ["heard too"]
+    assert (warnings.filters[:], logger.filters) == (filters, [])
+
+
 def test_a_mosaic_colour_or_placeless_picture_is_no_volume() -> None:
     assert "mosaic" in found(make_series(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])).problem
     assert (
@@ -738,6 +940,20 @@ def test_history_of_lossy_compression_is_kept() -> None:
         assert {s.get("LossyImageCompression") for s in derived(series, enlarged(series.volume(), 2, 2, 1))} == {said}
 
 
+def test_a_picture_of_another_size_than_its_header_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = make_series(2, pixels=np.zeros((64, 80), np.uint8), BitsStored=8)
+    for slice_ in packed:
+        stream = io.BytesIO()
+        Image.fromarray(slice_.pixel_array).save(stream, "JPEG")
+        slice_.PixelData = encapsulate([stream.getvalue()])
+        slice_["PixelData"].is_undefined_length = True
+        slice_.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        slice_.Rows = 32
+    monkeypatch.setattr("runtime.dicom.source.iter_pixels", None)
+    with pytest.raises(InputFileError, match="a picture of 64×80 in a header of 32×80"):
+        found(packed).volume()
+
+
 def test_long_texts_are_cut_to_what_their_attributes_hold() -> None:
     series = found(make_series(SeriesDescription="T1 " * 21))
     record = {**RECORD, "slices": list(range(999))}
@@ -761,50 +977,6 @@ def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     a, b, c = ([path.read_bytes() for path in sorted((tmp_path / name).iterdir())] for name in "abc")
     assert a == b
     assert not {dcmread(io.BytesIO(x)).SOPInstanceUID for x in a} & {dcmread(io.BytesIO(x)).SOPInstanceUID for x in c}
-
-
-def test_anonymous_leaves_no_identifying_value(tmp_path: Path) -> None:
-    source = make_series(
-        **dict.fromkeys(
-            ("InstitutionName", "StudyDescription", "PatientComments", "ImageComments", "StationName"), "Doe's own"
-        ),
-        **dict.fromkeys(("ProtocolName", "DeviceSerialNumber", "SeriesDescription", "AdmissionID"), "Doe's own"),
-        DeviceUID="1.2.3.55",
-    )
-    for slice_ in source:
-        nested = Dataset()
-        nested.RequestedProcedureDescription, nested.StudyInstanceUID = "for Doe", STUDY
-        slice_.RequestAttributesSequence = [nested]
-        anatomy = Dataset()
-        anatomy.CodeValue, anatomy.CodingSchemeDesignator, anatomy.CodeMeaning = "69536005", "SCT", "Head"
-        anatomy.PatientName = "Doe^Nested"  # in a sequence that stays
-        slice_.AnatomicRegionSequence = [anatomy]
-        slice_.private_block(0x0019, "ACME", create=True).add_new(1, "LO", "Doe")
-        slice_.add_new(0x60000010, "US", 7)
-        slice_.add_new(0x60004000, "LT", "Doe")
-    series = found(source)
-    image = enlarged(series.volume(), 2, 2, 1)
-    save(tmp_path / "sr", series, image, description="x2", record=RECORD, anonymous=True)
-    after = [dcmread(path) for path in sorted((tmp_path / "sr").iterdir())]
-    for path in (tmp_path / "sr").iterdir():
-        content = path.read_bytes()
-        for planted in (b"Doe", b"Jane", b"PID-77", b"19700102", b"A77", b"S77", b"Hollie", b"20200304", b"1.2.3."):
-            assert not re.search(rb"(?<![\d.])" + re.escape(planted), content), planted
-    slice_ = after[0]
-    assert not uids(slice_) & uids(source[0])
-    assert {s.StudyInstanceUID for s in after} == {slice_.StudyInstanceUID}
-    twin = derived(found([make_slice(k, series=f"{SERIES}.5") for k in range(2)]), image_of_two(), anonymous=True)[0]
-    assert (twin.StudyInstanceUID, twin.FrameOfReferenceUID) == (slice_.StudyInstanceUID, slice_.FrameOfReferenceUID)
-    assert slice_.AnatomicRegionSequence[0].CodeMeaning == "Head"
-    assert slice_.PatientIdentityRemoved == "YES"
-    assert slice_.DeidentificationMethodCodeSequence[0].CodeValue == "113100"
-    assert '"bundle"' in slice_.ContributingEquipmentSequence[0].ContributionDescription
-    assert_complete(slice_)
-    assert errors_by_dciodvfy(tmp_path / "sr" / "0001.dcm") == set()
-
-
-def image_of_two() -> Any:
-    return enlarged(found(make_slice(k, series=f"{SERIES}.5") for k in range(2)).volume(), 2, 2, 1)
 
 
 def test_image_of_another_series_is_refused() -> None:
