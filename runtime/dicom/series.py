@@ -146,8 +146,8 @@ def read(path: Path, number: int | None = None, allow_gaps: bool = False) -> Sca
 
     Raises InputFileError where there is none, or where it may lack slices, unless that is allowed.
     """
-    found = find_series(path)
-    name = str(path) if number is None else f"{path} (series {number + 1})"
+    found, chosen = find_series(path), number is not None
+    name = f"{path} (series {number + 1})" if number is not None else str(path)
     if number is None:
         several = usable(found)
         if len(several) > 1:
@@ -158,7 +158,7 @@ def read(path: Path, number: int | None = None, allow_gaps: bool = False) -> Sca
     if not 0 <= number < len(found):
         raise InputFileError(f"{path} holds {len(found)} series, none of which is number {number + 1}")
     series = found[number]
-    if series.problem or (series.doubt and name == str(path)):
+    if series.problem or (series.doubt and not chosen):
         advice = "" if series.problem else f"; take it all the same by --series {number + 1}"
         raise InputFileError(f"{name} cannot be upscaled: it {series.problem or series.doubt}{advice}")
     if series.damaged and not allow_gaps:

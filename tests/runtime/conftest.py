@@ -22,7 +22,7 @@ class FakeSeries:
     problem: str = ""
     damaged: tuple[str, ...] = ()
     notes: tuple[str, ...] = ("a note",)
-    acquired: tuple[None, None, None] = (None, None, None)
+    doubt: str = ""
 
     def volume(self) -> Scan:
         columns, rows, slices = self.shape[1], self.shape[0], self.shape[2]
