@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
+import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -59,6 +63,59 @@ def unreadable(path: Any, kind: str, why: str) -> InputFileError:
 
 def _truncated(path: Any, promised: int, held: int) -> InputFileError:
     return InputFileError(f"{path} is truncated: its header promises {promised:,} bytes, it has {held:,}; copy it again")
+
+
+class _Muted:
+    """A filter, of warnings as of logs, that stops what the threads in `quiet` say, and keeps the errors among it."""
+
+    def __init__(self) -> None:
+        self.threads: dict[int, list[list[str]]] = {}
+        self.loggers: set[logging.Logger] = set()
+
+    def match(self, text: str) -> bool:  # as a regular expression, which a filter of warnings has
+        return threading.get_ident() in self.threads
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        if not self.match(""):
+            return True
+        if record.levelno >= logging.ERROR:
+            self.threads[threading.get_ident()][-1].append(" ".join(record.getMessage().split()))
+        return False
+
+
+_LOCK = threading.Lock()
+_MUTED = _Muted()
+_ENTRY: Any = ("ignore", _MUTED, Warning, None, 0)
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[list[str]]:
+    """Keep a library, whose logger has this name, from warnings and logs in this thread; the errors that it logs.
+
+    What it says may quote a patient's data, or is said again by an error of ours. Python's filters are the whole process's,
+    and `warnings.catch_warnings` would undo what other threads set meanwhile.
+    """
+    logger, thread, errors = logging.getLogger(name), threading.get_ident(), list[str]()
+    filters: Any = warnings.filters
+    with _LOCK:
+        _MUTED.threads.setdefault(thread, []).append(errors)
+        _MUTED.loggers.add(logger)
+        logger.addFilter(_MUTED)
+        if filters[:1] != [_ENTRY]:
+            filters.insert(0, _ENTRY)
+    try:
+        yield errors
+    finally:
+        with _LOCK:
+            _MUTED.threads[thread].pop()
+            if not _MUTED.threads[thread]:
+                del _MUTED.threads[thread]
+            if not _MUTED.threads:
+                while _MUTED.loggers:
+                    _MUTED.loggers.pop().removeFilter(_MUTED)
+                filters = warnings.filters
+                while _ENTRY in filters:
+                    filters.remove(_ENTRY)
 
 
 def library(module: str, purpose: str) -> Any:

@@ -178,6 +178,8 @@ def _input(task: Task, request: Request) -> dict[str, str]:
         hashed = record.fingerprint(io.files_of(task.source))
     except FileNotFoundError as error:
         raise InputFileError(f"{error.filename} does not exist, or no longer: check the name") from None
+    except OSError as error:
+        raise InputFileError(f"{task.source} cannot be read ({reason(error)}): check it, and the names in it") from None
     if request.anonymous:
         return {"hmac_sha256": hmac.new(request.key, hashed.encode(), "sha256").hexdigest()} if request.key else {}
     return {"name": task.source.name, "sha256": hashed}

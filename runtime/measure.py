@@ -27,6 +27,7 @@ Fractions = Sequence[Union[float, None]]  # acquired over stored, of each array 
 UNKNOWN: Fractions = (None, None, None)
 
 _SLICES, _PIXELS = 16, 1024  # of a volume, and of the middle of an axis, that are looked at
+_TELL_NOISE = 76  # pixels an axis of a canonical slice: in smaller ones the fine structure of a head looks like noise
 _NOISIEST = 0.1  # of white: networks are trained up to 0.08, and what looks noisier is no scan
 _DIFFER = 0.05  # of the stored matrix, from which on a header contradicts the spectrum
 
@@ -90,13 +91,14 @@ def checked_grain(grain: float) -> float:
 
 
 def _noise(slices: Sequence[Float], bands: tuple[Band, Band]) -> float:
-    return min(spectrum.noise([Acquired(bands).canonical(image)[0] for image in slices]), _NOISIEST)
+    canonical = _telling((Acquired(bands).canonical(image)[0] for image in slices), _TELL_NOISE)
+    return min(spectrum.noise(canonical), _NOISIEST)
 
 
-def _telling(slices: Iterable[Float]) -> list[Float]:
+def _telling(slices: Iterable[Float], large: int = spectrum.LARGE) -> list[Float]:
     """The slices of a volume; none where all are so small that their shapes look like noise and zero filling."""
     found = list(slices)
-    return found if any(min(image.shape) >= spectrum.LARGE for image in found) else []
+    return found if any(min(image.shape) >= large for image in found) else []
 
 
 def _slices(data: NDArray[Any], axes: tuple[int, int], intensity: Intensity) -> Iterator[Float]:

@@ -98,7 +98,7 @@ class Slices:
             canonical, spacing = acquired.canonical(unit)
             bands = partial(self._bands, canonical, None, acquired.told, _times(scales, spacing), out.shape)
         if grain:
-            sr = self._within_memory(lambda: np.concatenate([band for _, band in bands()]))
+            sr = self._within_memory(lambda: np.concatenate([band for _, band in bands()]), canonical.shape)
             sr += np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
             out[...] = intensity.restore(sr, out.dtype)
             return
@@ -107,7 +107,7 @@ class Slices:
             for rows, band in bands():
                 out[rows] = intensity.restore(band, out.dtype)
 
-        self._within_memory(work)
+        self._within_memory(work, image.shape)
 
     def sources(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[NDArray[np.int64]]:
         """The input pixel that each output pixel lies in, for each axis of an array of `shape`."""
@@ -116,7 +116,7 @@ class Slices:
     def encode(self, unit: Float, acquired: Acquired) -> Encoded:
         """A slice (H, W), black 0 and white 1, whose responses are kept for `render`."""
         canonical, spacing = acquired.canonical(unit)
-        encoded = self._within_memory(lambda: tuple(self._encode(canonical, acquired.told)))
+        encoded = self._within_memory(lambda: tuple(self._encode(canonical, acquired.told)), canonical.shape)
         return Encoded(unit, acquired, canonical.shape, spacing, encoded)
 
     def render(self, encoded: Encoded, scales: grid.Scales, window: Window) -> Float:
@@ -144,16 +144,16 @@ class Slices:
                 standard = (part - np.float32(model.mean)) / np.float32(model.std)
                 yield Tile(rows, cols, self.engine.encode(standard, told))
 
-    def _within_memory(self, work: Callable[[], Result]) -> Result:
-        """Do something with tiles; where a GPU has too little memory for them, again with tiles half as large."""
+    def _within_memory(self, work: Callable[[], Result], shape: Sequence[int]) -> Result:
+        """Do something with a slice's tiles; where there is too little memory for them, again with tiles half as large."""
         while True:
-            tile = self._tile
+            tile = min(self._tile, max(shape))
             try:
                 return work()
             except DeviceMemoryError as error:
                 if tile < 2 * self.model.radius:  # there is more halo than tile
                     raise
-                said = str(error)  # a log that keeps the error itself would keep its tile's memory too
+                said = error.problem  # a log that keeps the error itself would keep its tile's memory too
                 log.warning("%s: going on with tiles of %d pixels in place of %d", said, tile // 2, tile)
                 self._tile = min(self._tile, tile // 2)
 

@@ -28,11 +28,11 @@ from pydicom.uid import HTJ2K, JPEG2000, ExplicitVRLittleEndian, JPEGBaseline8Bi
 
 from ..errors import ImageError, OutputFileError
 from ..files import write_folder
+from ..inputs import quiet
 from .anonymous import anonymise, declare, keyed_uid
 from .carried import carried, coded, decimal
 from .frames import Frame, Rescale
 from .series import LPS_TO_RAS, Series, along
-from .source import quiet
 
 Record = Mapping[str, Any]
 PRODUCT = "metasrgan-edge"
@@ -172,7 +172,7 @@ class _Derivation:
 
 def _slices(whole: _Derivation) -> Iterator[Dataset]:
     for k, plane in enumerate(_planes(whole.image)):
-        with quiet():
+        with quiet("pydicom"):
             dataset = _slice(whole, k, whole.stored(plane.T))
         yield dataset
 
@@ -339,6 +339,6 @@ def _plain(text: str, length: int) -> str:
 
 def _write(dataset: Dataset, file: IO[bytes]) -> None:
     content = io.BytesIO()  # as pydicom hides the cause where a disk is full
-    with quiet():
+    with quiet("pydicom"):
         dcmwrite(content, dataset, enforce_file_format=True)
     file.write(content.getbuffer())

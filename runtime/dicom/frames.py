@@ -18,7 +18,8 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
-from .source import Skipped, Source, decoder_advice, has_decoder, printable, quiet
+from ..inputs import quiet
+from .source import Skipped, Source, decoder_advice, has_decoder, printable
 
 Rescale = tuple[float, float]  # slope, intercept
 _FARTHEST = 1e6  # mm
@@ -45,7 +46,7 @@ class Frame:
     def value(self, keyword: str) -> Any:
         """An attribute of the frame, wherever its file keeps it; None where it has none, or none that can be read."""
         for place in (*self.groups, self.header):
-            with quiet(), contextlib.suppress(Exception):  # pydicom's parsers raise whatever they stumble over
+            with quiet("pydicom"), contextlib.suppress(Exception):  # pydicom's parsers raise whatever they stumble over
                 if (value := place.get(keyword)) not in (None, ""):
                     return value
         return None
@@ -115,7 +116,10 @@ class Frame:
     @cached_property
     def rounding(self) -> float:
         """The last decimal place of its direction cosines; 0 for whole numbers and single digits, which are exact or no use."""
-        cosines = [Decimal(str(cosine)) for cosine in self.value("ImageOrientationPatient") or ()]
+        try:
+            cosines = [Decimal(str(cosine)) for cosine in self.value("ImageOrientationPatient") or ()]
+        except (ArithmeticError, TypeError):  # text, or no list
+            return 0.0
         places = min((int(c.as_tuple().exponent) for c in cosines if abs(c) > _PERPENDICULAR), default=0)
         return 10.0**places if places < -1 else 0.0
 
@@ -201,7 +205,7 @@ class Frame:
 
 def frames_of(source: Source, header: Dataset) -> list[Frame]:
     """The frames of a file: one, or as many as its functional groups describe. Raises Skipped where these are damaged."""
-    with quiet():
+    with quiet("pydicom"):
         try:
             own = header.get("PerFrameFunctionalGroupsSequence") or ()
             shared = _items((header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])

@@ -5,19 +5,14 @@ Believes no size before it has looked at the file's own, and makes no path of an
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
 import math
 import os
-import threading
-import warnings
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +24,10 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import InputFileError, reason
+from ..inputs import quiet
 
 _PIXELS = 0x7FE00010
+_LONGEST_HEADER = 1 << 24  # bytes, which take seconds to parse; those of ten thousand frames are half as long
 _UNDEFINED = 0xFFFFFFFF
 _MAX_INFLATION = 1032  # of deflate: a zip's member cannot hold more for each byte that it takes
 _MAX_COMPRESSION = 1 << 16  # of a picture: a black slice of 2 MB takes a hundred bytes in JPEG 2000
@@ -61,45 +58,6 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
-class _Muted:
-    """A filter, of warnings as of logs, that stops what the threads in `quiet` say."""
-
-    def match(self, text: str) -> bool:  # as a regular expression, which a filter of warnings has
-        return threading.get_ident() in _QUIET
-
-    def __call__(self, record: logging.LogRecord) -> bool:
-        return not self.match("")
-
-
-_QUIET: list[int] = []  # threads, each as often as it is in `quiet`
-_LOCK = threading.Lock()
-_MUTED = _Muted()
-_ENTRY: Any = ("ignore", _MUTED, Warning, None, 0)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep pydicom from warnings and logs in this thread, as they quote values that may be a patient's."""
-    # Python's filters are the whole process's, and `warnings.catch_warnings` would undo what other threads set meanwhile.
-    logger, thread = logging.getLogger("pydicom"), threading.get_ident()
-    with _LOCK:
-        _QUIET.append(thread)
-        logger.addFilter(_MUTED)
-        filters: Any = warnings.filters
-        if filters[:1] != [_ENTRY]:
-            filters.insert(0, _ENTRY)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _QUIET.remove(thread)
-            if not _QUIET:
-                logger.removeFilter(_MUTED)
-                filters = warnings.filters
-                while _ENTRY in filters:
-                    filters.remove(_ENTRY)
-
-
 @dataclass(frozen=True, eq=False)
 class Source:
     """Where a DICOM file's bytes are: a path, a member of a zip, or memory. `name` is for a person's eyes alone.
@@ -112,16 +70,14 @@ class Source:
     content: Path | bytes | tuple[zipfile.ZipFile, zipfile.ZipInfo] = field(repr=False)
     problem: str = ""
 
-    def open(self) -> BinaryIO:
+    def open(self) -> _Bounded:
         """The file's bytes. Raises InputFileError where they are gone or damaged."""
         try:
-            if isinstance(self.content, bytes):
-                return io.BytesIO(self.content)
             if isinstance(self.content, Path):
-                return cast(BinaryIO, _Bounded(self.content))
-            archive, member = self.content
-            return io.BytesIO(archive.read(member))
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                return _Bounded(io.FileIO(self.content), self.content.stat().st_size)
+            content = self.content if isinstance(self.content, bytes) else self.content[0].read(self.content[1])
+            return _Bounded(io.BytesIO(content), len(content))
+        except Exception as error:  # the unpackers of damaged members raise whatever they stumble over
             why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
             raise InputFileError(f"{self.name} could not be read ({why}): copy it again") from None
 
@@ -129,7 +85,7 @@ class Source:
         """All of it but the pixels, which are promised and there. Raises Skipped."""
         if self.problem:
             raise Skipped(self.problem)
-        with self.open() as file, quiet():
+        with self.open() as file, quiet("pydicom"):
             return _header(file, self.size)
 
     def frames(self, header: Dataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
@@ -137,7 +93,7 @@ class Source:
 
         Raises InputFileError where pixels are damaged, or where no decoder for them is installed.
         """
-        with self.open() as file, quiet():
+        with self.open() as file, quiet("pydicom"):
             try:
                 dataset = _read(file)
                 _check_codestreams(dataset)
@@ -152,14 +108,14 @@ class Source:
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which no more is ever asked for than there is: a header that lies costs no memory."""
+    """A file of which no more is ever asked for than `most` bytes, or than there is: a header that lies costs no memory."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self._size = os.fstat(self.fileno()).st_size
+    def __init__(self, file: Any, most: int) -> None:
+        super().__init__(file)
+        self.most = most
 
     def read(self, size: int | None = -1, /) -> bytes:
-        left = max(self._size - self.tell(), 0)
+        left = max(self.most - self.tell(), 0)
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
@@ -224,15 +180,17 @@ def has_decoder(header: Dataset) -> bool:
         return False
 
 
-def _header(file: BinaryIO, size: int) -> Dataset:
+def _header(file: _Bounded, size: int) -> Dataset:
     start = file.read(1024)
     if start[128:132] != b"DICM" and start[:2] not in (b"\x08\x00", b"\x02\x00"):  # the latter lack the preamble
         raise Skipped("not DICOM")
     if b"1.2.840.10008.1.2.1.99" in start:
         raise Skipped("deflated as a whole: convert it with dcmconv +te first")
     file.seek(0)
+    whole, file.most = file.most, min(file.most, _LONGEST_HEADER)
     try:
         header = _read(file, stop_before_pixels=True)
+        file.most = whole
         uids = (header.get(f"{of}UID") for of in ("SeriesInstance", "SOPClass", "SOPInstance"))
         uid, kind, instance = (value if isinstance(value, str) else "" for value in uids)
         sizes = [header.get(k) for k in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,9 +86,11 @@ def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], None]:
         raise OutputFileError(f"{path} cannot hold an image of shape {scan.shape}: write .nii.gz")
     sitk = _simple_itk()
     try:
-        sitk.GetImageFromArray(np.zeros((1, 1), _real(scan.pixels[:0], scan).dtype))
+        _to_itk(sitk, replace(scan, pixels=scan.pixels[(slice(1),) * scan.pixels.ndim]))
     except (TypeError, KeyError, NotImplementedError):
         raise OutputFileError(f"neither NRRD nor MetaImage holds {scan.pixels.dtype}: choose another type by --dtype") from None
+    except RuntimeError as error:
+        raise OutputFileError(f"{path} cannot hold the volume's place ({_last_line(error)}): write .nii.gz") from None
 
     def write(file: IO[bytes]) -> None:
         itk_writer = sitk.ImageFileWriter()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import math
+import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from .. import grid, headers
 from ..errors import ImageError, InputFileError, OutputFileError, reason
-from ..inputs import believe, unreadable
+from ..inputs import believe, quiet, unreadable
 from ..intensity import real_array
 from ..measure import UNKNOWN, Fractions
 from ..scan import Scan
@@ -26,8 +27,9 @@ SUFFIXES = (".nii.gz", ".nii")
 _KIND = "a NIfTI file"
 _AGREE = 1e-3  # of a voxel's length
 _SHEARED = 1e-4  # cosine between two axes
-_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
-_MILLIMETRES = {"mm": 1.0, "micron": 0.001, "meter": 1000.0, "unknown": 1.0}
+_MILLIMETRES = {1: 1000.0, 3: 0.001}  # by the code of a unit; every other is taken for mm
+_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}
+_FARTHEST = 1 << 28  # bytes before the pixels: headers' extensions
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, ValueError, EOFError, zlib.error, OverflowError, MemoryError)
 
 
@@ -49,8 +51,9 @@ def read(path: Path) -> Scan:
 def load(path: Path) -> Any:
     """A NIfTI image whose pixels stay on disk. Raises InputFileError for a file that is missing, truncated or not NIfTI."""
     try:
-        _check_compression(path)
-        image = nib.load(path)
+        _check_start(path)
+        with quiet("nibabel.global"):
+            image = nib.load(path)
         size = path.stat().st_size
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: check the name") from None
@@ -88,7 +91,8 @@ def of_image(image: Any, acquired: Fractions = UNKNOWN) -> Scan:
             pixels = proxy.get_unscaled()
         except _UNREADABLE as error:
             raise unreadable(image.get_filename(), _KIND, reason(error)) from None
-    unit, time = _millimetres(header), header.get_xyzt_units()[1]
+    units = int(header["xyzt_units"])
+    unit, time = _MILLIMETRES.get(units & 7, 1.0), units & 56
     return Scan(
         real_array(pixels),
         tuple(size * unit for size in _voxel_size(image)),
@@ -146,15 +150,37 @@ def _image(scan: Scan, header: Any) -> Any:
     return image
 
 
-def _check_compression(path: Path) -> None:
-    """Raise InputFileError for a NIfTI file whose suffix says wrongly whether it is compressed."""
-    with open(path, "rb") as file:
-        start = file.read(348)
+def _check_start(path: Path) -> None:
+    """Raise InputFileError for a suffix that says wrongly whether the file is compressed, and for extensions without an end.
+
+    nibabel would make room for what an extension promises.
+    """
     named = path.suffix.lower() == ".gz"
+    with open(path, "rb") as file:
+        start = file.read(540)
     plain = start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2")
     if (named and plain) or (not named and start[:2] == b"\x1f\x8b"):
         said, right = ("not compressed", ".nii") if named else ("compressed", ".nii.gz")
         raise InputFileError(f"{path} is {said} by gzip, but its name says otherwise: rename it to {right}")
+    with gzip.open(path) if named else open(path, "rb") as file:
+        start = file.read(540)
+        second = start[4:7] in (b"n+2", b"ni2")
+        order: Literal["little", "big"] = "little" if int.from_bytes(start[:4], "little") in (348, 540) else "big"
+        kind, place, here = ("q", 168, 544) if second else ("f", 108, 352)
+        (offset,) = struct.unpack_from(f"{'<' if order == 'little' else '>'}{kind}", start.ljust(540, b"\0"), place)
+        if not offset <= _FARTHEST:
+            raise unreadable(path, _KIND, f"its pixels would begin at byte {offset:g}")
+        file.seek(here)
+        while here + 16 <= offset:
+            size = int.from_bytes(file.read(4), order)
+            if size > offset - here:
+                raise unreadable(
+                    path, _KIND, f"an extension of its header promises {size:,} bytes of {offset - here:g}"
+                )
+            if size < 8:
+                break
+            here += size
+            file.seek(here)
 
 
 def _voxel_size(image: Any) -> tuple[float, ...]:
@@ -169,14 +195,6 @@ def _voxel_size(image: Any) -> tuple[float, ...]:
     )
 
 
-def _millimetres(header: Any) -> float:
-    """How many millimetres the unit of a header is; one that it does not name is taken for millimetres."""
-    try:
-        return _MILLIMETRES[header.get_xyzt_units()[0]]
-    except KeyError:  # a code that is not in the standard
-        return 1.0
-
-
 def _header(scan: Scan) -> Any:
     """A header for a scan: that of the image it was read from, but for size, type, voxel size and place; else a new one.
 
@@ -185,9 +203,10 @@ def _header(scan: Scan) -> Any:
     known = isinstance(scan.header, nib.Nifti1Image)
     header = scan.header.header.copy() if known else nib.Nifti1Header()
     try:
-        header.set_data_shape(scan.shape)
-        header.set_data_dtype(scan.pixels.dtype)
-        _move(header, scan) if known else _place(header, scan)
+        with np.errstate(all="ignore"):
+            header.set_data_shape(scan.shape)
+            header.set_data_dtype(scan.pixels.dtype)
+            _move(header, scan) if known else _place(header, scan)
     except (HeaderDataError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         raise ImageError(
             f"a NIfTI header cannot describe the volume {scan.shape} of {scan.pixels.dtype} ({reason(error)}): "

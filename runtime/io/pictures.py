@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import io
 import math
 import re
 import struct
-import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from ..errors import ImageError, InputFileError, MetasrganError, OutputFileError, reason
-from ..inputs import believe, library, unreadable
+from ..inputs import believe, library, quiet, unreadable
 from ..intensity import real_array
 from ..scan import Scan
 
@@ -68,12 +66,7 @@ def _load(path: Path) -> tuple[NDArray[Any], bool]:
     """The pixels, and whether they are colours."""
     try:
         if path.suffix.lower() == ".npy":
-            with open(path, "rb") as file:
-                if _ODD_HEADER.match(file.read(_LONGEST_HEADER)):
-                    raise unreadable(path, "a NumPy array", "its header is damaged, or of Python 2")
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # numpy compares the file's size with what it promises
-            believe(path, _KIND, mapped.nbytes, path.stat().st_size)
-            return np.array(mapped), False
+            return _array(path), False
         with open(path, "rb") as file:
             start = file.read(2)
             if start in (b"II", b"MM"):
@@ -95,6 +88,25 @@ def _load(path: Path) -> tuple[NDArray[Any], bool]:
         raise InputFileError(f"{path} claims to hold more than this machine's memory: it is damaged, or too large") from None
     except Exception as error:  # the readers of damaged headers raise whatever they stumble over
         raise unreadable(path, _KIND, reason(error)) from None
+
+
+def _array(path: Path) -> NDArray[Any]:
+    """The array of an NPY file; np.load would make room for what a header promises."""
+    with open(path, "rb") as file:
+        start = file.read(_LONGEST_HEADER)
+        header = io.BytesIO(start)
+        version = np.lib.format.read_magic(header)
+        if version not in ((1, 0), (2, 0)) or _ODD_HEADER.match(start):
+            raise unreadable(path, "a NumPy array", "its header is damaged, or of Python 2")
+        formats = np.lib.format
+        read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
+        shape, fortran, dtype = read(header)
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise unreadable(path, "a NumPy array", f"it has objects of Python, or the shape {shape}")
+        count = math.prod(shape)
+        believe(path, _KIND, count * dtype.itemsize, path.stat().st_size - header.tell())
+        file.seek(header.tell())
+        return np.fromfile(file, dtype, count).reshape(shape, order="F" if fortran else "C")
 
 
 class _Jpeg(JpegImageFile):
@@ -153,7 +165,7 @@ def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def _tiff(path: Path, tifffile: Any) -> tuple[NDArray[Any], bool]:
     """As `_load`. Pages are taken in the file's order, whatever OME's or another program's text says of them."""
-    with _logged("tifffile") as errors, tifffile.TiffFile(path, is_ome=False, is_lsm=False, is_scanimage=False) as file:
+    with quiet("tifffile") as errors, tifffile.TiffFile(path, is_ome=False, is_lsm=False, is_scanimage=False) as file:
         pages: dict[int, Any] = {}
         for page in file.pages:
             if page.offset in pages:
@@ -212,22 +224,6 @@ def _check_page(path: Path, page: Any) -> None:
             raise InputFileError(f"{path} {why}")
     if packed != 1 or page.predictor != 1 or bits not in (1, 8, 16, 32, 64):
         library("imagecodecs", f"{path}, which is compressed or packed,")
-
-
-@contextlib.contextmanager
-def _logged(name: str) -> Iterator[list[str]]:
-    """The errors that a library logs in this thread; none of its lines reaches the log of the process."""
-    here, errors = threading.get_ident(), list[str]()
-
-    def others(record: logging.LogRecord) -> bool:
-        errors.extend([" ".join(record.getMessage().split())] * (record.thread == here and record.levelno >= logging.ERROR))
-        return record.thread != here
-
-    logging.getLogger(name).addFilter(others)
-    try:
-        yield errors
-    finally:
-        logging.getLogger(name).removeFilter(others)
 
 
 def check_writable_as(path: Path, pixels_dtype: np.dtype[Any], ndim: int, colour: bool) -> None:

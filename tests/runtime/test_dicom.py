@@ -50,7 +50,7 @@ from pydicom.uid import (  # noqa: E402
 from runtime.__main__ import main  # noqa: E402
 from runtime.dicom import Series, carried, datasets, derive, find_series, save, series_of  # noqa: E402
 from runtime.dicom import series as series_module  # noqa: E402
-from runtime.dicom import source as source_module  # noqa: E402
+from runtime.inputs import quiet  # noqa: E402
 from runtime.io import nifti  # noqa: E402
 from runtime.scan import Scan  # noqa: E402
 
@@ -854,7 +854,7 @@ def test_only_this_thread_is_kept_quiet(caplog: pytest.LogCaptureFixture) -> Non
     inside, done = threading.Event(), threading.Event()
 
     def read() -> None:
-        with source_module.quiet():
+        with quiet("pydicom"):
             inside.set()
             done.wait(10)
             warnings.warn("Doe", stacklevel=1)

@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from runtime import InputFileError, MetasrganError, OutputFileError
 from runtime import io as files
+from runtime.inputs import quiet
 from runtime.io import pictures
 from runtime.scan import Scan
 
@@ -282,7 +283,7 @@ def test_what_a_library_logs_is_kept_from_the_log(tmp_path: Path, caplog: pytest
         pictures.load(path)
     assert not caplog.records
     assert (logger.filters, logger.handlers, logger.level, logger.disabled) == before
-    with pictures._logged("tifffile") as errors:
+    with quiet("tifffile") as errors:
         other = threading.Thread(target=logger.error, args=("of another thread",))
         other.start()
         other.join()
