@@ -73,14 +73,16 @@ class Intensity:
         floor, ceiling = min(fences), max(fences)
         aside = volume.size - values.size
         if low < floor or high > ceiling:
-            inside = values[(values >= floor) & (values <= ceiling)]
+            with np.errstate(over="ignore"):  # fences may lie beyond what float16 holds
+                inside = values[(values >= floor) & (values <= ceiling)]
             aside += values.size - inside.size
             low, high = float(inside.min()), float(inside.max())
         return cls(low, high, black, white, floor, ceiling, aside, padding=padding)
 
     def is_aside(self, image: NDArray[Any]) -> NDArray[np.bool_]:
         """Where an image has values that are set aside."""
-        aside = ~((image >= self.floor) & (image <= self.ceiling))
+        with np.errstate(over="ignore"):
+            aside = ~((image >= self.floor) & (image <= self.ceiling))
         return aside | ((image >= self.padding[0]) & (image <= self.padding[1])) if self.padding else aside
 
     @property

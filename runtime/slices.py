@@ -22,6 +22,7 @@ from .intensity import Intensity
 
 log = logging.getLogger(__name__)
 
+_SMALLEST = 64  # pixels an axis, below which a tile takes no less memory
 Float = NDArray[np.float32]
 Result = TypeVar("Result")
 Window = tuple[int, int, int, int]  # row, column, height, width in output pixels
@@ -151,7 +152,7 @@ class Slices:
             try:
                 return work()
             except DeviceMemoryError as error:
-                if tile < 2 * self.model.radius:  # there is more halo than tile
+                if tile < max(_SMALLEST, 2 * self.model.radius):  # there is more halo than tile
                     raise
                 said = error.problem  # a log that keeps the error itself would keep its tile's memory too
                 log.warning("%s: going on with tiles of %d pixels in place of %d", said, tile // 2, tile)

@@ -33,6 +33,8 @@ def prepared(scan: Scan, size: Size, dtype: DTypeLike | None = None) -> Scan:
     target = _checked_dtype(dtype or scan.pixels.dtype.newbyteorder("="))
     if target.kind in "iu" and scan.pixels.dtype.kind == "f" and np.isnan(scan.pixels).any():
         raise ImageError(f"the volume holds NaN, which {target} does not: choose float32 by --dtype, or fill them")
+    if scan.affine is not None and not (np.isfinite(scan.affine).all() and np.linalg.det(scan.affine)):
+        raise ImageError("the header names no place in space: repair its sform, qform or pixdim, or its directions")
     axis, in_plane = scan.axis, scan.in_plane
     scales = size.of(scan.shape[:3], scan.spacing, axis)
     where = "" if scan.pixels.ndim == 2 else f" across axis {axis} of {scan.shape}"

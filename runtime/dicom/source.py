@@ -110,6 +110,8 @@ class Source:
 class _Bounded(io.BufferedReader):
     """A file of which no more is ever asked for than `most` bytes, or than there is: a header that lies costs no memory."""
 
+    name = ""  # which pydicom asks for, and memory has not
+
     def __init__(self, file: Any, most: int) -> None:
         super().__init__(file)
         self.most = most

@@ -29,7 +29,7 @@ _AGREE = 1e-3  # of a voxel's length
 _SHEARED = 1e-4  # cosine between two axes
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # by the code of a unit; every other is taken for mm
 _SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}
-_FARTHEST = 1 << 28  # bytes before the pixels: headers' extensions
+_FARTHEST = 1 << 26  # bytes before the pixels: headers' extensions
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, ValueError, EOFError, zlib.error, OverflowError, MemoryError)
 
 
@@ -93,10 +93,12 @@ def of_image(image: Any, acquired: Fractions = UNKNOWN) -> Scan:
             raise unreadable(image.get_filename(), _KIND, reason(error)) from None
     units = int(header["xyzt_units"])
     unit, time = _MILLIMETRES.get(units & 7, 1.0), units & 56
+    affine = np.array(image.affine, float)
+    affine[:3] *= unit
     return Scan(
         real_array(pixels),
         tuple(size * unit for size in _voxel_size(image)),
-        np.diag([unit, unit, unit, 1.0]) @ image.affine,
+        affine,
         slope=slope,
         inter=inter,
         labels=intent == "label",
@@ -174,9 +176,7 @@ def _check_start(path: Path) -> None:
         while here + 16 <= offset:
             size = int.from_bytes(file.read(4), order)
             if size > offset - here:
-                raise unreadable(
-                    path, _KIND, f"an extension of its header promises {size:,} bytes of {offset - here:g}"
-                )
+                raise unreadable(path, _KIND, f"an extension of its header promises {size:,} bytes of {offset - here:g}")
             if size < 8:
                 break
             here += size
