@@ -1,14 +1,17 @@
 """Everything that a caller may want to catch. Each error keeps a builtin base, says what it got, and what to do."""
 
-_LONGEST = 400  # characters: names and values in a message are as long as who made the file likes
-
 
 class MetasrganError(Exception):
     """Base of every error that this project raises on purpose; its text is one line, fit for a person."""
 
     def __str__(self) -> str:
-        text = "".join(c if c.isprintable() else "?" for c in " ".join(super().__str__().split("\n")))
-        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[3 - _LONGEST // 2 :]}"
+        return line(super().__str__(), 400)
+
+
+def line(value: object, most: int) -> str:
+    """A text as one line of so many characters at most, a long one without its middle: files name and say what they like."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split("\n")))
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[3 - most // 2 :]}"
 
 
 def reason(error: BaseException) -> str:

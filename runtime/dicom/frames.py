@@ -18,10 +18,12 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
+from ..errors import line
 from ..inputs import quiet
-from .source import Skipped, Source, decoder_advice, has_decoder, printable
+from .source import Skipped, Source, decoder_advice, has_decoder
 
 Rescale = tuple[float, float]  # slope, intercept
+_LONGEST = 10_240  # characters of a text, as of LT, the longest but unlimited ones
 _FARTHEST = 1e6  # mm
 _LEAST = 1e-30  # of slopes
 _PERPENDICULAR = 1e-3  # how far products of direction cosines may be from 0 and 1, where their digits would tell more
@@ -69,7 +71,7 @@ class Frame:
         value = self.value(keyword)
         if value is None or isinstance(value, Sequence):
             return ()
-        return tuple(map(printable, value if isinstance(value, MultiValue) else (value,)))
+        return tuple(line(part, _LONGEST) for part in (value if isinstance(value, MultiValue) else (value,)))
 
     @property
     def uid(self) -> str:

@@ -23,12 +23,13 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from ..errors import InputFileError, reason
+from ..errors import InputFileError, line, reason
 from ..inputs import quiet
 
 _PIXELS = 0x7FE00010
 _LONGEST_HEADER = 1 << 24  # bytes, which take seconds to parse; those of ten thousand frames are half as long
 _UNDEFINED = 0xFFFFFFFF
+_LINE = 200  # characters of a name or of a value, in a line
 _MAX_INFLATION = 1032  # of deflate: a zip's member cannot hold more for each byte that it takes
 _MAX_COMPRESSION = 1 << 16  # of a picture: a black slice of 2 MB takes a hundred bytes in JPEG 2000
 
@@ -49,13 +50,8 @@ class Skipped(Exception):
     """
 
     def __init__(self, why: str, uid: str = "", damaged: bool = False) -> None:
-        super().__init__(printable(why))
+        super().__init__(line(why, _LINE))
         self.uid, self.damaged = uid, damaged
-
-
-def printable(value: object) -> str:
-    """A header's value as text of one line."""
-    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +152,7 @@ def _in_zip(path: Path) -> Iterator[Source]:
             problem = "encrypted: unpack the zip first"
         elif member.file_size > _MAX_INFLATION * member.compress_size + 1024:
             problem = f"claims {member.file_size:,} bytes in {member.compress_size:,}: damaged"
-        shown = f"{path.name}:{member.filename}".encode("unicode_escape").decode()  # whatever a member calls itself
+        shown = line(f"{path.name}:{member.filename}", _LINE)
         if not member.is_dir():
             yield Source(shown, member.file_size, (archive, member), problem)
 

@@ -117,7 +117,7 @@ def _to_itk(sitk: Any, scan: Scan) -> Any:
     affine = _TO_RAS @ scan.affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     directions = np.eye(data.ndim)
-    directions[:3, :3] = affine[:3, :3] / spacing
+    directions[:3, :3] = (affine[:3, :3] / spacing).round(15)  # or ITK prints doubts of numbers such as 1e-40
     later = data.ndim - 3
     result = sitk.GetImageFromArray(data.T, isVector=False)
     result.SetOrigin([*affine[:3, 3], *[0.0] * later])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -166,10 +165,10 @@ def _check_start(path: Path) -> None:
         raise InputFileError(f"{path} is {said} by gzip, but its name says otherwise: rename it to {right}")
     with gzip.open(path) if named else open(path, "rb") as file:
         start = file.read(540)
-        second = start[4:7] in (b"n+2", b"ni2")
-        order: Literal["little", "big"] = "little" if int.from_bytes(start[:4], "little") in (348, 540) else "big"
-        kind, place, here = ("q", 168, 544) if second else ("f", 108, 352)
-        (offset,) = struct.unpack_from(f"{'<' if order == 'little' else '>'}{kind}", start.ljust(540, b"\0"), place)
+        kind = nib.Nifti2Header if start[4:7] in (b"n+2", b"ni2") else nib.Nifti1Header
+        header = kind(start.ljust(540, b"\0")[: kind.template_dtype.itemsize], check=False)
+        order: Literal["little", "big"] = "little" if header.endianness == "<" else "big"
+        offset, here = float(header["vox_offset"]), kind.template_dtype.itemsize + 4
         if not offset <= _FARTHEST:
             raise unreadable(path, _KIND, f"its pixels would begin at byte {offset:g}")
         file.seek(here)
