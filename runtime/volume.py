@@ -21,6 +21,7 @@ from .slices import Slices, check_slice_shape
 
 Progress = Callable[[int, int], None]
 
+_FARTHEST, _SMALLEST = 1e9, 1e-30  # mm of a place, mm³ of a voxel: headers hold them in single precision
 _DIFFER = 2.0  # times: volumes of a 4-D file whose ranges differ more have each its own
 _AS_LABELS = "labels: nearest neighbour, the network was not used"
 
@@ -33,7 +34,7 @@ def prepared(scan: Scan, size: Size, dtype: DTypeLike | None = None) -> Scan:
     target = _checked_dtype(dtype or scan.pixels.dtype.newbyteorder("="))
     if target.kind in "iu" and scan.pixels.dtype.kind == "f" and np.isnan(scan.pixels).any():
         raise ImageError(f"the volume holds NaN, which {target} does not: choose float32 by --dtype, or fill them")
-    if scan.affine is not None and not (np.isfinite(scan.affine).all() and np.linalg.det(scan.affine)):
+    if scan.affine is not None and not (np.abs(scan.affine).max() < _FARTHEST and abs(np.linalg.det(scan.affine)) > _SMALLEST):
         raise ImageError("the header names no place in space: repair its sform, qform or pixdim, or its directions")
     axis, in_plane = scan.axis, scan.in_plane
     scales = size.of(scan.shape[:3], scan.spacing, axis)

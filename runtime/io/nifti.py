@@ -28,6 +28,7 @@ _AGREE = 1e-3  # of a voxel's length
 _SHEARED = 1e-4  # cosine between two axes
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # by the code of a unit; every other is taken for mm
 _SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}
+_LARGEST = 1e30  # slopes, with which values stay within floats
 _FARTHEST = 1 << 26  # bytes before the pixels: headers' extensions
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, ValueError, EOFError, zlib.error, OverflowError, MemoryError)
 
@@ -90,10 +91,13 @@ def of_image(image: Any, acquired: Fractions = UNKNOWN) -> Scan:
             pixels = proxy.get_unscaled()
         except _UNREADABLE as error:
             raise unreadable(image.get_filename(), _KIND, reason(error)) from None
+    if not 1 / _LARGEST < abs(slope) < _LARGEST or not abs(inter) < _LARGEST:
+        raise ImageError(f"the header scales values by {slope:g} and adds {inter:g}: repair scl_slope and scl_inter")
     units = int(header["xyzt_units"])
     unit, time = _MILLIMETRES.get(units & 7, 1.0), units & 56
     affine = np.array(image.affine, float)
-    affine[:3] *= unit
+    with np.errstate(over="ignore", invalid="ignore"):
+        affine[:3] *= unit
     return Scan(
         real_array(pixels),
         tuple(size * unit for size in _voxel_size(image)),
@@ -169,10 +173,11 @@ def _check_start(path: Path) -> None:
         header = kind(start.ljust(540, b"\0")[: kind.template_dtype.itemsize], check=False)
         order: Literal["little", "big"] = "little" if header.endianness == "<" else "big"
         offset, here = float(header["vox_offset"]), kind.template_dtype.itemsize + 4
-        if not offset <= _FARTHEST:
+        extended = start[here - 4 : here - 3] not in (b"", b"\0")
+        if not offset <= _FARTHEST or (extended and offset < here):
             raise unreadable(path, _KIND, f"its pixels would begin at byte {offset:g}")
         file.seek(here)
-        while here + 16 <= offset:
+        while extended and here + 16 <= offset:
             size = int.from_bytes(file.read(4), order)
             if size > offset - here:
                 raise unreadable(path, _KIND, f"an extension of its header promises {size:,} bytes of {offset - here:g}")
@@ -187,7 +192,8 @@ def _voxel_size(image: Any) -> tuple[float, ...]:
 
     It is that of the affine, which places the voxels. `pixdim`, which many tools forget, is its short form where both agree.
     """
-    lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
     return tuple(
         float(said) if abs(length - said) <= _AGREE * length else float(f"{length:.6g}")
         for length, said in zip(lengths, image.header.get_zooms()[:3])

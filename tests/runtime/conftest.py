@@ -27,7 +27,8 @@ class FakeSeries:
     def volume(self) -> Scan:
         columns, rows, slices = self.shape[1], self.shape[0], self.shape[2]
         data = np.arange(columns * rows * slices).reshape(columns, rows, slices).astype(np.int16)
-        return Scan(data, (0.8, 0.8, 3), np.diag([0.8, 0.8, 3.0, 1.0]), header=self, notes=self.notes)
+        notes = (f"it {self.doubt}", *self.notes) if self.doubt else self.notes
+        return Scan(data, (0.8, 0.8, 3), np.diag([0.8, 0.8, 3.0, 1.0]), header=self, notes=notes)
 
 
 @pytest.fixture

@@ -105,3 +105,20 @@ def test_conversion_between_integers_clips() -> None:
     assert to_dtype(values, np.uint8).tolist() == [0, 0, 255, 255]
     assert to_dtype(values, np.int16).tolist() == [-32768, -5, 300, 32767]
     assert to_dtype(np.array([2**63 + 5], np.uint64), np.int64).tolist() == [2**63 - 1]
+
+
+def test_padding_that_a_header_names_is_set_aside() -> None:
+    """Even where it lies among the other values, as 0 does in a scan that reaches below it."""
+    image = np.random.default_rng(0).normal(0, 100, (40, 40)).astype(np.int16)
+    padded = image.copy()
+    padded[:, :15] = 7
+    intensity = Intensity.of(padded, padding=(5, 9))
+    named = (padded >= 5) & (padded <= 9)
+    assert intensity.aside == named.sum()
+    assert "padding" in intensity.said
+    rest = padded[~named]
+    assert (intensity.low, intensity.high) == (rest.min(), rest.max())
+    np.testing.assert_array_equal(intensity.is_aside(padded), named)
+    out = np.zeros((80, 80), np.int16)
+    intensity.put_back(out, padded, [np.arange(80) // 2] * 2)
+    np.testing.assert_array_equal(out[:, :30], 7)

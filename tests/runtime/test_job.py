@@ -233,6 +233,38 @@ def test_series_are_chosen(shipped: Upscaler, dicom: types.SimpleNamespace, tmp_
     assert nib.load(tmp_path / "out.nii.gz").shape == (18, 16, 3)
 
 
+def test_a_doubtful_series_is_taken_only_by_its_number(shipped: Upscaler, dicom: types.SimpleNamespace, tmp_path: Path) -> None:
+    dicom.found[0].doubt = "is a localizer, slices to plan others by"
+    source = tmp_path / "in"
+    source.mkdir()
+    job.run(shipped, Task(source, tmp_path / "a.nii.gz"), TWICE)  # the last, as the first is doubtful
+    assert nib.load(tmp_path / "a.nii.gz").shape == (18, 20, 4)
+    result = job.run(shipped, Task(source, tmp_path / "b.nii.gz", 0), TWICE)
+    assert (result.shape_in, result.notes[1]) == ((9, 8, 3), "it is a localizer, slices to plan others by")
+    del dicom.found[1:]
+    with pytest.raises(InputFileError, match=r"it is a localizer.*take it all the same by --series 1"):
+        job.run(shipped, Task(source, tmp_path / "c.nii.gz"), TWICE)
+
+
+def test_an_anonymous_output_tells_no_hash_of_its_input(
+    shipped: Upscaler, scan: Path, dicom: types.SimpleNamespace, tmp_path: Path
+) -> None:
+    hashed = record.fingerprint([scan])
+    keyed = [replace(TWICE, anonymous=True, key=key) for key in (b"k" * 16, b"k" * 16, b"m" * 16, None)]
+    inputs = []
+    for number, request in enumerate(keyed):
+        job.run(shipped, Task(scan, tmp_path / f"{number}.nii"), request)
+        assert hashed not in (tmp_path / f"{number}.nii.json").read_text()
+        inputs.append(read(tmp_path / f"{number}.nii")["input"])
+    assert inputs[0] == inputs[1] != inputs[2] != inputs[3] == {}
+    (tmp_path / "in").mkdir()
+    for number, request in enumerate((keyed[0], keyed[3], keyed[3], Request(Size(scale="2"), anonymous=True))):
+        job.run(shipped, Task(tmp_path / "in", tmp_path / f"out{number}", 0), request)
+    given, once, again, other = (told["key"] for told in dicom.saved)
+    assert given == b"k" * 16
+    assert once == again != other  # one run has one secret
+
+
 def test_an_output_within_its_input_is_refused(shipped: Upscaler, dicom: types.SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(OutputFileError, match="within its own input"):
         job.run(shipped, Task(tmp_path, tmp_path / "out"), TWICE)

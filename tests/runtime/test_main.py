@@ -237,6 +237,16 @@ def test_bad_input_file_is_one_clear_line(name: str, tmp_path: Path, capsys: pyt
         (["--scale", "2", "-o", "no/such/folder/"], "no/such/folder cannot be made (No such file or directory)"),
         (["--scale", "2", "-o", "a" * 300 + ".nii"], "could not be written (File name too long)"),
         (["--scale", "1e99999999"], "scale '1e99999999' is not a number"),
+        (
+            ["--scale", "2", "--anonymous", "--resume"],
+            "with --deterministic or --resume, give a --key FILE",
+        ),
+        (
+            ["--scale", "2", "--anonymous", "--key", "none"],
+            "(No such file or directory): give --key a file of 16 random",
+        ),
+        (["--scale", "2", "--anonymous", "--key", "/dev/null"], "--key /dev/null has 0 bytes: give 16 random ones"),
+        (["--scale", "2", "--key", f"{ROOT}/LICENSE"], "random ones or more, with --anonymous"),
     ],
 )
 def test_bad_argument_is_one_clear_line(
