@@ -5,6 +5,7 @@ Believes no size before it has looked at the file's own, and makes no path of an
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -117,6 +118,14 @@ class _Bounded(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
+class _Archive(zipfile.ZipFile):
+    """A zip that is silent about its members' damage when it is closed for good; Python's own asserts there."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            super().__del__()
+
+
 def sources(path: Path) -> Iterator[Source]:
     """The files of a folder and all folders in it, or of a zip. Raises InputFileError where `path` itself cannot be read."""
     if not os.path.exists(path):
@@ -145,7 +154,7 @@ def _in_folder(folder: Path) -> Iterator[Source]:
 
 
 def _in_zip(path: Path) -> Iterator[Source]:
-    archive = zipfile.ZipFile(path)
+    archive = _Archive(path)
     for member in archive.infolist():
         problem = ""
         if member.flag_bits & 1:

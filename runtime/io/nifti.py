@@ -162,15 +162,16 @@ def _check_start(path: Path) -> None:
     """
     named = path.suffix.lower() == ".gz"
     with open(path, "rb") as file:
-        start = file.read(540)
+        start = file.read(544)
     plain = start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2")
     if (named and plain) or (not named and start[:2] == b"\x1f\x8b"):
         said, right = ("not compressed", ".nii") if named else ("compressed", ".nii.gz")
         raise InputFileError(f"{path} is {said} by gzip, but its name says otherwise: rename it to {right}")
     with gzip.open(path) if named else open(path, "rb") as file:
-        start = file.read(540)
-        kind = nib.Nifti2Header if start[4:7] in (b"n+2", b"ni2") else nib.Nifti1Header
-        header = kind(start.ljust(540, b"\0")[: kind.template_dtype.itemsize], check=False)
+        start = file.read(544)
+        second = 540 in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))
+        kind = nib.Nifti2Header if second else nib.Nifti1Header
+        header = kind(start.ljust(544, b"\0")[: kind.template_dtype.itemsize], check=False)
         order: Literal["little", "big"] = "little" if header.endianness == "<" else "big"
         offset, here = float(header["vox_offset"]), kind.template_dtype.itemsize + 4
         extended = start[here - 4 : here - 3] not in (b"", b"\0")
