@@ -15,30 +15,23 @@ from runtime import command
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m train") -> int:
-    return command.run(lambda: _train(argv, prog))
-
-
-def _train(argv: list[str] | None, prog: str) -> None:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     add = parser.add_argument
     add("--config", metavar="NAME", help="a .toml file, or the name of one in train/configs (default: fidelity)")
     add("--data", type=Path, help="folder of image slices or NIfTI volumes, for every stage that names none")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change the configuration: updates=1000, generator.blocks=3",
-    )
+    changes = "change the configuration: updates=1000, generator.blocks=3"
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=changes)
     add("--out", type=Path, help="folder for last.pt, best.pt and tensorboard/")
+    add = parser.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on with the run in --out, as it was configured")
     add("--dry-run", action="store_true", help="say what the run would be and how long it would take; write nothing")
     args = parser.parse_args(argv)
     if not (args.out or args.dry_run):
         parser.error("--out is needed: the folder for the run's checkpoints")
-    if args.resume and (args.dry_run or not args.out):
-        parser.error("--resume goes on with the run in --out, and not with --dry-run")
+    return command.run(lambda: _train(args))
 
+
+def _train(args: argparse.Namespace) -> None:
     import torch  # whose absence is an error with advice
 
     from . import checkpoint, config, loop
@@ -50,15 +43,10 @@ def _train(argv: list[str] | None, prog: str) -> None:
         chosen = config.parse(checkpoint.load(last).get("training", {}), args.set, args.data, str(last))
     else:
         chosen = config.load(args.config or "fidelity", args.set, args.data)
-    progress = sys.stderr.isatty()
     try:
-        if args.dry_run:
-            for line in loop.dry_run(chosen, progress):
-                print(line, flush=True)
-        else:
-            best = loop.train(chosen, args.out, args.resume, progress)
+        for line in loop.dry_run(chosen) if args.dry_run else [str(loop.train(chosen, args.out, args.resume))]:
             if first:
-                print(best)
+                print(line, flush=True)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 from scipy.ndimage import gaussian_filter
 
 from runtime import grid
@@ -18,22 +20,25 @@ Image = NDArray[np.float32]
 NOISE = (0.003, 0.08)  # of white, from the best scans to the worst that anybody reads
 
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _ordered(gain: tuple[float, float]) -> tuple[float, float]:
+    require(0 < gain[0] <= gain[1] < np.inf, "gain", gain, "two positive factors, the lower one first")
+    return gain
+
+
 @dataclass(frozen=True)
 class Augment:
-    """How probable each change of a patch is, from 0 to 1; `gain` bounds the factor that every patch is multiplied by."""
+    """How probable each change of a patch is; `gain` bounds the factor that every patch is multiplied by."""
 
-    gain: tuple[float, float] = (0.7, 1.1)  # where white lies differs by what else is in the picture
-    zoom: float = 0.0  # resampled by 0.8…1.25: other pixel sizes, and the blur of resampling to 1 mm
-    smooth: float = 0.0  # a Gaussian of 0.3…0.8 pixels: softer scanners
-    curve: float = 0.0  # grey values redrawn: other contrasts
-    strip: float = 0.0  # black outside of a blob, and white as bright as what is left: a stripped brain
-    spots: float = 0.0  # up to four bright dots of a low-resolution pixel or less: a network that never saw any shatters them
-    noise: float = 0.0  # Rician, 0.3 to 8 % of white, in the low-resolution image only: the truth is what was meant
-
-    def __post_init__(self) -> None:
-        for name in ("zoom", "smooth", "curve", "strip", "spots", "noise"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability from 0 to 1")
-        require(0 < self.gain[0] <= self.gain[1] < np.inf, "gain", self.gain, "two positive factors, the lower one first")
+    gain: Annotated[tuple[float, float], AfterValidator(_ordered)] = (0.7, 1.1)  # white differs by what else is in the picture
+    zoom: Probability = 0.0  # resampled by 0.8…1.25: other pixel sizes, and the blur of resampling to 1 mm
+    smooth: Probability = 0.0  # a Gaussian of 0.3…0.8 pixels: softer scanners
+    curve: Probability = 0.0  # grey values redrawn: other contrasts
+    strip: Probability = 0.0  # black outside of a blob, and white as bright as what is left: a stripped brain
+    spots: Probability = 0.0  # up to four bright dots of a low-resolution pixel or less: a network without them shatters any
+    noise: Probability = 0.0  # Rician, 0.3 to 8 % of white, in the low-resolution image only: the truth is what was meant
 
     def crop(self, crop: Image, least: int, rng: np.random.Generator) -> Image:
         """A crop (H, W) before patches are cut: perhaps resampled, to no less than `least` pixels an axis."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +20,8 @@ from . import networks
 from .generator import Generator
 
 FORMAT = "metasrgan-edge checkpoint 1"
+# What reading a file that is damaged, or something else, may raise.
+_DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, EOFError, zlib.error, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -27,18 +31,31 @@ def save(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(buffer.getvalue()), overwrite=True)
 
 
+def read(path: Path, advice: str) -> Any:
+    """The content of a PyTorch file, or the arrays of a .npz as tensors; neither runs code from it. Raises InputFileError."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():  # torch itself does not look at the checksums
+                    raise ValueError("a checksum differs")
+                is_npz = all(name.endswith(".npy") for name in archive.namelist())
+            if is_npz:
+                with np.load(path) as arrays:
+                    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputFileError(f"{path} does not exist: {advice}") from None
+    except OSError as error:
+        raise InputFileError(f"{path} cannot be read ({error.strerror or reason(error)}): {advice}") from None
+    except _DAMAGE:  # whose own words advise to trust the file
+        raise InputFileError(f"{path} is damaged, or no file of weights: {advice}") from None
+
+
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint's content on the CPU. Raises InputFileError for what is missing, damaged or of another kind."""
-    try:
-        if zipfile.ZipFile(path).testzip():  # torch itself does not look at the checksums
-            raise ValueError("its checksum differs")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputFileError(f"{path} does not exist: give a checkpoint such as runs/first/best.pt") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, zipfile.BadZipFile) as error:
-        raise InputFileError(f"{path} is not a readable checkpoint ({reason(error)}): copy it again") from None
+    content = read(path, "copy it again, or give a checkpoint such as runs/first/best.pt")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputFileError(f"{path} is no checkpoint of this project: make one with `python -m train`")
+        raise InputFileError(f"{path} is no checkpoint of this project: make one with `metasrgan train`")
     return content
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from runtime import grid, images, measure, volume
+from runtime import formats, grid, images, measure, volume
 from runtime.acquired import Told
 from runtime.errors import ImageError, InputFileError
 from runtime.intensity import Intensity
@@ -37,34 +39,90 @@ _TEXTURE = (-3.0, -2.0)  # log10 of what an estimate of noise finds where there 
 _MIN_BRIGHT = 0.05  # a slice of a volume with less tissue than this is left out
 
 
+class Scan(NamedTuple):
+    """The slices of a volume or a picture, (H, W) float32, black 0 and white about 1, each with its number where it has one.
+
+    `axes` says where a slice's two axes lead, in nibabel's letters; nothing for a picture.
+    """
+
+    name: str  # its file's, without the suffix
+    slices: dict[str, Image]
+    axes: str = ""
+
+
 class Crop(NamedTuple):
-    """The brain crop of a slice, (H, W) float32, black 0 and white about 1, and where it is from."""
+    """The brain crop of a slice, (H, W) float32, black 0 and white about 1; where it is from, and where its axes lead."""
 
     pixels: Image
     source: str
+    axes: str = ""
+    volume: str = ""  # its file, for all crops of which one estimate is made
 
 
 Batch = tuple[Image, Image, Image, grid.Scales]
 
 
-def load_crops(files: Iterable[Path], min_size: int, progress: bool = True, acquired: bool = False) -> list[Crop]:
+def read(path: Path) -> list[Scan]:
+    """The scans of a file of any format, or of a folder of DICOM series: the one place where training reads images.
+
+    JPEGs are averaged 2×2, which removes most of the compression's error; colour becomes luminance; an NPY stack (N, H, W) is a
+    volume. Raises InputFileError or ImageError for what cannot be used.
+    """
+    kind, name = formats.kind(path), path.name.removesuffix(formats.suffix(path))
+    if kind == "picture":
+        return [Scan(name, _picture(path))]
+    if kind != "dicom":
+        return [_volume(name, formats.load(path))]
+    series = [one for one in formats.dicom().find_series(path) if not one.problem]
+    return [_volume(f"{name}_{k}" if len(series) > 1 else name, one.volume()) for k, one in enumerate(series, 1)]
+
+
+def _volume(name: str, image: Any) -> Scan:
+    pixels, slope, _ = volume.stored(image)
+    intensity = Intensity.of(pixels, inverted=slope < 0)
+    across = volume.slices_across(image)
+    axes = [axis for axis in range(min(3, pixels.ndim)) if axis != across]
+    stack = np.moveaxis(pixels, axes, (0, 1))
+    slices = {",".join(map(str, k)): intensity.normalise(stack[(..., *k)]) for k in np.ndindex(stack.shape[2:])}
+    letters = nibabel.aff2axcodes(image.affine)
+    return Scan(name, slices, "".join(letters[axis] or "?" for axis in axes))
+
+
+def _picture(path: Path) -> dict[str, Image]:
+    pixels, suffix = images.read(path), path.suffix.lower()
+    if suffix == ".npy" and pixels.ndim == 3:
+        intensity = Intensity.of(pixels)
+        return {str(k): intensity.normalise(slice_) for k, slice_ in enumerate(pixels)}
+    if pixels.ndim != 2 + (pixels.ndim == 3 and pixels.shape[-1] == 3):
+        raise ImageError(f"it has shape {pixels.shape}: give slices (H, W), or NPY stacks (N, H, W)")
+    grey = pixels.astype(np.float32)
+    grey = grey @ np.array(LUMINANCE, np.float32) if grey.ndim == 3 else grey
+    if suffix in (".jpg", ".jpeg"):
+        height, width = (n // 2 for n in grey.shape)
+        grey = grey[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean(axis=(1, 3))
+    return {"": Intensity.of(grey).normalise(grey)}
+
+
+def load_crops(files: Iterable[Path], min_size: int, acquired: bool = False) -> list[Crop]:
     """Brain crops of every usable slice, each at least `min_size` an axis.
 
-    JPEG slices are averaged 2×2 first, which removes most of the compression's error; colour becomes luminance. Slices
-    smaller than `min_size` are left out, and the log says how many; so are those of volumes that show hardly any tissue.
+    Slices smaller than `min_size` are left out, and the log says how many; so are those of volumes that show hardly any tissue.
     With `acquired`, each slice is cropped to the matrix that its spectrum shows to be measured.
     Raises InputFileError, which names the file, for one that cannot be used.
     """
     crops, left_out = [], 0
-    for file in tqdm(list(files), desc="reading", unit="file", disable=not progress, leave=False):
+    for file in bar(list(files), desc="reading", unit="file", leave=False):
         try:
-            for number, image in _slices(file):
-                image = measure.estimate([image]).canonical(image)[0] if acquired else image
-                window = _widen(resample.brain_crop(image), image.shape, min_size)
-                left_out += window is None
-                if window is not None:
-                    source = file.name if number is None else f"{file.name} slice {number}"
-                    crops.append(Crop(np.ascontiguousarray(image[window]), source))
+            for scan in read(file):
+                for number, image in scan.slices.items():
+                    if scan.axes and not (image > 0.05).mean() > _MIN_BRIGHT:
+                        continue
+                    image = measure.estimate([image]).canonical(image)[0] if acquired else image
+                    window = _widen(resample.brain_crop(image), image.shape, min_size)
+                    left_out += window is None
+                    if window is not None:
+                        source = f"{file.name} slice {number}" if number else file.name
+                        crops.append(Crop(np.ascontiguousarray(image[window]), source, scan.axes, str(file)))
         except ImageError as error:
             raise InputFileError(f"{file}: {error}") from None
     if left_out:
@@ -72,35 +130,14 @@ def load_crops(files: Iterable[Path], min_size: int, progress: bool = True, acqu
     return crops
 
 
+def bar(items: Sequence[T] | None = None, **options: Any) -> tqdm[T]:
+    """A progress bar, at a terminal alone, and of the first process alone."""
+    return tqdm(items, disable=None if os.environ.get("RANK", "0") == "0" else True, **options)
+
+
 def evenly(items: Sequence[T], count: int) -> list[T]:
     """Up to `count` of some items, from the first to the last at even distances."""
     return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []
-
-
-def _slices(file: Path) -> Iterable[tuple[str | None, Image]]:
-    """The slices of a file, black 0 and white about 1, with the number of each where there are several."""
-    if volume.is_nifti(file):
-        image = volume.load(file)
-        pixels, slope, _ = volume.stored(image)
-        intensity = Intensity.of(pixels, inverted=slope < 0)
-        slices = np.moveaxis(pixels, volume.slice_axis(image), -1) if pixels.ndim > 2 else pixels[..., None]
-        for index in np.ndindex(slices.shape[2:]):
-            unit = intensity.normalise(slices[(..., *index)])
-            if (unit > 0.05).mean() > _MIN_BRIGHT:
-                yield ",".join(map(str, index)), unit
-        return
-    pixels = images.read(file)
-    if file.suffix.lower() == ".npy" and pixels.ndim == 3:  # a stack (N, H, W): one volume, one range
-        intensity = Intensity.of(pixels)
-        yield from ((str(k), intensity.normalise(slice_)) for k, slice_ in enumerate(pixels))
-        return
-    if pixels.ndim != 2 + (pixels.ndim == 3 and pixels.shape[-1] == 3):
-        raise ImageError(f"it has shape {pixels.shape}: give slices (H, W), or NPY stacks (N, H, W)")
-    slice_ = pixels.astype(np.float32) @ np.array(LUMINANCE, np.float32) if pixels.ndim == 3 else pixels.astype(np.float32)
-    if file.suffix.lower() in (".jpg", ".jpeg"):
-        height, width = (n // 2 * 2 for n in slice_.shape)
-        slice_ = slice_[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
-    yield None, Intensity.of(slice_).normalise(slice_)
 
 
 def _widen(window: tuple[slice, slice], shape: tuple[int, ...], size: int) -> tuple[slice, slice] | None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from runtime import grid, measure
+from runtime import grid
 from runtime.acquired import Acquired, Band
 
 from . import resample, scanner
 from .scanner import Image
-from .tables import require
-
-if TYPE_CHECKING:
-    from .evaluate import Crop
+from .tables import ConfigError
 
 WINDOWS = {"hard": Band(), "tukey": Band(taper=0.25), "hamming": scanner.HAMMING}
 FRACTIONS = ((1.0, 1.0), (0.85, 1.0), (0.7, 1.0), (0.5, 1.0), (0.7, 0.7), (0.5, 0.5))
@@ -51,8 +47,8 @@ def resampled(kernel: resample.Kernel, sigma: float = 0.0) -> Degradation:
 
 def scan(fractions: tuple[float, float], window: str, sigma: float = 0.0) -> Degradation:
     """A scan of a truth, of which these fractions of rows and columns are measured through a window of `WINDOWS`."""
-    shape = WINDOWS[window]
-    bands = (Band(fractions[0], shape.taper, shape.floor), Band(fractions[1], shape.taper, shape.floor))
+    rows, cols = (replace(WINDOWS[window], fraction=fraction) for fraction in fractions)
+    bands = (rows, cols)
 
     def of(truth: Image, scales: grid.Scales) -> Image:
         size = tuple(int(n / r) for n, r in zip(truth.shape, scales))
@@ -71,35 +67,16 @@ def _left(band: Band) -> float:
 
 def named(text: str, sigma: float = 0.0) -> list[Degradation]:
     """What a word names: a kernel, all 18 scans (`scan`), or one of any fractions (`scan:.7,1:hard`). Raises ConfigError."""
-    for kernel in resample.KERNELS:
-        if text == kernel:
-            return [resampled(kernel, sigma)]
-    if text == "scan":
-        return [scan(fractions, window, sigma) for fractions in FRACTIONS for window in WINDOWS]
-    kind, _, rest = text.partition(":")
-    numbers, _, window = rest.partition(":")
-    try:
-        fractions = [float(number) for number in numbers.split(",")]
-    except ValueError:
-        fractions = []
-    fits = kind == "scan" and window in WINDOWS and len(fractions) == 2 and all(0 < f <= 1 for f in fractions)
-    one = f"a scan such as scan:.7,1:hard ({', '.join(WINDOWS)})"
-    require(fits, "an input", text, f"{', '.join(resample.KERNELS)}, scan for all scans, or {one}")
-    return [scan((fractions[0], fractions[1]), window, sigma)]
-
-
-def inputs(
-    crops: Sequence[Crop], which: Sequence[int], degradation: Degradation, scales: grid.Scales, estimated: bool
-) -> tuple[list[Image], dict[str, Acquired]]:
-    """The inputs of `which` crops; and if wanted what the runtime finds of each volume, from the inputs of all its crops."""
-    lrs = {k: degradation.of(crops[k].pixels, scales) for k in (range(len(crops)) if estimated else which)}
-    found: dict[str, Acquired] = {}
-    if estimated:
-        slices = defaultdict(list)
-        for k, lr in lrs.items():
-            slices[crops[k].volume].append(lr)
-        found = {volume: measure.estimate(its) for volume, its in slices.items()}
-    return [lrs[k] for k in which], found
+    words: dict[str, list[Degradation]] = {kernel: [resampled(kernel, sigma)] for kernel in resample.KERNELS}
+    words["scan"] = [scan(fractions, window, sigma) for fractions in FRACTIONS for window in WINDOWS]
+    if text in words:
+        return words[text]
+    fraction = r"(1(?:\.0*)?|0?\.\d*[1-9]\d*)"
+    parts = re.fullmatch(f"scan:{fraction},{fraction}:({'|'.join(WINDOWS)})", text)
+    if not parts:
+        one = f"a scan such as scan:.7,1:hard ({', '.join(WINDOWS)})"
+        raise ConfigError(f"an input is {text!r}: give {', '.join(resample.KERNELS)}, scan for all scans, or {one}")
+    return [scan((float(parts[1]), float(parts[2])), parts[3], sigma)]
 
 
 def percent(part: float) -> str:

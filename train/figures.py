@@ -1,123 +1,108 @@
-"""The pictures of an evaluation: scores over scale, and crops beside each other. Each function gives a matplotlib figure."""
+"""The pictures of an evaluation: scores over scale, and crops beside each other, as the bytes of files."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
+from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from .models import Image as Pixels
-from .report import Results
+from .metrics import Measure
+from .scores import Panel, Record
 
+# Okabe and Ito's colours, told apart by colour-blind readers too; bicubic, which comes first, is black. Of two lines of which
+# one lies on the other both are seen.
+_LINES = cycler(color=("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
+_LINES += cycler(marker="osD^vPX") + cycler(linestyle=("-", "-", "--", "-.", ":", "-", "-"))
 STYLE: Any = {
     "font.size": 9,
     "text.parse_math": False,  # a name may hold a $
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.prop_cycle": _LINES,
     "lines.markersize": 4,
     "lines.linewidth": 1.2,
     "savefig.dpi": "figure",
+    "svg.hashsalt": "metasrgan-edge",
 }
-# Okabe and Ito's colours, told apart by colour-blind readers too; bicubic, which comes first, is black.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vPX"
-LINES = ("-", "-", "--", "-.", ":")  # one that lies on another shows both
 
 
 @rc_context(STYLE)
-def curves(results: Results) -> Figure:
+def curves(records: Sequence[Record], measures: Sequence[Measure], kind: str = "png") -> bytes:
     """Every measure over scale, a line a model, with standard errors, a panel an input that is no scan; equal scales of both
     axes only.
     """
-    square = sorted((y, s) for s, (y, x) in enumerate(results.scales) if y == x)
-    index, ratio = np.array([s for _, s in square], int), [float(r) for r, _ in square]
-    shown = [d for d, degradation in enumerate(results.inputs) if degradation.kind != "scan"]
-    rows, cols = len(results.measures), len(shown)
+    shown = [line for line in records if line["input"] != "scan"]
+    panels = [[*lines] for _, lines in groupby(shown, lambda line: (line["input"], line["noise"]))]
+    models = [*dict.fromkeys(line["model"] for line in shown)]
+    rows, cols = len(measures), len(panels)
     figure = Figure(figsize=(1.2 + 2.7 * cols, 0.7 + 2.3 * rows), dpi=200, layout="constrained")
     axes = figure.subplots(rows, cols, squeeze=False, sharex=True, sharey="row")
-    for q, measure in enumerate(results.measures):
-        axes[q, 0].set_ylabel(measure.label + (f" ({measure.unit})" if measure.unit else ""))
-        for k, d in enumerate(shown):
-            axis = axes[q, k]
-            axis.grid(color="0.9", linewidth=0.6)
-            axis.xaxis.set_major_formatter("×{x:g}")
-            if len(ratio) <= 6:
-                axis.set_xticks(ratio)
-            for m, model in enumerate(results.models):
-                colour, marker = COLOURS[m % len(COLOURS)], MARKERS[m % len(MARKERS)]
-                mean, error = (part[d, index, m, q] for part in (results.mean, results.standard_error))
-                style = {"color": colour, "marker": marker, "linestyle": LINES[m % len(LINES)], "label": model.name}
-                axis.errorbar(ratio, mean, None if np.isnan(error).all() else error, capsize=2, elinewidth=0.8, **style)
-            if q == 0:
-                axis.set_title(f"inputs made by {results.inputs[d].name}")
-            if q == rows - 1:
-                axis.set_xlabel("scale")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(results.models)))
-    return figure
+    for (q, d), axis in np.ndenumerate(axes):
+        measure, noise = measures[q], panels[d][0]["noise"]
+        square = sorted((line for line in panels[d] if len({*line["scale"]}) == 1), key=lambda line: line["scale"])
+        axis.grid(color="0.9", linewidth=0.6)
+        axis.xaxis.set_major_formatter("×{x:g}")
+        if len(ratios := {line["scale"][0] for line in square}) <= 6:
+            axis.set_xticks(sorted(ratios))
+        for model in models:
+            its = [line for line in square if line["model"] == model]
+            mean, error = (np.array([line[measure.key][part] for line in its], float) for part in ("mean", "standard_error"))
+            bars = error if np.isfinite(error).any() else None
+            axis.errorbar([line["scale"][0] for line in its], mean, bars, capsize=2, elinewidth=0.8, label=model)
+        axis.set_title(f"inputs made by {panels[d][0]['input']}" + f" {100 * noise:.3g} %" * (noise > 0) if q == 0 else "")
+        axis.set_xlabel("scale" if q == rows - 1 else "")
+        axis.set_ylabel(measure.label + f" ({measure.unit})" * bool(measure.unit) if d == 0 else "")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(models)))
+    return _bytes(figure, kind)
 
 
 @rc_context(STYLE)
-def panel(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Pixels, str]]]]) -> Figure:
-    """A row (subject, [(heading, image, its score), …]) a crop, each image over its absolute error against the last, the truth.
+def panel(title: str, rows: Panel, errors: bool) -> bytes:
+    """A line of images a row, so large that single pixels of an input can be seen, as a png.
 
-    All images of a row have one shape (H, W) and are shown from 0, black, to 1; the errors share one colour scale.
+    With `errors`, images are shown from 0, black, to 1, and below each is its absolute error against the last of its row, the
+    truth, all on one colour scale; else each row from the first hundredth of its first image's grey values to the last.
     """
-    columns = len(rows[0][1])
-    errors = [[np.abs(image - images[-1][1]) for _, image, _ in images[:-1]] for _, images in rows]
-    top = max(float(np.percentile(e, 99.5)) for row in errors for e in row) or 1.0
-    heights = [1.75 * e[0].shape[0] / e[0].shape[1] for e in errors for _ in range(2)]
-    size = (1.75 * columns + 0.3, sum(heights) + 0.32 * len(rows) + 0.6)
-    figure = Figure(figsize=size, dpi=100, layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02, hspace=0, wspace=0))
+    columns, width = len(rows[0][1]), 1.75 if errors else 3.2
+    lines = [np.abs(image - images[-1][1]) for _, images in rows for _, image, _ in images[:-1]] if errors else []
+    top = max((float(np.percentile(line, 99.5)) for line in lines), default=1.0) or 1.0
+    heights = [width * images[0][1].shape[0] / images[0][1].shape[1] for _, images in rows for _ in range(1 + errors)]
+    figure = Figure(figsize=(width * columns + 0.3, sum(heights) + 0.32 * len(rows) + 0.6), dpi=100)
+    figure.set_layout_engine(ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02, hspace=0, wspace=0))
     figure.suptitle(title)
-    axes = figure.subplots(2 * len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    axes = figure.subplots(len(heights), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    for (subject, images), error, above, below in zip(rows, errors, axes[::2], axes[1::2]):
-        for axis, (heading, image, score) in zip(above, images):
-            axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.set_title(f"{heading}\n{score}" if axis in axes[0] else score, fontsize=8)
-        for axis, image in zip(below, error):
-            mapped = axis.imshow(image, cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
-        above[0].set_ylabel(subject, fontsize=8)
-        below[0].set_ylabel("error", fontsize=8)
-    bar = axes[1, -1].inset_axes((0.1, 0.1, 0.07, 0.8))  # below the first truth, which has no error
-    figure.colorbar(mapped, cax=bar, label="absolute error\n(white = 1)", extend="max")
-    return figure
-
-
-@rc_context(STYLE)
-def crops(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, Pixels, str]]]]) -> Figure:
-    """A row (what it shows, [(model, crop, its figures), …]) a place of a scan, enlarged so that single pixels can be seen.
-
-    A row is shown from the first hundredth of its first image's grey values, black, to the last.
-    """
-    figure = Figure(figsize=(3.2 * len(rows[0][1]) + 0.3, 3.5 * len(rows) + 0.3), dpi=100, layout="constrained")
-    figure.suptitle(title)
-    for line, (shown, images) in zip(figure.subplots(len(rows), len(rows[0][1]), squeeze=False), rows):
-        low, high = np.percentile(images[0][1], (1, 99))
-        for axis, (heading, image, score) in zip(line, images):
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+    for (shown, images), above, below in zip(rows, axes[:: 1 + errors], axes[errors :: 1 + errors]):
+        low, high = (0, 1) if errors else np.percentile(images[0][1], (1, 99))
+        for axis, under, (heading, image, score) in zip(above, below, images):
             axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            axis.set_title(f"{heading}\n{score}", fontsize=8)
-        line[0].set_ylabel(shown)
-    return figure
+            axis.set_title(f"{heading}\n{score}" if axis in axes[0] or not errors else score, fontsize=8)
+            if errors and image is not images[-1][1]:
+                mapped = under.imshow(np.abs(image - images[-1][1]), cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
+        above[0].set_ylabel(shown, fontsize=8)
+        if errors:
+            below[0].set_ylabel("error", fontsize=8)
+    if errors:
+        bar = axes[1, -1].inset_axes((0.1, 0.1, 0.07, 0.8))  # below the first truth, which has no error
+        figure.colorbar(mapped, cax=bar, label="absolute error\n(white = 1)", extend="max")
+    return _bytes(figure, "png")
 
 
-def save(figure: Figure, kind: str, file: Any) -> None:
-    """Write a figure to a binary file, as svg or as png of 96 colours, the same bytes for the same figure."""
-    drawn = io.BytesIO()
-    with rc_context({**STYLE, "svg.hashsalt": "metasrgan-edge"}):
-        figure.savefig(drawn, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+def _bytes(figure: Figure, kind: str) -> bytes:
+    """A figure as svg or as png of 96 colours, the same for the same figure."""
+    drawn, file = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
     if kind == "svg":
-        file.write(drawn.getvalue())
-    else:
-        palette = Image.open(drawn).convert("RGB").quantize(96, dither=Image.Dither.NONE)
-        palette.save(file, format="png", optimize=True)
+        return drawn.getvalue()
+    Image.open(drawn).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(file, format="png", optimize=True)
+    return file.getvalue()

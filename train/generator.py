@@ -7,14 +7,15 @@ Shapes are written at the line that makes them: N images, H×W low-resolution pi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from runtime import grid
@@ -26,35 +27,35 @@ SOFT = 3.0  # a band's soft end is multiplied by it: Hann's window is 1
 TOLD, TOLD_HIDDEN = 3, 16  # numbers that are told, and units of the network that turns them into biases
 
 
+Size = Annotated[int, Field(ge=1, le=4096)]
+Mean = Annotated[float, Field(allow_inf_nan=False)]
+Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _odd(number: int) -> int:
+    require(number % 2 == 1, "a kernel", number, "an odd number")
+    return number
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
     """What rebuilds a generator; a checkpoint carries it. `mean` and `std` are of images scaled to [0, 1]."""
 
-    channels: int = 64
-    blocks: int = 5
-    head_kernel: int = 9
+    kind: Literal["meta"] = "meta"
+    channels: Size = 64
+    blocks: Size = 5
+    head_kernel: Annotated[Size, AfterValidator(_odd)] = 9
     batch_norm: bool = True
     projection: grid.Projection = "corner"
     skip: bool = False  # output = linear interpolation of the input + Meta-Upscale of the features
-    predictor_hidden: int = 256
-    basis: int = 0  # 3×3×C filters that all predicted ones are sums of; 0: the predictor's last layer alone
+    predictor_hidden: Size = 256
+    basis: Annotated[int, Field(ge=0, le=4096)] = (
+        0  # 3×3×C filters that predicted ones are sums of; 0: the predictor's last layer
+    )
     per_axis: bool = False  # the predictor is told 1/r_y and 1/r_x, not 1/r alone
     told: bool = False  # the trunk is told the input's noise and band (`TOLD`): a bias for each channel after the head
-    mean: float = 0.370
-    std: float = 0.117
-
-    def __post_init__(self) -> None:
-        check_sizes(self, ("channels", "blocks", "head_kernel", "predictor_hidden"))
-        require(self.head_kernel % 2 == 1, "head_kernel", self.head_kernel, "an odd number")
-        require(0 <= self.basis <= 4096, "basis", self.basis, "0 to 4096")
-
-
-def check_sizes(config: Any, names: Sequence[str]) -> None:
-    """Raise ConfigError where a network's sizes are not positive, or its mean and std are no normalisation."""
-    for name in names:
-        require(1 <= getattr(config, name) <= 4096, name, getattr(config, name), "1 to 4096")
-    require(math.isfinite(config.mean), "mean", config.mean, "a number such as 0.37")
-    require(0 < config.std < math.inf, "std", config.std, "a positive number such as 0.117")
+    mean: Mean = 0.370
+    std: Std = 0.117
 
 
 # Without batch norm, projected from pixel centres, learning only what linear interpolation lacks; deep and narrow, which is

@@ -10,9 +10,36 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import data, losses, optimisers, processes
+from runtime.errors import InputFileError
+
+from . import data, losses, processes
 from .config import Stage
-from .discriminator import Discriminator
+
+_DECAY = 0.3  # Muon moves also what the images hardly excite: without decay, weights of no use grow until a bright dot shatters
+_LEAST = 16  # channels on either side of a weight that Muon takes: fewer say nothing about directions
+
+
+def optimisers(network: nn.Module, muon: bool, rate: float) -> list[torch.optim.Optimizer]:
+    """Adam, as the paper has it; or Muon (Jordan et al. 2024) for the weights between hidden channels, and Adam for all others.
+
+    Muon's update is the gradient's momentum with all its singular values made equal, so that directions that the images hardly
+    excite are learned as fast as the rest. A convolution's weight is the matrix (out, taps · in) that it is, in its own memory:
+    channels last. Updates are scaled to the size of Adam's (Liu et al. 2025, *Muon is scalable for LLM training*).
+    """
+    weights = {
+        p: p.detach().movedim(1, -1).view(len(p), -1) for p in network.parameters() if p.ndim > 1 and min(p.shape[:2]) >= _LEAST
+    }
+    if not muon or not weights:
+        return [torch.optim.Adam(network.parameters(), rate)]
+    of_matrices = torch.optim.Muon(weights.values(), rate, weight_decay=_DECAY, adjust_lr_fn="match_rms_adamw")
+
+    def take_gradients(*_: Any) -> None:
+        for weight, matrix in weights.items():
+            assert weight.grad is not None
+            matrix.grad = weight.grad.movedim(1, -1).flatten(1)
+
+    of_matrices.register_step_pre_hook(take_gradients)
+    return [torch.optim.Adam([p for p in network.parameters() if p not in weights], rate), of_matrices]
 
 
 class Learner:
@@ -23,18 +50,22 @@ class Learner:
         self.stage, self.device = stage, device
         fastest = "bfloat16" if computes_in_bfloat16(device) else "float32"
         self.precision = fastest if stage.precision == "auto" else stage.precision
-        self.generator = generator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimiser = optimisers.build(stage.optimiser, self.generator, stage.learning_rate)
-        self.average: AveragedModel | None = None
-        if stage.ema:
-            self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(stage.ema), use_buffers=True)
-        self.discriminator: nn.Module | None = None
-        if stage.adversarial:
-            self.discriminator = Discriminator().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.judge = torch.optim.Adam(self.discriminator.parameters(), lr=stage.learning_rate)
+        self.generator = self._on_device(generator)
+        self.optimisers = optimisers(self.generator, stage.optimiser == "muon", stage.learning_rate)
+        averaged = get_ema_multi_avg_fn(stage.ema)
+        self.average = AveragedModel(self.generator, multi_avg_fn=averaged, use_buffers=True) if stage.ema else None
+        self.discriminator = self._on_device(losses.Discriminator()) if stage.adversarial else None
+        self.judge = torch.optim.Adam(self.discriminator.parameters(), stage.learning_rate) if self.discriminator else None
         self.perceptual = losses.Perceptual(Path(stage.features)).to(device) if stage.perceptual else None
         self._generator = processes.shared(self.generator)
         self._discriminator = processes.shared(self.discriminator) if self.discriminator else None
+        states: dict[str, Any] = {type(optimiser).__name__: optimiser for optimiser in self.optimisers}
+        states |= {"generator": self.generator, "average": self.average}
+        states |= {"discriminator": self.discriminator, "judge": self.judge}
+        self._states = {name: part for name, part in states.items() if part is not None}
+
+    def _on_device(self, network: nn.Module) -> nn.Module:
+        return network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def kept(self) -> nn.Module:
@@ -43,16 +74,13 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs to go on as if nothing had happened."""
-        state = {"generator": self.generator.state_dict(), "optimiser": self.optimiser.state_dict()}
-        if self.average is not None:
-            state["average"] = self.average.state_dict()
-        if self.discriminator is not None:
-            state |= {"discriminator": self.discriminator.state_dict(), "judge": self.judge.state_dict()}
-        return state
+        return {name: part.state_dict() for name, part in self._states.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        for name, content in state.items():
-            getattr(self, name).load_state_dict(content)
+        if state.keys() != self._states.keys():
+            raise InputFileError("last.pt is of another release: finish its run there, or start another with --set init")
+        for name, part in self._states.items():
+            part.load_state_dict(state[name])
 
     def step(self, batch: data.Batch, update: int) -> dict[str, float]:
         """One update of each network; its losses by name. A loss or gradient that is not finite changes no weights of its
@@ -63,30 +91,28 @@ class Learner:
         """
         stage = self.stage
         lr, hr = (torch.from_numpy(side).to(self.device, memory_format=torch.channels_last) for side in batch[:2])
-        told, scales = torch.from_numpy(batch[2]).to(self.device), batch[3]
-        for optimiser in (self.optimiser, *([self.judge] if self.discriminator else [])):
+        for optimiser in (*self.optimisers, *([self.judge] if self.judge else [])):
             for group in optimiser.param_groups:
                 group["lr"] = stage.rate(update)
         self.generator.train()
         with self._autocast():
-            sr = self._generator(lr, scales, told)
+            sr = self._generator(lr, batch[3], torch.from_numpy(batch[2]).to(self.device))
         sr = sr.clamp(0, 1) if stage.clamp else sr
         parts = {"l1": nn.functional.l1_loss(sr, hr)}
         loss = parts["l1"] if stage.loss == "l1" else 10 * nn.functional.mse_loss(sr, hr)  # as large as L1 of 0.02, or near it
         if stage.faint:
             parts["faint"] = losses.faint(sr.float(), hr, stage.twins, (lr.shape[-2], lr.shape[-1]))
-            loss = loss + stage.faint * parts["faint"]
         if stage.is_adversarial(update):
             if self.discriminator is not None:
-                parts["discriminator"] = self._train_discriminator(sr.detach(), hr)
+                parts["discriminator"] = self._train_discriminator(self.discriminator, sr.detach(), hr)
                 with self._autocast():
                     parts["adversarial"] = losses.adversarial_generator(self.discriminator(sr).float())
-                loss = loss + stage.adversarial * parts["adversarial"]
             if self.perceptual is not None:
                 with self._autocast():
                     parts["perceptual"] = self.perceptual(sr, hr).float()
-                loss = loss + stage.perceptual * parts["perceptual"]
-        self._descend(loss, self.generator, self.optimiser)
+        for name in ("faint", "adversarial", "perceptual"):
+            loss = loss + getattr(stage, name) * parts[name] if name in parts else loss
+        self._descend(loss, self.generator, *self.optimisers)
         if self.average is not None:
             self.average.update_parameters(self.generator)
         return {name: part.item() for name, part in parts.items()}
@@ -94,27 +120,28 @@ class Learner:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def _train_discriminator(self, sr: Tensor, hr: Tensor) -> Tensor:
-        assert self._discriminator is not None
-        assert self.discriminator is not None
-        self.discriminator.train().requires_grad_(True)
+    def _train_discriminator(self, network: nn.Module, sr: Tensor, hr: Tensor) -> Tensor:
+        assert self._discriminator
+        assert self.judge
+        network.train().requires_grad_(True)
         with self._autocast():
             real, fake = self._discriminator(hr), self._discriminator(sr)
         loss = losses.adversarial_discriminator(real.float(), fake.float())
-        self._descend(loss, self.discriminator, self.judge)
-        self.discriminator.requires_grad_(False)  # the generator's step goes through it, not to it
+        self._descend(loss, network, self.judge)
+        network.requires_grad_(False)  # the generator's step goes through it, not to it
         return loss.detach()
 
-    def _descend(self, loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer | optimisers.Muon) -> None:
+    def _descend(self, loss: Tensor, network: nn.Module, *optimisers: torch.optim.Optimizer) -> None:
         finite = math.isfinite(loss.item())
         if processes.anywhere(not finite):
             raise FloatingPointError("another process's loss is not finite" if finite else f"the loss is {loss.item()}")
-        optimiser.zero_grad(set_to_none=True)
+        network.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.stage.clip_norm or math.inf).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}")
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

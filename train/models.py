@@ -1,30 +1,29 @@
-"""What can be scored, as functions of an image: bicubic interpolation, bundles served by `runtime`, checkpoints by PyTorch.
-
-torch is imported by what needs it.
-"""
+"""What can be scored, as functions of an image: bicubic interpolation, bundles served by `runtime`, checkpoints by PyTorch."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from runtime import ScaleError, Upscaler, grid
+from runtime import InputFileError, ScaleError, Upscaler, grid
 from runtime.acquired import STORED, Acquired
+from runtime.files import sha256
 from runtime.intensity import Intensity
 from runtime.slices import output_shape
 
-from . import resample
+from . import checkpoint, networks, resample
+from .generator import Generator
 from .metrics import Image
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # lr (H, W) in [0, 1], scales, what was measured of it → sr (H·p_y // q_y, W·p_x // q_x); or a ScaleError
 Upscale = Callable[[Image, grid.Scales, Acquired], Image]
@@ -48,19 +47,21 @@ class Model:
     parameters: int | None = None
     multiply_adds: int | None = None  # in convolutions, for each lr pixel
     told: Told = "stored"
+    factor: float = 1.0  # σ is told so many times as large
 
-    def hears(self, estimate: Acquired | None, truth: Acquired | None = None, factor: float = 1.0) -> Acquired:
-        """What it is told of an input, σ times a factor."""
+    def output(self, lr: Image, scales: grid.Scales, estimate: Acquired | None, truth: Acquired | None = None) -> Image | None:
+        """What it makes of an input of which these are known; None where it does not serve the scales."""
         acquired = {"auto": estimate, "true": truth, "stored": STORED}[self.told]
         assert acquired is not None, self.told
-        return replace(acquired, sigma=factor * acquired.sigma)
-
-    def output(self, lr: Image, scales: grid.Scales, acquired: Acquired) -> Image | None:
-        """What it makes of an input; None where it does not serve the scales."""
         try:
-            return self.upscale(lr, scales, acquired)
+            return self.upscale(lr, scales, replace(acquired, sigma=self.factor * acquired.sigma))
         except ScaleError:  # a network of one scale
             return None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of it, as plain data."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("upscale", "factor")}
 
 
 BICUBIC = Model(
@@ -68,7 +69,17 @@ BICUBIC = Model(
 )
 
 
-def load_model(spec: str, told: Told = "auto") -> Model:
+def load_models(specs: Sequence[str], told: Told = "auto", factor: float = 1.0) -> list[Model]:
+    """Bicubic interpolation and the models of `load_model`. Raises InputFileError for two of one name."""
+    models = [BICUBIC, *(load_model(spec, told, factor) for spec in specs)]
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputFileError(f"two models are called {name}: give one another name, as in --models first=PATH second=PATH")
+    return models
+
+
+def load_model(spec: str, told: Told = "auto", factor: float = 1.0) -> Model:
     """The bundle, served by `runtime`, or checkpoint, by PyTorch, that PATH or NAME=PATH names; @auto, @true or @stored behind
     the path says what it is told.
 
@@ -82,46 +93,22 @@ def load_model(spec: str, told: Told = "auto") -> Model:
         if named.endswith(f"@{word}") and not Path(named).exists():  # or an @
             named, told, also = named.removesuffix(f"@{word}"), word, f"@{word}"
     path = Path(named)
-    model = _load_bundle(path) if _is_bundle(path) else _load_checkpoint(path)
-    content = path.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    name = name or path.stem + also
-    return replace(model, name=name, file=str(path), sha256=sha256, bytes=len(content), told=told)
-
-
-def _is_bundle(path: Path) -> bool:
-    if path.suffix in (".bundle", ".pt"):
-        return path.suffix == ".bundle"
-    try:
-        return "manifest.json" in zipfile.ZipFile(path).namelist()
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
-
-
-def _load_bundle(path: Path) -> Model:
-    upscaler = Upscaler.load(path)
-    manifest = upscaler.bundle.manifest
-    try:  # the manifest's account of the checkpoint is for people, and nothing that a bundle must have
-        from . import networks
-
-        cost = multiply_adds(networks.build(networks.configure(manifest["checkpoint"]["generator"])))
-    except (LookupError, TypeError, ValueError):
-        cost = None
-    served_by = f"runtime on {upscaler.device}"
-    return Model("", served_by, upscale_by(upscaler), parameters=manifest.get("parameters"), multiply_adds=cost)
-
-
-def _load_checkpoint(path: Path) -> Model:
-    import torch
-
-    from . import checkpoint
-
-    model, _ = checkpoint.load_network(path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.float().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parameters = sum(p.numel() for p in model.parameters())
-    served_by = f"PyTorch on {device}, float32"
-    return Model("", served_by, upscale_with(model), parameters=parameters, multiply_adds=multiply_adds(model))
+    network: nn.Module | None = None
+    if path.suffix == ".bundle" or (zipfile.is_zipfile(path) and "manifest.json" in zipfile.ZipFile(path).namelist()):
+        upscaler = Upscaler.load(path)
+        manifest = upscaler.bundle.manifest
+        upscale, served_by, parameters = upscale_by(upscaler), f"runtime on {upscaler.device}", manifest.get("parameters")
+        # The manifest's account of the checkpoint is for people, and nothing that a bundle must have.
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            network = networks.build(networks.configure(manifest["checkpoint"]["generator"]))
+    else:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        network = checkpoint.load_network(path)[0].float().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        upscale, served_by = upscale_with(network), f"PyTorch on {device}, float32"
+        parameters = sum(p.numel() for p in network.parameters())
+    cost = multiply_adds(network) if network else None
+    facts = str(path), sha256(path), path.stat().st_size, parameters, cost
+    return Model(name or path.stem + also, served_by, upscale, *facts, told, factor)
 
 
 def upscale_by(upscaler: Upscaler) -> Upscale:
@@ -134,10 +121,6 @@ def upscale_with(model: nn.Module) -> Upscale:
 
     One with a Meta-Upscale stage gets the canonical form, as in the runtime; one for a single scale the image as it is.
     """
-    import torch
-
-    from .generator import Generator
-
     device = next(model.parameters()).device
 
     @torch.no_grad()
@@ -153,16 +136,18 @@ def upscale_with(model: nn.Module) -> Upscale:
     return upscale
 
 
+def nearest(lr: Image, scales: grid.Scales) -> Image:
+    """(H, W) → (H·p_y // q_y, W·p_x // q_x): every pixel as a block, to look at an input."""
+    rows, cols = (grid.project(n, r, "centred").source for n, r in zip(lr.shape, scales))
+    return lr[rows][:, cols]
+
+
 def multiply_adds(model: nn.Module, side: int = 16) -> int | None:
     """Multiply-adds of a network's convolutions for each lr pixel, at the first whole scale from 2 to 4 that it serves."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    image = torch.zeros(side, side).numpy()
     for r in (Fraction(2), Fraction(3), Fraction(4)):
         try:
             with FlopCounterMode(display=False) as counter:
-                upscale_with(model)(image, (r, r), STORED)
+                upscale_with(model)(np.zeros((side, side), np.float32), (r, r), STORED)
         except ScaleError:
             continue
         flops = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]

@@ -3,50 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import nn
 
 from . import baselines, generator
 from .baselines import EdsrConfig, SrganConfig
 from .generator import GeneratorConfig
-from .tables import build as build_config
-from .tables import require
+from .tables import checked, require
 
-Config = GeneratorConfig | EdsrConfig | SrganConfig
+Config = Annotated[GeneratorConfig | EdsrConfig | SrganConfig, Field(discriminator="kind")]
 
-NAMED: dict[str, Config] = {**generator.CONFIGS, **baselines.CONFIGS}
-_KINDS: dict[str, tuple[type[Any], type[nn.Module]]] = {
-    "meta": (GeneratorConfig, generator.Generator),
-    "edsr": (EdsrConfig, baselines.Edsr),
-    "srgan": (SrganConfig, baselines.Srgan),
-}
+NAMED: dict[str, GeneratorConfig | EdsrConfig | SrganConfig] = {**generator.CONFIGS, **baselines.CONFIGS}
+_NETWORKS: dict[str, type[nn.Module]] = {"meta": generator.Generator, "edsr": baselines.Edsr, "srgan": baselines.Srgan}
 
 
-def configure(table: dict[str, Any], where: str = "generator") -> Config:
+def named(table: Any, where: str) -> dict[str, Any]:
+    """A network's table with the fields of the one that its `name` names, where it has one. Raises ConfigError."""
+    require(isinstance(table, dict), f"{where}: generator", table, "a table")
+    if "name" not in table:
+        return {"kind": "meta", **table}
+    name = table["name"]
+    require("kind" not in table, f"{where}: generator", "both a kind and a name", "one of the two")
+    require(isinstance(name, str) and name in NAMED, f"{where}: generator.name", name, f"one of {', '.join(NAMED)}")
+    return asdict(NAMED[name]) | {key: value for key, value in table.items() if key != "name"}
+
+
+def configure(table: dict[str, Any], where: str = "the network") -> Config:
     """A network's configuration from a table: its `kind` (meta without it), or the `name` of one, and the fields that differ.
 
     Raises ConfigError for an unknown kind, name or field and for a value that no network can have.
     """
-    require(isinstance(table, dict), where, table, "a table")
-    values = dict(table)
-    require(not {"kind", "name"} <= values.keys(), where, "both a kind and a name", "one of the two")
-    if "name" in values:
-        name = values.pop("name")
-        require(isinstance(name, str) and name in NAMED, f"{where}.name", name, f"one of {', '.join(NAMED)}")
-        values = plain(NAMED[name]) | values
-    kind = values.pop("kind", "meta")
-    require(isinstance(kind, str) and kind in _KINDS, f"{where}.kind", kind, f"one of {', '.join(_KINDS)}")
-    config: Config = build_config(_KINDS[kind][0], values, where)
+    config: Config = checked(Config, named(table, where), where)
     return config
 
 
-def plain(config: Config) -> dict[str, Any]:
-    """A configuration in plain types, for a checkpoint: `configure` reads it again."""
-    kind = next(kind for kind, (of, _) in _KINDS.items() if type(config) is of)
-    return {"kind": kind, **asdict(config)}
-
-
 def build(config: Config) -> nn.Module:
-    """A network with new weights: `forward(image (N, 1, H, W), scales) → (N, 1, h, w)`, and its `config`."""
-    return next(network for of, network in _KINDS.values() if type(config) is of)(config)
+    """A network with new weights: `forward(image (N, 1, H, W), scales, told) → (N, 1, h, w)`, and its `config`."""
+    return _NETWORKS[config.kind](config)

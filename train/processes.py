@@ -9,28 +9,24 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
-from runtime.errors import MetasrganError
-
-
-class ProcessError(MetasrganError, RuntimeError):
-    """Processes that cannot work together."""
+from runtime.errors import DeviceError
 
 
 @contextmanager
 def group() -> Iterator[torch.device]:
-    """Join the group that torchrun made, where it did; this process's device. Raises ProcessError."""
+    """Join the group that torchrun made, where it did; this process's device. Raises DeviceError."""
     cuda = torch.cuda.is_available()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield torch.device("cuda" if cuda else "cpu")
         return
     if not {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
-        raise ProcessError("WORLD_SIZE is set but not RANK, LOCAL_RANK and MASTER_ADDR: start several processes with torchrun")
+        raise DeviceError("WORLD_SIZE is set but not RANK, LOCAL_RANK and MASTER_ADDR", "start several processes with torchrun")
     local = int(os.environ["LOCAL_RANK"])
     if cuda and local >= torch.cuda.device_count():
-        raise ProcessError(f"process {local + 1} of this machine has no GPU of {torch.cuda.device_count()}: start fewer")
+        raise DeviceError(f"process {local + 1} of this machine has no GPU of {torch.cuda.device_count()}", "start fewer")
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -71,18 +67,5 @@ class _SharedBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.momentum is not None
-        y, world = x.float(), dist.get_world_size()
-        mean = all_reduce(y.mean((0, 2, 3))) / world
-        y = y - mean[:, None, None]
-        variance = all_reduce(y.square().mean((0, 2, 3))) / world
-        with torch.no_grad():
-            count = world * y.numel() / y.shape[1]
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-        y = y * (self.weight * torch.rsqrt(variance + self.eps))[:, None, None] + self.bias[:, None, None]
-        return y.to(x.dtype)
+        rank, world = place()
+        return super().forward(torch.cat(all_gather(x.contiguous()))).chunk(world)[rank]

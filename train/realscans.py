@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from tqdm import tqdm
 
-from runtime import InputFileError, formats, grid, measure, volume
-from runtime.acquired import Acquired
-from runtime.intensity import Intensity
+from runtime import InputFileError, grid, measure
 from runtime.preview import upright
 
-from . import data, report
+from . import data, scores
 from .augment import disc
-from .degradations import Degradation, inputs, percent
-from .models import Image, Model
-
-if TYPE_CHECKING:
-    from .evaluate import Crop
+from .data import Image, Scan
+from .degradations import percent
+from .models import Model
+from .scores import name_of, table
 
 Mask = NDArray[np.bool_]
 WHOLE = grid.parse_scales(1)
 
 SLICES = 9  # of a scan, evenly
+LOOKED_AT = 16  # slices of a scan, evenly, that the estimate is made of: as many as the runtime looks at
 MIN_TISSUE = 0.05  # a slice with a smaller part of it is left out
 TISSUE = 0.15  # of white: what is brighter is tissue
 # σ of Gaussians, in input pixels: what is finer than the first is ripple, tissue is flat after the second, edges steep after
@@ -59,66 +56,24 @@ HOW_DISCS = (
 )
 
 
-class Scan(NamedTuple):
-    """The slices of a real scan that show tissue, black 0 and white 1, and what the runtime finds of them."""
-
-    name: str
-    slices: list[Image]
-    acquired: Acquired
-    axes: str  # where a slice's two axes lead, in nibabel's letters
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What was found of a scan at one scale: plain data, and the crops of its picture."""
-
-    name: str
-    scales: grid.Scales
-    record: dict[str, Any]
-    crops: list[tuple[str, list[tuple[str, Image, str]]]]
-
-
 def load_scans(path: Path) -> list[Scan]:
     """The scan in a file, or the series in a folder of DICOM. Raises InputFileError where there is no volume with tissue."""
-    kind = formats.kind(path)
-    if kind == "picture":
+    found = data.read(path)
+    if not all(scan.axes for scan in found):
         raise InputFileError(f"{path} is a picture, of which nothing is known: give a volume or a folder of DICOM")
-    if kind == "dicom":
-        found = [series.volume() for series in formats.dicom().find_series(path) if not series.problem]
-    else:
-        found = [formats.load(path)]
-    name = path.name.removesuffix(formats.suffix(path))
-    scans = [_scan(image, f"{name}_{k + 1}" if len(found) > 1 else name) for k, image in enumerate(found)]
-    if not any(scan.slices for scan in scans):
+    scans = [scan for scan in found if any(map(_shows_tissue, scan.slices.values()))]
+    if not scans:
         raise InputFileError(f"{path} holds no volume that shows tissue: give another")
-    return [scan for scan in scans if scan.slices]
+    return scans
 
 
-def _scan(image: Any, name: str) -> Scan:
-    pixels, slope, _ = volume.stored(image)
-    intensity = Intensity.of(pixels, inverted=slope < 0)
-    across = volume.slices_across(image)
-    axes = [axis for axis in range(min(3, pixels.ndim)) if axis != across]
-    stack = np.moveaxis(pixels, axes, (0, 1))
-    slices = (intensity.normalise(stack[(..., *index)]) for index in np.ndindex(stack.shape[2:]))
-    acquired = measure.of(pixels, axes, intensity).along(*axes)
-    return Scan(name, [s for s in slices if (s > TISSUE).mean() > MIN_TISSUE], acquired, axes_of(image))
-
-
-def axes_of(image: Any) -> str:
-    """Where the in-plane axes of a volume's slices lead, such as "LP"."""
-    import nibabel
-
-    codes = [code or "?" for code in nibabel.aff2axcodes(image.affine)]
-    if len(image.shape) > 2:
-        del codes[volume.slice_axis(image)]
-    return "".join(codes[:2])
+def _shows_tissue(image: Image) -> bool:
+    return bool((image > TISSUE).mean() > MIN_TISSUE)
 
 
 def gradient(image: Image, scales: grid.Scales) -> Image:
     """The size of an image's gradient, per input pixel."""
-    rows, cols = np.gradient(image, *(1 / float(r) for r in scales))
-    return np.hypot(rows, cols)
+    return np.hypot(*np.gradient(image, *(1 / float(r) for r in scales)))
 
 
 def smooth(image: Image, sigma: float, scales: grid.Scales) -> Image:
@@ -126,11 +81,15 @@ def smooth(image: Image, sigma: float, scales: grid.Scales) -> Image:
     return np.asarray(ndimage.gaussian_filter(image, [sigma * float(r) for r in scales]))
 
 
+def in_tissue(coarse: Image, size: int | Sequence[int]) -> Mask:
+    """Where a window around a pixel shows nothing but tissue."""
+    return np.asarray(ndimage.minimum_filter(coarse, size, mode="constant", cval=0) > TISSUE)
+
+
 def flat_tissue(image: Image, scales: grid.Scales) -> Mask:
     """Where an image, `scales` times as large as its input, shows the flattest tissue."""
     coarse = smooth(image, COARSE, scales)
-    size = [2 * int(INSIDE * r) + 1 for r in scales]
-    inside = ndimage.minimum_filter(coarse, size, mode="constant", cval=0) > TISSUE
+    inside = in_tissue(coarse, [2 * int(INSIDE * r) + 1 for r in scales])
     slope = gradient(coarse, scales)
     return inside & (slope <= np.quantile(slope[inside], FLATTEST) if inside.any() else False)
 
@@ -152,105 +111,84 @@ def steepness(image: Image, steep: Mask, scales: grid.Scales) -> float:
     return float(gradient(smooth(image, EDGE, scales), scales)[steep].mean()) if steep.any() else np.nan
 
 
-def examine(models: Sequence[Model], scan: Scan, scales: grid.Scales, factor: float = 1.0) -> Examined:
+def examine(models: Sequence[Model], scan: Scan, scales: grid.Scales) -> tuple[scores.Record, scores.Panel]:
     """A scan's ripple and edges, and its picture; the first model is the one that others are compared with.
 
-    `factor` is what σ is told times. Raises InputFileError where no slice has flat tissue.
+    Raises InputFileError where no slice has flat tissue.
     """
-    chosen = data.evenly(scan.slices, SLICES)
+    slices = [*scan.slices.values()]
+    seen = np.unique(np.linspace(0, len(slices) - 1, LOOKED_AT).round().astype(int))
+    acquired = measure.estimate([slices[k] for k in seen])
+    chosen = data.evenly([*filter(_shows_tissue, slices)], SLICES)
     each = np.full((len(models), len(chosen), 2), np.nan)
-    shown = len(chosen) // 2
     middle: dict[int, Image] = {}
     for k, lr in enumerate(chosen):
-        flat, steep = np.zeros((2, 1, 1), bool)
-        for m, model in enumerate(models):
-            sr = model.output(lr, scales, model.hears(scan.acquired, factor=factor))
-            if sr is None:
-                continue
-            if not m:
-                flat, steep = flat_tissue(sr, scales), steepest(sr, scales)
+        outputs = {m: sr for m, model in enumerate(models) if (sr := model.output(lr, scales, acquired)) is not None}
+        flat, steep = flat_tissue(outputs[0], scales), steepest(outputs[0], scales)
+        for m, sr in outputs.items():
             each[m, k] = ripple(sr, flat, scales), steepness(sr, steep, scales)
-            if k == shown:
-                middle[m] = sr
+        middle = outputs if k == len(chosen) // 2 else middle
     usable = (each[0] > 0).all(-1)  # with tissue that is not painted
     if not usable.any():
         raise InputFileError(f"{scan.name} shows no flat tissue in {len(chosen)} slices: give another scan")
     medians = np.median(each[:, usable] / each[:1, usable], axis=1)
 
-    stored = lr.shape
-    record: dict[str, Any] = {"scan": scan.name, "scale": [float(r) for r in scales], "stored": list(stored)}
-    record |= {"acquired": list(scan.acquired.matrix(stored)), "estimate": asdict(scan.acquired)}
+    record: scores.Record = {"scan": scan.name, "scale": [float(r) for r in scales], "stored": list(lr.shape)}
+    record |= {"acquired": list(acquired.matrix(lr.shape)), "estimate": asdict(acquired)}
     record["models"] = [
         {"model": models[m].name, "ripple": float(medians[m, 0]), "edges": float(medians[m, 1]), "slices": int(usable.sum())}
-        for m in range(len(models))
-        if np.isfinite(medians[m]).all()
+        for m in middle
     ]
-    return Examined(scan.name, scales, record, _crops(models, scan, scales, middle, medians))
+    panel = []
+    for shown, window in _views(middle[0], scales).items():
+        named = ((models[m].name, sr, "ripple {:.2f}, edges {:.2f}".format(*medians[m])) for m, sr in middle.items())
+        panel.append((shown, [(name, upright(sr[window], scan.axes), score) for name, sr, score in named]))
+    return record, panel
 
 
-def _crops(
-    models: Sequence[Model], scan: Scan, scales: grid.Scales, outputs: dict[int, Image], medians: NDArray[np.float64]
-) -> list[tuple[str, list[tuple[str, Image, str]]]]:
+def _views(bicubic: Image, scales: grid.Scales) -> dict[str, tuple[slice, slice]]:
     """Two places of a slice: where most tissue is flat, and where a steep edge lies at air."""
-    bicubic = outputs[0]
     size = [min(n, round(VIEW * float(r))) for n, r in zip(bicubic.shape, scales)]
+    inner = tuple(slice(s // 2, n - (s - 1) // 2) for n, s in zip(bicubic.shape, size))  # centres of whole windows
+
+    def mean(mask: Mask) -> NDArray[np.float64]:
+        return np.asarray(ndimage.uniform_filter(mask.astype(float), size))[inner]
+
     coarse = smooth(bicubic, COARSE, scales)
-    steep, tissue, air = (_means(at, size) for at in (steepest(bicubic, scales), coarse > TISSUE, coarse < TISSUE / 2))
-    rows = []
-    for name, means in (("flat tissue", _means(flat_tissue(bicubic, scales), size)), ("edge", steep * tissue * air)):
+    edge = mean(steepest(bicubic, scales)) * mean(coarse > TISSUE) * mean(coarse < TISSUE / 2)
+    views = {}
+    for name, means in (("flat tissue", mean(flat_tissue(bicubic, scales))), ("edge", edge)):
         top, left = map(int, np.unravel_index(np.argmax(means), means.shape))
-        images = []
-        for m, sr in outputs.items():
-            score = f"ripple {medians[m, 0]:.2f}, edges {medians[m, 1]:.2f}"
-            images.append((models[m].name, upright(sr[top : top + size[0], left : left + size[1]], scan.axes), score))
-        rows.append((name, images))
-    return rows
+        views[name] = slice(top, top + size[0]), slice(left, left + size[1])
+    return views
 
 
-def _means(of: NDArray[Any], size: Sequence[int]) -> NDArray[np.float64]:
-    """(H - h + 1, W - w + 1): the means of every window (h, w)."""
-    sums = np.pad(np.asarray(of, np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    (h, w), (height, width) = size, of.shape
-    total = sums[h:, w:] - sums[: height - h + 1, w:] - sums[h:, : width - w + 1] + sums[: height - h + 1, : width - w + 1]
-    return np.asarray(total / (h * w))
-
-
-def markdown(models: Sequence[Model], found: Sequence[Examined]) -> str:
+def markdown(models: Sequence[Model], records: Sequence[scores.Record]) -> str:
     """What was measured of each scan, and what models make of it."""
-    scans = [["scan", "stored", "acquired", "taper", "σ"]]
-    for name in dict.fromkeys(scan.name for scan in found):
-        record = next(scan.record for scan in found if scan.name == name)
+    scans = {}
+    rows = [["scan", "scale", *(f"{what} {model.name}" for what in ("ripple", "edges") for model in models[1:])]]
+    for record in records:
         matrices = ["×".join(map(str, record[key])) for key in ("stored", "acquired")]
         taper = ", ".join(f"{band['taper']:.2g}" for band in record["estimate"]["bands"])
-        scans.append([name, *matrices, taper, percent(record["estimate"]["sigma"])])
-    compared = models[1:]
-    rows = [["scan", "scale", *(f"ripple {m.name}" for m in compared), *(f"edges {m.name}" for m in compared)]]
-    for scan in found:
-        of = {line["model"]: line for line in scan.record["models"]}
-        cells = [f"{of[m.name][key]:.2f}" if m.name in of else "–" for key in ("ripple", "edges") for m in compared]
-        rows.append([scan.name, report.name_of(scan.scales), *cells])
-    titled = (("## What was measured", scans), ("## Ripple in flat tissue and edges, over bicubic's", rows))
-    return "".join(f"{title}\n\n{report.table(lines)}\n\n" for title, lines in titled)
-
-
-def distance(shape: tuple[int, ...], place: tuple[int, int]) -> NDArray[np.float64]:
-    """How far every pixel's centre lies from that of one."""
-    rows, cols = (np.arange(n) - at for n, at in zip(shape, place))
-    return np.hypot(rows[:, None], cols)
+        scans[record["scan"]] = [record["scan"], *matrices, taper, percent(record["estimate"]["sigma"])]
+        of = {line["model"]: line for line in record["models"]}
+        cells = [f"{of[m.name][key]:.2f}" if m.name in of else "–" for key in ("ripple", "edges") for m in models[1:]]
+        rows.append([record["scan"], name_of(record["scale"]), *cells])
+    measured = table([["scan", "stored", "acquired", "taper", "σ"], *scans.values()])
+    return f"## What was measured\n\n{measured}\n\n## Ripple in flat tissue and edges, over bicubic's\n\n{table(rows)}\n\n"
 
 
 def contrast(image: Image, place: tuple[int, int], diameter: float) -> float:
     """The mean of a disc less the mean of the ring around it."""
-    far = distance(image.shape, place) - diameter / 2
+    rows, cols = (np.arange(n) - at for n, at in zip(image.shape, place))
+    far = np.hypot(rows[:, None], cols) - diameter / 2
     return float(image[far <= 0].mean() - image[(far >= RING[0]) & (far <= RING[1])].mean())
 
 
 def flat_places(truth: Image, count: int = PLACES) -> list[tuple[int, int]]:
     """Up to `count` pixels of a truth in the midst of its flattest tissue, so far apart that no two rings meet."""
-    reach = DIAMETERS[-1] // 2 + RING[1]
-    coarse, size = smooth(truth, COARSE, WHOLE), 2 * reach + 1
-    inside = ndimage.minimum_filter(coarse, size, mode="constant", cval=0) > TISSUE
-    slope = np.where(inside, ndimage.uniform_filter(gradient(coarse, WHOLE), size), np.inf)
+    coarse, size = smooth(truth, COARSE, WHOLE), 2 * (DIAMETERS[-1] // 2 + RING[1]) + 1
+    slope = np.where(in_tissue(coarse, size), ndimage.uniform_filter(gradient(coarse, WHOLE), size), np.inf)
     places: list[tuple[int, int]] = []
     while len(places) < count and np.isfinite(slope.min()):
         row, col = map(int, np.unravel_index(np.argmin(slope), slope.shape))
@@ -259,91 +197,43 @@ def flat_places(truth: Image, count: int = PLACES) -> list[tuple[int, int]]:
     return places
 
 
-def keep_discs(
-    models: Sequence[Model],
-    subjects: Iterable[Sequence[Crop]],
-    which: Iterable[Sequence[int]],
-    degradations: Sequence[Degradation],
-    scales: Sequence[grid.Scales],
-    factor: float = 1.0,
-    progress: bool = True,
-) -> list[dict[str, Any]]:
-    """How much of discs each model keeps: a record an input, scale, diameter and contrast. `which` of each subject's crops."""
-    cases = [(degradation, pair) for degradation in degradations for pair in scales]
-    sides = [*zip(subjects, which)]
+def keep_discs(compared: scores.Comparison) -> list[scores.Record]:
+    """How much of discs in all samples each model keeps: a record an input, scale, diameter and contrast."""
+    kinds = [*product(DIAMETERS, CONTRASTS)]
     records = []
-    total = len(cases) * sum(len(numbers) for _, numbers in sides)
-    with tqdm(total=total, desc="discs", unit="crop", disable=not progress, leave=False) as bar:
-        for degradation, pair in cases:
-            kept = np.zeros((len(models) + 1, len(DIAMETERS), len(CONTRASTS)))  # by models, and in the truth
-            count = 0
-            for crops, numbers in sides:
-                estimated = any(model.told == "auto" for model in models)
-                lrs, found = inputs(crops, numbers, degradation, pair, estimated)
-                for k, lr in zip(numbers, lrs):
-                    told = [model.hears(found.get(crops[k].volume), degradation.acquired, factor) for model in models]
-                    places = flat_places(crops[k].pixels)
-                    kept += _kept(models, told, crops[k].pixels, lr, places, degradation, pair)
-                    count += len(places)
-                    bar.update()
-            if not count:
-                raise InputFileError("no crop shows flat tissue that a disc could be put into: give other images")
-            for d, c in np.ndindex(len(DIAMETERS), len(CONTRASTS)):
-                record: dict[str, Any] = {"input": degradation.kind, "measured": degradation.case, "noise": degradation.noise}
-                record |= {
-                    "scale": [float(r) for r in pair],
-                    "diameter": DIAMETERS[d],
-                    "contrast": CONTRASTS[c],
-                    "discs": count,
-                }
-                by_model = kept[:-1, d, c]
-                record["bicubic"] = float(by_model[0] / kept[-1, d, c])
-                record["models"] = {m.name: _number(by_model[k] / by_model[0]) for k, m in enumerate(models) if k}
-                records.append(record)
+    for samples in scores.cases(compared):
+        places = [flat_places(sample.crop.pixels) for sample in samples]
+        kept = np.array([_kept(compared.models, sample, at, kinds) for sample, at in zip(samples, places) if at]).sum(0)
+        if not kept.any():
+            raise InputFileError("no crop shows flat tissue that a disc could be put into: give other images")
+        for (diameter, strength), (bicubic, *others, truth) in zip(kinds, kept):
+            of = {model.name: scores.number(its / bicubic) for model, its in zip(compared.models[1:], others)}
+            kind = {"diameter": diameter, "contrast": strength, "discs": sum(map(len, places))}
+            records.append({**samples[0].case, **kind, "bicubic": float(bicubic / truth), "models": of})
     return records
 
 
 def _kept(
-    models: Sequence[Model],
-    told: Sequence[Acquired],
-    truth: Image,
-    lr: Image,
-    places: Sequence[tuple[int, int]],
-    degradation: Degradation,
-    scales: grid.Scales,
-) -> NDArray[np.float64]:
-    """(models and the truth, diameters, contrasts): the contrast that discs at these places have, summed over them."""
-    kept = np.zeros((len(models) + 1, len(DIAMETERS), len(CONTRASTS)))
-    if not places:
-        return kept
-
-    def outputs(lr: Image) -> list[Image | None]:
-        return [model.output(lr, scales, acquired) for model, acquired in zip(models, told)]
-
-    without = outputs(lr)
-    for d, c in np.ndindex(kept.shape[1:]):
-        discs = np.sum([disc(truth.shape, place, DIAMETERS[d]) for place in places], axis=0)
-        discs *= np.float32(CONTRASTS[c] * degradation.noise)
-        made = outputs(degradation.of(truth + discs, scales))
-        for m, pair in enumerate([*zip(made, without), (discs, np.zeros_like(discs))]):
-            if pair[0] is None or pair[1] is None:
-                kept[m, d, c] = np.nan
-            else:
-                kept[m, d, c] = sum(contrast(pair[0] - pair[1], place, DIAMETERS[d]) for place in places)
+    models: Sequence[Model], sample: scores.Sample, places: Sequence[tuple[int, int]], kinds: Sequence[tuple[int, int]]
+) -> list[list[float]]:
+    """(kinds of discs, models and the truth): the contrast that discs at these places have, summed over them."""
+    truth, degradation, without, kept = sample.crop.pixels, sample.degradation, sample.outputs(models), []
+    for diameter, strength in kinds:
+        discs: Image = np.sum([disc(truth.shape, place, diameter) for place in places], axis=0)
+        discs = discs * np.float32(strength * degradation.noise)
+        made = sample.outputs(models, degradation.of(truth + discs, sample.scales))
+        changes = [None if a is None or b is None else a - b for a, b in zip(made, without)]
+        kept.append([np.nan if c is None else sum(contrast(c, at, diameter) for at in places) for c in (*changes, discs)])
     return kept
 
 
-def disc_rows(models: Sequence[Model], records: Sequence[dict[str, Any]]) -> list[list[str]]:
+def disc_rows(models: Sequence[Model], records: Sequence[scores.Record]) -> list[list[str]]:
     """Headings, and a row a record."""
     names = [model.name for model in models[1:]]
     rows = [["input", "scale", "noise", "diameter", "contrast", "bicubic keeps", *(f"{name} over bicubic" for name in names)]]
     for line in records:
-        scale = "×" + ",".join(f"{r:g}" for r in dict.fromkeys(line["scale"]))
         made = " ".join(filter(None, (line["input"], line["measured"])))
-        cells = [made, scale, percent(line["noise"]), str(line["diameter"]), f"{line['contrast']} σ", f"{line['bicubic']:.2f}"]
-        rows.append([*cells, *("–" if (v := line["models"][name]) is None else f"{v:.2f}" for name in names)])
+        cells = [made, name_of(line["scale"]), percent(line["noise"]), str(line["diameter"]), f"{line['contrast']} σ"]
+        kept = [line["bicubic"], *(line["models"][name] for name in names)]
+        rows.append([*cells, *("–" if value is None else f"{value:.2f}" for value in kept)])
     return rows
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

