@@ -14,7 +14,7 @@ from types import FrameType
 
 from .errors import MetasrganError
 
-_INSTALL = "pip install torch scikit-image scipy matplotlib tensorboard onnx"  # of all that train and export import
+_INSTALL = "pip install torch scikit-image scipy matplotlib tensorboard pydantic onnx"  # of all that train and export import
 
 
 def run(command: Callable[[], None]) -> int:

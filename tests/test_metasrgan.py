@@ -73,5 +73,5 @@ sys.exit(metasrgan.main())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    install = "pip install torch scikit-image scipy matplotlib tensorboard onnx"
+    install = "pip install torch scikit-image scipy matplotlib tensorboard pydantic onnx"
     assert done.stderr == f"error: {missing} is not installed: {install}\n"

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from runtime import formats, grid, images, measure, volume
+from runtime import grid, io, measure
 from runtime.acquired import Told
 from runtime.errors import ImageError, InputFileError
 from runtime.intensity import Intensity
+from runtime.io import pictures
+from runtime.scan import Scan
 
 from . import resample, scanner
 from .augment import faint_discs
@@ -39,7 +41,7 @@ _TEXTURE = (-3.0, -2.0)  # log10 of what an estimate of noise finds where there 
 _MIN_BRIGHT = 0.05  # a slice of a volume with less tissue than this is left out
 
 
-class Scan(NamedTuple):
+class Stack(NamedTuple):
     """The slices of a volume or a picture, (H, W) float32, black 0 and white about 1, each with its number where it has one.
 
     `axes` says where a slice's two axes lead, in nibabel's letters; nothing for a picture.
@@ -62,34 +64,31 @@ class Crop(NamedTuple):
 Batch = tuple[Image, Image, Image, grid.Scales]
 
 
-def read(path: Path) -> list[Scan]:
+def read(path: Path) -> list[Stack]:
     """The scans of a file of any format, or of a folder of DICOM series: the one place where training reads images.
 
     JPEGs are averaged 2×2, which removes most of the compression's error; colour becomes luminance; an NPY stack (N, H, W) is a
     volume. Raises InputFileError or ImageError for what cannot be used.
     """
-    kind, name = formats.kind(path), path.name.removesuffix(formats.suffix(path))
+    kind, name = io.kind(path), path.name.removesuffix(io.suffix(path))
     if kind == "picture":
-        return [Scan(name, _picture(path))]
+        return [Stack(name, _picture(path))]
     if kind != "dicom":
-        return [_volume(name, formats.load(path))]
-    series = [one for one in formats.dicom().find_series(path) if not one.problem]
+        return [_volume(name, io.read(path))]
+    series = [one for one in io.dicom().find_series(path) if not one.problem]
     return [_volume(f"{name}_{k}" if len(series) > 1 else name, one.volume()) for k, one in enumerate(series, 1)]
 
 
-def _volume(name: str, image: Any) -> Scan:
-    pixels, slope, _ = volume.stored(image)
-    intensity = Intensity.of(pixels, inverted=slope < 0)
-    across = volume.slices_across(image)
-    axes = [axis for axis in range(min(3, pixels.ndim)) if axis != across]
-    stack = np.moveaxis(pixels, axes, (0, 1))
+def _volume(name: str, scan: Scan) -> Stack:
+    intensity = Intensity.of(scan.pixels, inverted=scan.slope < 0)
+    stack = np.moveaxis(scan.pixels, scan.in_plane, (0, 1))
     slices = {",".join(map(str, k)): intensity.normalise(stack[(..., *k)]) for k in np.ndindex(stack.shape[2:])}
-    letters = nibabel.aff2axcodes(image.affine)
-    return Scan(name, slices, "".join(letters[axis] or "?" for axis in axes))
+    letters = nibabel.aff2axcodes(scan.affine)
+    return Stack(name, slices, "".join(letters[axis] or "?" for axis in scan.in_plane))
 
 
 def _picture(path: Path) -> dict[str, Image]:
-    pixels, suffix = images.read(path), path.suffix.lower()
+    pixels, suffix = pictures.load(path), path.suffix.lower()
     if suffix == ".npy" and pixels.ndim == 3:
         intensity = Intensity.of(pixels)
         return {str(k): intensity.normalise(slice_) for k, slice_ in enumerate(pixels)}

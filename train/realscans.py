@@ -16,7 +16,7 @@ from runtime.preview import upright
 
 from . import data, scores
 from .augment import disc
-from .data import Image, Scan
+from .data import Image, Stack
 from .degradations import percent
 from .models import Model
 from .scores import name_of, table
@@ -56,7 +56,7 @@ HOW_DISCS = (
 )
 
 
-def load_scans(path: Path) -> list[Scan]:
+def load_scans(path: Path) -> list[Stack]:
     """The scan in a file, or the series in a folder of DICOM. Raises InputFileError where there is no volume with tissue."""
     found = data.read(path)
     if not all(scan.axes for scan in found):
@@ -111,7 +111,7 @@ def steepness(image: Image, steep: Mask, scales: grid.Scales) -> float:
     return float(gradient(smooth(image, EDGE, scales), scales)[steep].mean()) if steep.any() else np.nan
 
 
-def examine(models: Sequence[Model], scan: Scan, scales: grid.Scales) -> tuple[scores.Record, scores.Panel]:
+def examine(models: Sequence[Model], scan: Stack, scales: grid.Scales) -> tuple[scores.Record, scores.Panel]:
     """A scan's ripple and edges, and its picture; the first model is the one that others are compared with.
 
     Raises InputFileError where no slice has flat tissue.

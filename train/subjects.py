@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime import images, volume
 from runtime.errors import InputFileError, reason
+from runtime.io import nifti, pictures
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,11 @@ def find_files(folder: Path, pattern: str = "*") -> list[Path]:
         found = sorted(folder.rglob(pattern))
     except (ValueError, NotImplementedError) as error:  # pathlib's, of "a**" and of "/abs/*"
         raise InputFileError(f"pattern {pattern!r} is no glob below {folder} ({reason(error)}): try '*t1ce*'") from None
-    paths = {f: f.relative_to(folder).as_posix() for f in found if (images.is_image(f) or volume.is_nifti(f)) and f.is_file()}
+    paths = {
+        f: f.relative_to(folder).as_posix()
+        for f in found
+        if (f.suffix.lower() in pictures.SUFFIXES or nifti.suffix(f)) and f.is_file()
+    }
     seen = [f for f, path in paths.items() if not re.search(r"(?:^|/)\.", path)]
     files = [f for f in seen if not _SEGMENTATION.search(paths[f])]
     also = f"; {len(seen) - len(files)} segmentations or masks are left out" if len(seen) > len(files) else ""
@@ -141,12 +145,12 @@ def subjects(folder: Path, files: Sequence[Path], subject: str | None = None) ->
     paths = [f.relative_to(folder).as_posix() for f in files]
     if subject is not None:
         return [_matched(subject, path) for path in paths]
-    _same(folder, paths, [volume.is_nifti(f) for f in files], "holds volumes such as {} beside pictures such as {}")
+    _same(folder, paths, [bool(nifti.suffix(f)) for f in files], "holds volumes such as {} beside pictures such as {}")
     labels = [_BIDS.search(path) for path in paths]
     _same(folder, paths, [bool(label) for label in labels], "holds {}, which has a BIDS label, and {}, which has none")
     if all(labels):
         return [label[1] for label in labels if label]
-    if not any("/" in path or volume.is_nifti(Path(path)) for path in paths):
+    if not any("/" in path or nifti.suffix(Path(path)) for path in paths):
         return [""] * len(paths)
     return _guessed(folder, paths)
 
@@ -168,7 +172,7 @@ def _guessed(folder: Path, paths: Sequence[str]) -> list[str]:
     _same(folder, paths, [inside is not None for _, inside in guesses], "holds {} in a subject's folder and {} in none")
     by_folder = guesses[0][1] is not None
     for path, name in zip(paths, names):
-        if not name or not (by_folder or volume.is_nifti(Path(path))):
+        if not name or not (by_folder or nifti.suffix(Path(path))):
             raise _unclear(folder, f"holds {path}, whose path names no subject")
 
     doubtful = r"[_\-. ]+\d{1,2}$|(?<=\d)[_\-. ]+[A-Za-z]+\d*$" if by_folder else r"[_\-. ].*"
@@ -207,7 +211,7 @@ def _name(part: str) -> str:
 
 
 def _stem(name: str) -> str:
-    return name[: len(name) - len(volume.nifti_suffix(Path(name)) or Path(name).suffix)]
+    return name[: len(name) - len(nifti.suffix(Path(name)) or Path(name).suffix)]
 
 
 def _same(folder: Path, paths: Sequence[str], traits: Sequence[bool], seen: str) -> None:

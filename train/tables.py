@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,5 +32,9 @@ def checked(kind: Any, table: Mapping[str, Any], where: str) -> Any:
         if first["type"] == "value_error":
             raise ConfigError(f"{name}: {first['ctx']['error']}") from None
         if first["type"] == "unexpected_keyword_argument":
-            raise ConfigError(f"{name} is unknown: docs/training.md says where all keys are described") from None
+            schema = TypeAdapter(kind).json_schema()
+            known = [key for part in (schema, *schema.get("$defs", {}).values()) for key in part.get("properties", {})]
+            near = get_close_matches(str(first["loc"][-1]), known, 1)
+            advice = f"did you mean {near[0]}?" if near else "docs/training.md says where all keys are described"
+            raise ConfigError(f"{name} is unknown: {advice}") from None
         raise ConfigError(f"{name} is {first['input']!r}: {first['msg'].replace('Input', 'it')}") from None

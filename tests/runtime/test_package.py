@@ -114,7 +114,7 @@ sys.stderr = sys.stdout
 print(main({arguments}))
 """
         assert run_python(code) == (
-            "error: torch is not installed: pip install torch scikit-image scipy matplotlib tensorboard onnx\n1\n"
+            "error: torch is not installed: pip install torch scikit-image scipy matplotlib tensorboard pydantic onnx\n1\n"
         )
 
 

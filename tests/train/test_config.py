@@ -73,7 +73,7 @@ def test_data_fills_what_names_none_and_the_last() -> None:
     [
         ("", "stage is {}: Dictionary should have at least 1 item"),
         ("[stage]\nbrain = 3", "stage.brain is 3: it should be an object"),
-        ("[stage.brain]\nupdate = 3", "stage.brain.update is unknown: docs/training.md"),
+        ("[stage.brain]\nupdate = 3", "stage.brain.update is unknown: did you mean updates"),
         ("colour = 1\n[stage.brain]", "colour is unknown"),
         ("[stage.brain]\nupdates = 'many'", "stage.brain.updates is 'many': it should be a valid integer"),
         ("[stage.brain]\nupdates = 1.5", "stage.brain.updates is 1.5: it should be a valid integer"),

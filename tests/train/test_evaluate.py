@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 import metasrgan
-from runtime import InputFileError, ScaleError, Upscaler, grid, images, measure
+from runtime import InputFileError, ScaleError, Upscaler, grid, measure
 from runtime.acquired import STORED, Acquired, Band
+from runtime.io import pictures
 from runtime.preview import upright
 from tests.conftest import ROOT, SCAN
 from train import degradations, evaluate, figures, metrics, models, resample, scores
@@ -160,7 +161,7 @@ def test_scores_equal_a_slow_loop(folder: Path, shipped: Upscaler) -> None:
             for n, files in enumerate([["ann/0", "ann/1"], ["bob/0"]]):
                 expected = []
                 for file in files:
-                    hr = images.read(folder / f"{file}.png").astype(np.float64)
+                    hr = pictures.load(folder / f"{file}.png").astype(np.float64)
                     black, white = np.percentile(hr, [0.1, 99.9])
                     hr = ((hr - black) / (white - black)).astype(np.float32)
                     hr = hr[resample.brain_crop(hr)]

@@ -15,7 +15,7 @@ from runtime.acquired import Acquired, Band
 from tests.conftest import ROOT, SCAN
 from train import degradations, evaluate, models, realscans, resample, scores
 from train.augment import disc
-from train.data import Crop, Scan
+from train.data import Crop, Stack
 from train.models import BICUBIC, Model
 
 CHECKPOINT = ROOT / "models" / "fidelity.pt"
@@ -111,7 +111,7 @@ def test_nothing_is_measured_where_there_is_no_tissue() -> None:
     assert not steep.any()
     assert np.isnan([realscans.ripple(black, flat, TWO), realscans.steepness(black, steep, TWO)]).all()
     with pytest.raises(InputFileError, match="stripes shows no flat tissue"):  # nowhere farther than 4 pixels from black
-        realscans.examine([BICUBIC], Scan("stripes", {"0": np.eye(40, dtype=np.float32)}, "LA"), TWO)
+        realscans.examine([BICUBIC], Stack("stripes", {"0": np.eye(40, dtype=np.float32)}, "LA"), TWO)
 
 
 def test_contrast_times_two_is_ripple_and_edges_times_two() -> None:
@@ -122,7 +122,7 @@ def test_contrast_times_two_is_ripple_and_edges_times_two() -> None:
         return resample.upsample(lr, scales)
 
     compared = [BICUBIC, changed("half", 0.5), changed("twice", 2), never(), Model("spy", "", upscale, told="auto", factor=2)]
-    scan = Scan("head", {str(k): phantom(seed=k) for k in range(11)}, "LA")
+    scan = Stack("head", {str(k): phantom(seed=k) for k in range(11)}, "LA")
     record, panel = realscans.examine(compared, scan, TWO)
     of = {line["model"]: line for line in record["models"]}
     for name, ratio in (("bicubic", 1), ("half", 0.5), ("twice", 2), ("spy", 1)):
@@ -143,7 +143,7 @@ def test_pictures_show_flat_tissue_and_an_edge() -> None:
     y, x = np.mgrid[:128, :128]
     lr = np.where(x < 40, 0, np.where(x < 100, 0.5, 0.6 + 0.2 * np.sin(x / 2) * np.sin(y / 2)))
     lr = (lr + 0.003 * np.random.default_rng(0).standard_normal(lr.shape)).astype(np.float32)
-    (_, flat), (_, edge) = realscans.examine([BICUBIC], Scan("a", {"0": lr}, ""), TWO)[1]
+    (_, flat), (_, edge) = realscans.examine([BICUBIC], Stack("a", {"0": lr}, ""), TWO)[1]
     assert flat[0][1].std() < 0.01  # between the edge and the waves
     bright = (edge[0][1] > 0.25).mean()
     assert 0.3 < bright < 0.8  # air and tissue
