@@ -17,7 +17,7 @@ from . import grid, tiles
 from .acquired import STORED, Acquired, Told
 from .bundle import Model
 from .engines import Engine
-from .errors import ClosedError, DeviceMemoryError, ImageError
+from .errors import ClosedError, DeviceError, DeviceMemoryError, ImageError
 from .intensity import Intensity
 
 log = logging.getLogger(__name__)
@@ -171,6 +171,8 @@ class Slices:
                 continue
             pixels = engine.render(tile.responses, y, x, scales)
             out[y.start - top : y.stop - top, x.start - left : x.stop - left] = pixels
+        if np.isnan(out.max()):  # NaN would be rounded to any integer
+            raise DeviceError(f"the network gave NaN on {engine.runs_on}", "use device 'cpu', or export the bundle again")
         out *= np.float32(model.std)
         out += np.float32(model.mean)
         return out

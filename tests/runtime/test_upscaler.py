@@ -5,12 +5,14 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from runtime import BundleError, ClosedError, DeviceError, ImageError, ScaleError, Upscaler, grid
 from runtime.acquired import STORED
+from runtime.engines.cpu import CpuEngine
 from runtime.intensity import Intensity
 from tests.conftest import random_generator
 
@@ -323,3 +325,17 @@ def test_a_bundle_with_phase_tables_of_its_own_loads() -> None:
     image = np.random.default_rng(0).random((20, 23), np.float32)
     without = bundle.Bundle.parse(bundle.serialise(model, files, {}), "test")
     np.testing.assert_array_equal(Upscaler.of(with_table)(image, 2), Upscaler.of(without)(image, 2))
+
+
+def test_a_network_that_gives_nan_is_an_error(shipped: Upscaler, head: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As half precision may where it overflows: cast to an integer, NaN would be any number."""
+    render = CpuEngine.render
+
+    def overflown(self: CpuEngine, *arguments: Any) -> np.ndarray:
+        pixels = render(self, *arguments)
+        pixels[3, 5] = np.nan
+        return pixels
+
+    monkeypatch.setattr(CpuEngine, "render", overflown)
+    with pytest.raises(DeviceError, match=r"gave NaN on onnxruntime.*: use device 'cpu'"):
+        shipped(head, 2)
