@@ -191,7 +191,7 @@ def _of_inputs(
     panels = {names: rows for names, rows in found.panels.items() if not names[0].startswith("scan")}
     if args.out and panels:
         for kind in ("png", "svg"):
-            pictures[f"psnr_ssim.{kind}"] = figures.curves(found.records, measures, kind)
+            pictures[f"gains.{kind}"] = figures.gains(found.records, measures, kind)
         for (made, scale), rows in panels.items():
             pictures[_file("crops", made, scale)] = figures.panel(f"{scale}, inputs made by {made}", rows, errors=True)
     return Findings(scores.markdown(found.records, measures), how, content, pictures)

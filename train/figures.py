@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: scores over scale, and crops beside each other, as the bytes of files."""
+"""The pictures of an evaluation: gains over scale, and crops beside each other, as the bytes of files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from PIL import Image
 from .metrics import Measure
 from .scores import Panel, Record
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; bicubic, which comes first, is black. Of two lines of which
-# one lies on the other both are seen.
-_LINES = cycler(color=("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
+# Okabe and Ito's colours, told apart by colour-blind readers too. Of two lines of which one lies on the other both are seen.
+_LINES = cycler(color=("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"))
 _LINES += cycler(marker="osD^vPX") + cycler(linestyle=("-", "-", "--", "-.", ":", "-", "-"))
 STYLE: Any = {
     "font.size": 9,
@@ -35,13 +34,14 @@ STYLE: Any = {
 
 
 @rc_context(STYLE)
-def curves(records: Sequence[Record], measures: Sequence[Measure], kind: str = "png") -> bytes:
-    """Every measure over scale, a line a model, with standard errors, a panel an input that is no scan; equal scales of both
-    axes only.
+def gains(records: Sequence[Record], measures: Sequence[Measure], kind: str = "png") -> bytes:
+    """What each model gains over the first one, bicubic interpolation: the mean over subjects, and its standard error.
+
+    A panel an input that is no scan; equal scales of both axes only.
     """
     shown = [line for line in records if line["input"] != "scan"]
     panels = [[*lines] for _, lines in groupby(shown, lambda line: (line["input"], line["noise"]))]
-    models = [*dict.fromkeys(line["model"] for line in shown)]
+    first, *models = dict.fromkeys(line["model"] for line in shown)
     rows, cols = len(measures), len(panels)
     figure = Figure(figsize=(1.2 + 2.7 * cols, 0.7 + 2.3 * rows), dpi=200, layout="constrained")
     axes = figure.subplots(rows, cols, squeeze=False, sharex=True, sharey="row")
@@ -52,14 +52,17 @@ def curves(records: Sequence[Record], measures: Sequence[Measure], kind: str = "
         axis.xaxis.set_major_formatter("×{x:g}")
         if len(ratios := {line["scale"][0] for line in square}) <= 6:
             axis.set_xticks(sorted(ratios))
+        before = {line["scale"][0]: line[measure.key]["subjects"] for line in square if line["model"] == first}
+        axis.axhline(0, color="0.3", linewidth=0.8)
         for model in models:
-            its = [line for line in square if line["model"] == model]
-            mean, error = (np.array([line[measure.key][part] for line in its], float) for part in ("mean", "standard_error"))
-            bars = error if np.isfinite(error).any() else None
-            axis.errorbar([line["scale"][0] for line in its], mean, bars, capsize=2, elinewidth=0.8, label=model)
+            its = {line["scale"][0]: line[measure.key]["subjects"] for line in square if line["model"] == model}
+            gained = [[after[name] - before[r][name] for name in after if after[name] is not None] for r, after in its.items()]
+            mean = [np.mean(gain) if gain else np.nan for gain in gained]
+            bars = [np.std(gain, ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0 for gain in gained]
+            axis.errorbar([*its], mean, bars if any(bars) else None, capsize=2, elinewidth=0.8, label=model)
         axis.set_title(f"inputs made by {panels[d][0]['input']}" + f" {100 * noise:.3g} %" * (noise > 0) if q == 0 else "")
         axis.set_xlabel("scale" if q == rows - 1 else "")
-        axis.set_ylabel(measure.label + f" ({measure.unit})" * bool(measure.unit) if d == 0 else "")
+        axis.set_ylabel(f"{measure.label} over {first}" + f" ({measure.unit})" * bool(measure.unit) if d == 0 else "")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(models)))
     return _bytes(figure, kind)
 

@@ -299,12 +299,12 @@ def test_json_holds_what_the_table_shows(written: Path) -> None:
 def test_pictures_are_written_linked_and_show_something(written: Path) -> None:
     text = (written / "results.md").read_text(encoding="utf-8")
     linked = {line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")}
-    assert linked == {path.name for path in written.glob("*.png")} == {"psnr_ssim.png", "crops_bicubic_x2.png"}
+    assert linked == {path.name for path in written.glob("*.png")} == {"gains.png", "crops_bicubic_x2.png"}
     for name in linked:
         with Image.open(written / name) as picture:
             assert min(picture.size) > 500  # pixels: fit for print
             assert np.asarray(picture.convert("L")).std() > 10  # of 255; an empty page has 0
-    assert ElementTree.parse(written / "psnr_ssim.svg").getroot().tag.endswith("svg")
+    assert ElementTree.parse(written / "gains.svg").getroot().tag.endswith("svg")
 
 
 def test_pictures_of_a_network_of_one_scale(folder: Path) -> None:
@@ -315,9 +315,9 @@ def test_pictures_of_a_network_of_one_scale(folder: Path) -> None:
         assert [heading for heading, _, _ in shown] == ["input, nearest", *names, "truth"]
         assert {image.shape for _, image, _ in shown} == {shown[-1][1].shape}
         assert figures.panel("title", [("bob", shown)], errors=True)
-    assert figures.curves(BY_HAND, MEASURES)
+    assert figures.gains(BY_HAND, MEASURES)
     oblong = [line | {"scale": [2.0, 3.0]} for line in BY_HAND]
-    assert figures.curves(oblong, MEASURES) != figures.curves(BY_HAND, MEASURES)  # no place on an axis of one scale; no crash
+    assert figures.gains(oblong, MEASURES) != figures.gains(BY_HAND, MEASURES)  # no place on an axis of one scale; no crash
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_scans_and_noise_are_rows(folder: Path, tmp_path: Path) -> None:
     for cells in (["0.7,1 tukey", "×2", "0 %"], ["0.7,1 tukey", "×2", "5 %"], ["×2", "0 %"], ["×2", "5 %"]):
         assert cells in [row[: len(cells)] for row in rows]
     assert "×2, noise 5 %" in [row[0] for row in rows if row]
-    assert {"crops_kspace_x2.png", "crops_kspace_5%_x2.png", "psnr_ssim.svg"} < {path.name for path in tmp_path.iterdir()}
+    assert {"crops_kspace_x2.png", "crops_kspace_5%_x2.png", "gains.svg"} < {path.name for path in tmp_path.iterdir()}
     content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [m["told"] for m in content["models"]] == ["stored", "auto", "stored"]
     assert len(content["estimates"]) == 2 * 2 * 3  # inputs, noises, files
