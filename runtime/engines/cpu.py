@@ -67,7 +67,8 @@ class CpuEngine:
         np.linalg.inv(np.eye(2))  # OpenBLAS takes its memory now: where it gets none later, it ends the process
         try:
             sessions = [
-                ort.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"]) for name in GRAPHS
+                ort.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"], enable_fallback=0)
+                for name in GRAPHS
             ]
         except Exception as error:  # ONNX Runtime has no base class for its own
             if out_of_memory(error):
