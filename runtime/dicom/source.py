@@ -137,7 +137,7 @@ def sources(path: Path) -> Iterator[Source]:
             yield from _in_zip(path)
         else:
             yield Source(path.name, path.stat().st_size, path)
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # the reader of a damaged zip's directory raises whatever it stumbles over
         raise InputFileError(f"{path} could not be read ({reason(error)}): copy it again") from None
 
 

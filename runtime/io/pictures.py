@@ -28,6 +28,7 @@ SUFFIXES = (*_PICTURES, ".npy")
 _KIND = "a picture"
 _DENSEST = 4096  # bytes of pixels that a byte of a picture's file makes at most, but for small blank ones
 _SMALL = 1 << 24
+_LONGEST_JPEG = 65_500  # pixels an axis
 _LONGEST_HEADER = 10_000  # bytes that numpy reads of NPY's
 _BAND = 1 << 20  # pixels that are converted at a time
 # TIFF's photometric interpretation and channels, and Pillow's name for them.
@@ -226,34 +227,32 @@ def _check_page(path: Path, page: Any) -> None:
         library("imagecodecs", f"{path}, which is compressed or packed,")
 
 
-def check_writable_as(path: Path, pixels_dtype: np.dtype[Any], ndim: int, colour: bool) -> None:
-    """Raise OutputFileError where a file of this name cannot hold such pixels, MetasrganError for TIFF without tifffile."""
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        return
-    if suffix not in _PICTURES:
-        raise OutputFileError(f"{path} has no suffix that pixels can be written to: use one of {', '.join(SUFFIXES)}")
-    tiff = _PICTURES[suffix] == "TIFF" and library("tifffile", "TIFF")
-    if ndim - colour != 2 and not (tiff and ndim - colour == 3):
-        raise OutputFileError(f"{path} cannot hold a stack of slices: write .npy or .tif")
-    deep = pixels_dtype.kind in "iuf" and pixels_dtype.itemsize <= 8 if tiff else suffix == ".png" and pixels_dtype == np.uint16
-    if pixels_dtype != np.uint8 and (colour or not deep):
-        what = f"{'colour ' if colour else ''}{pixels_dtype}"
-        raise OutputFileError(
-            f"{path} cannot hold {what} pixels: write .npy, or convert them, clipped to 0…255, by --dtype uint8"
-        )
-
-
 def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], Any]:
-    """What writes a scan's pixels, as they are then, in their own dtype. Raises as `check_writable_as` does."""
+    """What writes a scan's pixels, as they are then, in their own dtype.
+
+    Raises OutputFileError where a file of this name cannot hold them, MetasrganError for TIFF without tifffile.
+    """
     suffix, pixels, colour = path.suffix.lower(), scan.pixels, scan.colour
-    check_writable_as(path, pixels.dtype, pixels.ndim, colour)
     shown = np.moveaxis(pixels, 0, -1) if colour else pixels
     if suffix == ".npy":
         return lambda file: np.save(file, shown, allow_pickle=False)
-    if _PICTURES[suffix] == "TIFF":
+    if suffix not in _PICTURES:
+        raise OutputFileError(f"{path} has no suffix that pixels can be written to: use one of {', '.join(SUFFIXES)}")
+    kind = _PICTURES[suffix]
+    tifffile = library("tifffile", "TIFF") if kind == "TIFF" else None
+    if pixels.ndim - colour != 2 and not (tifffile and pixels.ndim - colour == 3):
+        raise OutputFileError(f"{path} cannot hold a stack of slices: write .npy or .tif")
+    whole = pixels.dtype.kind in "iuf" and pixels.dtype.itemsize <= 8
+    deep = whole if tifffile else kind == "PNG" and pixels.dtype == np.uint16
+    if pixels.dtype != np.uint8 and (colour or not deep):
+        what = f"{'colour ' if colour else ''}{pixels.dtype}"
+        raise OutputFileError(
+            f"{path} cannot hold {what} pixels: write .npy, or convert them, clipped to 0…255, by --dtype uint8"
+        )
+    if kind == "JPEG" and max(pixels.shape) > _LONGEST_JPEG:
+        raise OutputFileError(f"{path} cannot hold {shown.shape[0]}×{shown.shape[1]} pixels, JPEG ends at 65,500: write .png")
+    if tifffile:
         options: dict[str, Any] = {"photometric": "rgb" if colour else "minisblack", "metadata": None}
-        return lambda file: library("tifffile", "TIFF").imwrite(file, shown, **options)
-    options = {"quality": 95} if _PICTURES[suffix] == "JPEG" else {}
-
-    return lambda file: Image.fromarray(np.ascontiguousarray(shown)).save(file, format=_PICTURES[suffix], **options)
+        return lambda file: tifffile.imwrite(file, shown, **options)
+    options = {"quality": 95} if kind == "JPEG" else {}
+    return lambda file: Image.fromarray(np.ascontiguousarray(shown)).save(file, format=kind, **options)

@@ -271,7 +271,7 @@ def test_missing_libraries_are_named_before_any_work(tmp_path: Path, monkeypatch
     with pytest.raises(MetasrganError, match="TIFF needs tifffile: pip install tifffile"):
         pictures.load(plain)
     with pytest.raises(MetasrganError, match="pip install tifffile"):
-        pictures.check_writable_as(tmp_path / "c.tif", np.dtype("u1"), 2, False)
+        pictures.writer(tmp_path / "c.tif", Scan(GREY))
 
 
 def test_what_a_library_logs_is_kept_from_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -469,7 +469,7 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
         ("a.gif", "uint8", 2, False),
     ):
         with pytest.raises(OutputFileError, match=r"cannot hold|no suffix"):
-            pictures.check_writable_as(tmp_path / name, np.dtype(dtype), ndim, colour)
+            pictures.writer(tmp_path / name, Scan(np.zeros((3,) * ndim, dtype), colour=colour))
 
 
 def test_pillow_reads_what_was_written(tmp_path: Path) -> None:
@@ -481,3 +481,8 @@ def test_pillow_reads_what_was_written(tmp_path: Path) -> None:
         assert picture.n_frames == 3
         np.testing.assert_array_equal(np.asarray(picture), STACK[0])
     assert re.match(b"II\\*\0|MM\0\\*", (tmp_path / "a.tif").read_bytes())
+
+
+def test_a_picture_too_large_for_jpeg_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputFileError, match=r"JPEG ends at 65,500: write \.png"):
+        pictures.writer(tmp_path / "a.jpg", Scan(np.zeros((2, 65_501), np.uint8)))
