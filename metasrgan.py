@@ -12,19 +12,17 @@ MODULES = {"train": "train.__main__", "export": "export.__main__", "evaluate": "
 
 
 def main() -> int:
-    """Run the command that the first word names, or upscale where it names none. Returns the exit status."""
+    """Run the command that the first word names; `runtime` has those that are not in `MODULES`. Returns the exit status."""
     name, *rest = sys.argv[1:] or [""]
-    if name in MODULES:
-        try:  # before anything of ours, as train says how many threads NumPy starts with
-            module = importlib.import_module(MODULES[name])
-        except ModuleNotFoundError as error:
-            from runtime import command
+    if name not in MODULES:
+        from runtime import __main__ as runtime
 
-            return command.not_installed(error)
-        status: int = module.main(rest, f"metasrgan {name}")
-        return status
-    from runtime import __main__ as runtime
+        return runtime.main(prog="metasrgan")
+    try:  # before anything of ours, as train says how many threads NumPy starts with
+        module = importlib.import_module(MODULES[name])
+    except ModuleNotFoundError as error:
+        from runtime import command
 
-    if name == "upscale":  # what follows is an input, whatever its name
-        return runtime.upscale(rest, "metasrgan upscale")
-    return runtime.main(sys.argv[1:], "metasrgan")
+        return command.not_installed(error)
+    status: int = module.main(rest, f"metasrgan {name}")
+    return status

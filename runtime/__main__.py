@@ -9,29 +9,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import __version__, cohort, command, io, job, record
+from tqdm import tqdm
+
+from . import __version__, cohort, command, doctor, io, job, sidecar
 from .engines import DEVICES
 from .errors import InputFileError, MetasrganError, OutputFileError
-from .files import make_folder
 from .grid import MAX_SCALE
 from .sizes import Size
 from .upscaler import GRAIN
 
 _KEY = 16  # bytes that a key has at least
-DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+# Options that a request has by the same names.
+_ASKED = ("axis", "dtype", "noise", "grain", "overwrite", "resume", "deterministic", "anonymous", "allow_gaps", "preview")
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m runtime") -> int:
+    """Run the command that the first word names, or upscale where it names none. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in ("doctor", "prepare", "cache"):
-        from .doctor import COMMANDS
+    commands = {"upscale": upscale, "doctor": doctor.doctor, "prepare": doctor.prepare, "cache": doctor.cache}
+    if argv and argv[0] in commands:  # what follows `upscale` is an input, whatever its name
+        return command.run(lambda: commands[argv[0]](argv[1:], f"{prog} {argv[0]}"))
+    return command.run(lambda: upscale(argv, prog))
 
-        return command.run(lambda: COMMANDS[argv[0]](argv[1:], f"{prog} {argv[0]}"))
-    return upscale(argv, prog)
 
-
-def upscale(argv: list[str], prog: str) -> int:
-    """The command without a name. Returns its exit status."""
+def upscale(argv: list[str], prog: str) -> None:
     parser = _parser(prog)
     args = parser.parse_args(argv)
     for numbers in (args.scale, args.shape, args.spacing, args.acquired):
@@ -40,7 +42,17 @@ def upscale(argv: list[str], prog: str) -> int:
         parser.error("no input file was given")
     if args.workers is not None and args.dask is not None:
         parser.error("--workers are processes of this machine, --dask has its own: give one of them")
-    return command.run(lambda: _upscale(args))
+    size = Size(args.scale, args.shape, args.spacing, args.isotropic)
+    word, *more = args.acquired
+    acquired: Any = word if isinstance(word, str) and not more else args.acquired
+    request = job.Request(size, acquired=acquired, key=_key(args), **{name: getattr(args, name) for name in _ASKED})
+    command.warn_of_inventions(args.bundle)
+    computer = cohort.Computer(args.bundle, args.device, args.threads, args.cache_dir)
+    series = None if args.series is None else args.series - 1
+    if _is_folder(args):
+        _upscale_many(args, computer, request, series)
+    else:
+        _upscale_one(args, computer, request, series)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -52,116 +64,71 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("input", type=Path, nargs="*", help=f"{', '.join(io.READ)}, or DICOM: a folder, a file or a zip; one or many")
-    size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument(
-        "--scale",
-        nargs="+",
-        metavar="R",
-        help=f"1 to {MAX_SCALE}, as 2.5 or 5/2: for both axes of a slice, or for each; or three, for a volume's array axes",
-    )
-    size.add_argument(
-        "--spacing", nargs="+", metavar="MM", help="size of the output's voxels in mm; one, two or three likewise"
-    )
-    size.add_argument("--isotropic", action="store_true", help="every axis as fine as the finest, slices too")
-    size.add_argument(
-        "--shape", nargs="+", metavar="N", help="exact output size in pixels: rows and columns, or three array axes"
-    )
-    add(
-        "-o",
-        "--out",
-        help="output file, whose suffix chooses the format; or a folder, with / at its end, for any number of outputs "
-        "(default: INPUT with _sr in its name)",
-    )
+    size = parser.add_mutually_exclusive_group(required=True).add_argument
+    size("--scale", nargs="+", metavar="R", help=f"1 to {MAX_SCALE}, as 5/2; two for a slice's axes, or three for a volume's")
+    size("--spacing", nargs="+", metavar="MM", help="size of the output's voxels in mm; one, two or three likewise")
+    size("--isotropic", action="store_true", help="every axis as fine as the finest, slices too")
+    size("--shape", nargs="+", type=_whole, metavar="N", help="output size in pixels: rows and columns, or three array axes")
+    add("-o", "--out", help="output file, of the format that its suffix names; or FOLDER/ for many (default: named INPUT_sr)")
     add("--format", metavar="SUFFIX", help="format of the outputs in a folder, such as .nii.gz (default: the input's)")
     command.add_bundle_options(parser)
-    add("--device", default="auto", metavar="DEVICE", help=f"one of {', '.join(DEVICES)} (default: auto)")
+    add("--device", default="auto", help=f"one of {', '.join(DEVICES)} (default: auto)")
     add("--threads", type=int, help="processor threads (default: all that this process may use)")
     add("--axis", type=int, choices=(0, 1, 2), help="array axis across which a volume's slices lie (default: the thickest)")
     add("--series", type=int, metavar="K", help="which series of a DICOM input, from 1 (default: all, into a folder)")
     add("--allow-gaps", action="store_true", help="upscale a DICOM series of which some files are damaged")
-    add("--dtype", choices=DTYPES, help="type of the output's values (default: the input's)")
+    add("--dtype", choices=_DTYPES, help="type of the output's values (default: the input's)")
     add(
         "--acquired",
         nargs="+",
+        type=_whole,
+        default=["auto"],
         metavar="N",
         help="the matrix that the scanner measured, such as 192 256; or `stored`: the whole (default: the spectrum tells)",
     )
-    add("--noise", metavar="S", help="the noise's standard deviation, as a part of white, such as 0.02 (default: estimated)")
-    add(
-        "--grain",
-        default=str(GRAIN),
-        metavar="G",
-        help=f"0 (denoised) to 1 (all that was measured is kept; default: {GRAIN:g})",
-    )
-    add("--cache-dir", type=Path, help="folder that keeps TensorRT's engines (default: in this user's cache)")
-    add("--anonymous", action="store_true", help="no patient fields in the output; no input name in its record")
+    add("--noise", type=_part, metavar="S", help="standard deviation of the noise, such as 0.02 of white (default: estimated)")
+    add("--grain", type=_part, metavar="G", default=GRAIN, help=f"0 (denoised) to 1 (all grain is kept; default: {GRAIN:g})")
+    add("--anonymous", action="store_true", help="no patient fields in the output; no input name in its sidecar")
     add("--key", type=Path, metavar="FILE", help="secret bytes, with --anonymous: the same UIDs again (default: new ones)")
     add("--deterministic", action="store_true", help="the same bytes again: no times but SOURCE_DATE_EPOCH in any file")
-    add("--resume", action="store_true", help="leave alone what is done already, by its record and its content")
-    add(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="do so many inputs at a time, each in a process with its share of threads (default: 1)",
-    )
+    add("--resume", action="store_true", help="leave alone what is done already, by its sidecar and its content")
+    add("--workers", type=int, metavar="N", help="inputs at a time, each in a process with its share of threads (default: 1)")
     add("--dask", metavar="ADDRESS", help="do them as tasks of a Dask cluster, such as tcp://scheduler:8786")
     add("--preview", action="store_true", help="a picture beside each output: input, bicubic and ours, where there is detail")
-    add("--force", action="store_true", help="replace an existing output")
+    add("--force", dest="overwrite", action="store_true", help="replace an existing output")
     add("--quiet", action="store_true", help="no progress bar, no summary")
     add("--version", action="version", version=f"metasrgan-edge {__version__}")
     return parser
 
 
-def _upscale(args: argparse.Namespace) -> None:
-    request = job.Request(
-        Size(_numbers(args.scale), _whole(args.shape), _numbers(args.spacing), args.isotropic),
-        args.axis,
-        args.dtype,
-        _matrix(args.acquired),
-        None if args.noise is None else _part(args.noise),
-        _part(args.grain),
-        args.force,
-        args.resume,
-        args.deterministic,
-        args.anonymous,
-        _key(args),
-        args.allow_gaps,
-        args.preview,
-    )
-    command.warn_of_inventions(args.bundle)
-    computer = cohort.Computer(args.bundle, args.device, args.threads, args.cache_dir)
-    if _is_folder(args):
-        _upscale_many(args, computer, request)
-    else:
-        _upscale_one(args, computer, request)
-
-
-def _upscale_one(args: argparse.Namespace, computer: cohort.Computer, request: job.Request) -> None:
+def _upscale_one(args: argparse.Namespace, computer: cohort.Computer, request: job.Request, series: int | None) -> None:
     path: Path = args.input[0]
-    out = Path(args.out) if args.out else _default_output(path)
-    task = job.Task(path, out, None if args.series is None else args.series - 1)
+    named = path if path.name not in ("", "..") else path.resolve()
+    task = job.Task(path, Path(args.out) if args.out else named.with_name(cohort.output_name(path)), series)
     if not request.resume:
         job.check(task, request)
-    with computer.load() as upscaler, cohort.progress_bar(args.quiet) as show:
+    with computer.load() as upscaler, tqdm(unit="slice", disable=args.quiet or None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
         result = job.run(upscaler, task, request, show)
     if not args.quiet:
         print(result)
 
 
-def _upscale_many(args: argparse.Namespace, computer: cohort.Computer, request: job.Request) -> None:
+def _upscale_many(args: argparse.Namespace, computer: cohort.Computer, request: job.Request, series: int | None) -> None:
     if args.out is None:
         raise OutputFileError(f"{len(args.input)} inputs need a folder for their outputs: give it by -o FOLDER/")
     folder = Path(args.out)
-    series = None if args.series is None else args.series - 1
     planned = cohort.plan(args.input, folder, args.format, series, request.preview)
     workers = 1 if args.workers is None else args.workers
     work = cohort.on_dask(computer, request, args.dask) if args.dask else cohort.in_processes(computer, request, workers)
-    make_folder(folder)
     results = cohort.run(planned, request, folder, work, args.quiet)
     if not args.quiet:
         print(cohort.table(results))
-    failed = sum(result.status == "failed" for result in results)
-    if failed:
+    if failed := cohort.counts(results)["failed"]:
         raise MetasrganError(
             f"{failed} of {len(results)} failed, each for its reason above; {folder / cohort.SUMMARY} lists them"
         )
@@ -188,47 +155,26 @@ def _is_folder(args: argparse.Namespace) -> bool:
     """Whether -o is a folder of outputs: there are many inputs, or it ends in a slash, or is one, but no output itself."""
     if len(args.input) > 1 or args.out is None:
         return len(args.input) > 1
-    return bool(args.out.endswith("/")) or (os.path.isdir(args.out) and record.read(Path(args.out)) is None)
+    return bool(args.out.endswith("/")) or (os.path.isdir(args.out) and not sidecar.read(Path(args.out)))
 
 
-def _inputs_among(numbers: list[str]) -> list[Path]:
+def _inputs_among(numbers: list[Any]) -> list[Path]:
     """Take the input files that argparse took for numbers of --scale, --spacing or --shape off the end of these."""
-    first = next(
-        (k for k, text in enumerate(numbers) if k and not re.fullmatch(r"[\d.,/e+-]+", text, re.IGNORECASE)), len(numbers)
-    )
-    files = numbers[first:]
-    del numbers[first:]
+    first = next((k for k, text in enumerate(numbers) if k and not re.fullmatch(r"[\d.,/eE+-]+", str(text))), len(numbers))
+    files, numbers[first:] = numbers[first:], []
     return [Path(text) for text in files]
 
 
-def _numbers(texts: list[str] | None) -> str | tuple[str, ...] | None:
-    if not texts:
-        return None
-    return texts[0] if len(texts) == 1 else tuple(texts)
-
-
-def _whole(texts: list[str] | None) -> tuple[int | str, ...] | None:
-    return tuple(int(text) if text.isdecimal() else text for text in texts) if texts else None
-
-
-def _matrix(texts: list[str] | None) -> Any:
+def _whole(text: str) -> int | str:
     """What is no number is told of by who needs one."""
-    if not texts:
-        return "auto"
-    return texts[0] if len(texts) == 1 and not texts[0].isdecimal() else _whole(texts)
+    return int(text) if text.isdecimal() else text
 
 
-def _part(text: str) -> Any:
+def _part(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
         return text
-
-
-def _default_output(path: Path) -> Path:
-    own = io.suffix(path)
-    named = path if path.name not in ("", "..") else path.resolve()
-    return named.with_name(f"{named.name.removesuffix(own)}_sr{cohort.written_as(own)}")
 
 
 if __name__ == "__main__":

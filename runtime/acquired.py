@@ -118,7 +118,7 @@ class Acquired:
         return f"acquired {matrix} of {stored} ({self.source}), noise {100 * self.sigma:.1f} % of white"
 
     def plain(self, shape: Sequence[int]) -> dict[str, Any]:
-        """For a record."""
+        """For a sidecar."""
         taper = [round(band.taper, 3) for band in self.bands[: len(shape)]]
         return {"matrix": list(self.matrix(shape)), "taper": taper, "source": self.source, "noise": round(self.sigma, 5)}
 

@@ -10,9 +10,8 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
-from .errors import MetasrganError
+from .errors import MetasrganError, line
 
 _INSTALL = "pip install torch scikit-image scipy matplotlib tensorboard pydantic onnx"  # of all that train and export import
 
@@ -23,18 +22,16 @@ def run(command: Callable[[], None]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal or pipe that has no ×
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its remarks on headers that are accepted anyway
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         command()
         sys.stdout.flush()
-    except MetasrganError as error:
-        return _fail(str(error))
     except ModuleNotFoundError as error:
         return not_installed(error)
     except BrokenPipeError:  # the reader of the output left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's own flush would complain
         return 1
-    except OSError as error:
+    except (MetasrganError, OSError) as error:
         return _fail(str(error))
     except MemoryError:
         return _fail("there is not enough memory for this: give a smaller scale or shape, or a machine with more")
@@ -52,7 +49,7 @@ def not_installed(error: ModuleNotFoundError) -> int:
 
 
 def add_bundle_options(parser: argparse.ArgumentParser) -> None:
-    """Add --model and --bundle, of which one may be given; either is what `Upscaler.load` takes, as `bundle`."""
+    """Add --cache-dir, and --model and --bundle, of which one may be given: either is `bundle` of `Upscaler.load`."""
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
         "--model",
@@ -62,6 +59,7 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
         "perceptual, which looks crisper and invents part of what it shows, never for measurement or diagnosis",
     )
     either.add_argument("--bundle", type=Path, help="another network, as `metasrgan export` makes it")
+    parser.add_argument("--cache-dir", type=Path, help="folder that keeps TensorRT's engines (default: in this user's cache)")
 
 
 def warn_of_inventions(bundle: str | Path | None) -> None:
@@ -71,9 +69,5 @@ def warn_of_inventions(bundle: str | Path | None) -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"error: {line(message, 400)}", file=sys.stderr)
     return 1
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -27,18 +27,15 @@ PACKAGES = (
 
 def doctor(argv: list[str], prog: str) -> None:
     """Print what each device would use on this machine, what is missing, and the command that would repair it."""
-    parser = _parser(prog, doctor)
-    parser.add_argument("--json", action="store_true", help="the same for a program")
-    args = parser.parse_args(argv)
+    args = _parsed(argv, prog, doctor, "--json", action="store_true", help="the same for a program")
     found = examine(args.bundle, args.cache_dir)
     print(json.dumps(found, indent=1) if args.json else describe(found))
 
 
 def prepare(argv: list[str], prog: str) -> None:
     """Do ahead of time what the first scan would wait for: build TensorRT's engine, and keep it."""
-    parser = _parser(prog, prepare)
-    parser.add_argument("--device", default="auto", help=f"one of {', '.join(engines.DEVICES)} (default: auto)")
-    args = parser.parse_args(argv)
+    devices = f"one of {', '.join(engines.DEVICES)} (default: auto)"
+    args = _parsed(argv, prog, prepare, "--device", default="auto", help=devices)
 
     def show(phase: str, done: int, total: int) -> None:
         print(f"\r{phase}: {done} of {total}".ljust(79), end="", flush=True)
@@ -51,9 +48,7 @@ def prepare(argv: list[str], prog: str) -> None:
 
 def cache(argv: list[str], prog: str) -> None:
     """List the engines that are kept on disk, or remove them."""
-    parser = _parser(prog, cache)
-    parser.add_argument("--clear", action="store_true", help="remove them all")
-    args = parser.parse_args(argv)
+    args = _parsed(argv, prog, cache, "--clear", action="store_true", help="remove them all")
     kept = EngineCache(args.cache_dir or default_directory())
     if args.clear:
         print(f"{kept.directory}: {kept.clear()} engines removed")
@@ -66,9 +61,6 @@ def cache(argv: list[str], prog: str) -> None:
         print(f"  {entry.path.name}  {entry.bytes / 1e6:,.1f} MB, used {used}: {about or 'damaged'}")
 
 
-COMMANDS: dict[str, Callable[[list[str], str], None]] = {"doctor": doctor, "prepare": prepare, "cache": cache}
-
-
 def examine(bundle: str | Path | None = None, cache_dir: Path | None = None) -> dict[str, Any]:
     """All that `describe` prints. A small image goes through all devices but TensorRT, whose engine may take minutes."""
     devices: dict[str, dict[str, Any]] = {}
@@ -78,7 +70,8 @@ def examine(bundle: str | Path | None = None, cache_dir: Path | None = None) -> 
         except MetasrganError as error:
             problem, repair = (error.problem, error.repair) if isinstance(error, DeviceError) else (str(error), "")
             devices[name] = {"works": False, "problem": problem, "repair": repair}
-    entries = EngineCache(cache_dir or default_directory()).entries()
+    kept = EngineCache(cache_dir or default_directory())
+    entries = kept.entries()
     return {
         "metasrgan-edge": __version__,
         "python": platform.python_version(),
@@ -86,11 +79,7 @@ def examine(bundle: str | Path | None = None, cache_dir: Path | None = None) -> 
         "packages": {name: version for name in PACKAGES if (version := version_of(name))},
         "gpu": _gpu(),
         "devices": devices,
-        "cache": {
-            "folder": str(cache_dir or default_directory()),
-            "engines": len(entries),
-            "bytes": sum(entry.bytes for entry in entries),
-        },
+        "cache": {"folder": str(kept.directory), "engines": len(entries), "bytes": sum(entry.bytes for entry in entries)},
     }
 
 
@@ -106,18 +95,19 @@ def describe(found: dict[str, Any]) -> str:
         f"{gpu['free_mb']:,} MB of it free; its driver serves CUDA {gpu['cuda']}, by {gpu['library']}",
     ]
     for name, device in found["devices"].items():
-        lines.append(f"{name:<9} {device['runs_on'] if device['works'] else 'no: ' + device['problem']}")
+        lines.append(f"{name:<9} {device.get('runs_on') or 'no: ' + device['problem']}")
         if device.get("repair"):
             lines.append(f"{'':<9} → {device['repair']}")
     lines.append(f"cache     {kept['folder']}: {kept['engines']} engines, {kept['bytes'] / 1e6:,.1f} MB")
     return "\n".join(lines)
 
 
-def _parser(prog: str, function: Callable[[list[str], str], None]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=function.__doc__)
+def _parsed(argv: list[str], prog: str, command: Callable[..., None], option: str, **about: Any) -> argparse.Namespace:
+    """The arguments of a command, which has one option of its own."""
+    parser = argparse.ArgumentParser(prog=prog, description=command.__doc__)
     add_bundle_options(parser)
-    parser.add_argument("--cache-dir", type=Path, help="folder that keeps TensorRT's engines (default: in this user's cache)")
-    return parser
+    parser.add_argument(option, **about)
+    return parser.parse_args(argv)
 
 
 def _try(name: str, bundle: str | Path | None, cache_dir: Path | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .measure import UNKNOWN, Fractions
-from .record import json_object
+from .sidecar import read_json
 
 Numbers = Callable[[str, int], Sequence[float] | None]  # so many finite numbers of an attribute, or None
 
@@ -47,7 +47,7 @@ def of_dicom(numbers: Numbers, direction: str, shape: tuple[int, int]) -> Fracti
 def beside(path: Path, shape: Sequence[int]) -> Fractions:
     """The acquired parts of a NIfTI volume's array axes by the BIDS sidecar beside it, NAME.json; all None without one."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".nii")
-    return of_bids(json_object(path.with_name(f"{path.name[: len(name)]}.json")), shape)
+    return of_bids(read_json(path.with_name(f"{path.name[: len(name)]}.json")), shape)
 
 
 def of_bids(content: Mapping[str, Any], shape: Sequence[int]) -> Fractions:

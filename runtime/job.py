@@ -1,29 +1,25 @@
-"""One input → one output and its record, whatever their formats: what the command line does once, and a cohort many times."""
+"""One input → one output and its sidecar, whatever their formats: what the command line does once, and a cohort many times."""
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
-from . import __version__, io, preview, record, sizes, volume
-from .errors import InputFileError, OutputFileError, reason
-from .files import check_output, draft
+from . import __version__, io, preview, sidecar, sizes, volume
+from .errors import InputFileError, OutputFileError, line, reason
+from .files import check_output, write_atomically
 from .scan import Scan
 from .sizes import Size
 from .upscaler import GRAIN, Upscaler
-
-Progress = Callable[[int, int], None]
+from .volume import Progress
 
 
 @dataclass(frozen=True)
@@ -46,13 +42,18 @@ class Request:
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), compare=False, repr=False)  # where there is no key
 
     def options(self, task: Task) -> dict[str, Any]:
-        """All of it that the output's values depend on, as a record holds it."""
-        series = None if task.series is None else task.series + 1
-        acquired = self.acquired if isinstance(self.acquired, str) else list(self.acquired)
-        asked: dict[str, Any] = {"axis": self.axis, "dtype": self.dtype, "series": series, "acquired": acquired}
-        asked |= {"noise": self.noise, "grain": self.grain, "anonymous": self.anonymous or None}
-        asked["allow_gaps"] = self.allow_gaps or None
-        return self.size.asked() | {name: value for name, value in asked.items() if value is not None}
+        """All of it that the output's values depend on, as a sidecar holds it."""
+        asked = {
+            "axis": self.axis,
+            "dtype": self.dtype,
+            "series": task.number,
+            "acquired": self.acquired if isinstance(self.acquired, str) else list(self.acquired),
+            "noise": self.noise,
+            "grain": self.grain,
+            "anonymous": self.anonymous or None,
+            "allow_gaps": self.allow_gaps or None,
+        }
+        return self.size.asked() | _known(asked)
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,14 @@ class Task:
         return self.output.with_name(f"{self.output.name.removesuffix(io.suffix(self.output))}_preview.png")
 
     @property
+    def number(self) -> int | None:
+        """The series, from 1."""
+        return None if self.series is None else self.series + 1
+
+    @property
     def name(self) -> str:
         """The input, as a person is told of it."""
-        return str(self.source) if self.series is None else f"{self.source} (series {self.series + 1})"
+        return f"{self.source} (series {self.number})" if self.number else str(self.source)
 
 
 @dataclass(frozen=True)
@@ -99,83 +105,87 @@ class Result:
 def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | None = None) -> Result:
     """Upscale one input. Raises MetasrganError or OSError, and has then written nothing."""
     began = time.perf_counter()
-    io.kind(task.source)
     made_of = {
         "bundle": {"sha256": upscaler.bundle.sha256},
         "input": _input(task, request),
         "request": request.options(task),
     }
-    if request.resume and record.is_done(task.output, made_of):
+    if request.resume and sidecar.is_done(task.output, made_of):
         return Result(task, "skipped", problem=f"{task.output} is there and whole")
     check(task, request)
     scan = io.read(task.source, task.series, request.allow_gaps).across(request.axis)
     out = volume.prepared(scan, request.size, request.dtype)
     write = io.writer(task.output, out, request.anonymous) if io.suffix(task.output) else None
-    asked: Any = {"acquired": request.acquired, "noise": request.noise, "grain": request.grain}
-    acquired = volume.upscale(upscaler.slices, scan, out, **asked, progress=progress)
+    acquired = volume.upscale(
+        upscaler.slices, scan, out, acquired=request.acquired, noise=request.noise, grain=request.grain, progress=progress
+    )
     axes = scan.in_plane if scan.affine is None else range(min(3, scan.pixels.ndim))
     measured, stored = acquired.along(*axes), [scan.shape[k] for k in axes]
-    line = "" if scan.labels else measured.said(stored)
-    notes = tuple(note for note in (line, *acquired.notes, *scan.notes) if note)
-    scales = tuple(out.scales[k] for k in axes)
-    content: record.Record = {
-        "software": f"metasrgan-edge {__version__}",
-        **made_of,
-        "device": runs_on(upscaler),
-        "scale": [str(r) for r in scales],
-        "acquired": measured.plain(stored),
-        "grid": {"projection": upscaler.bundle.model.projection, "edges": "aligned", "size": "floor(n*p/q)"},
-        "from": {"shape": list(_shape(scan)), "spacing_mm": _rounded(scan.spacing)},
-        "output": {"shape": list(_shape(out)), "spacing_mm": _rounded(out.spacing), "dtype": str(out.pixels.dtype)},
-    }
+    said = "" if scan.labels else measured.said(stored)
+    notes = tuple(note for note in (said, *acquired.notes, *scan.notes) if note)
+    scales, device = tuple(out.scales[k] for k in axes), f"{upscaler.device} ({upscaler.runs_on})"
     seconds = time.perf_counter() - began
-    if not request.deterministic:
-        content["seconds"] = round(seconds, 3)
-    if not request.anonymous:  # notes name files
-        content["notes"] = list(notes)
-    if moment := record.time_stamp(request.deterministic):
-        content["time"] = moment
-    with _previewed(task, preview.of(scan, out) if request.preview else None, request.overwrite):
-        if write:
-            record.write_with(task.output, write, content, request.overwrite, task.source)
-        else:
-            save = partial(_save_dicom, task, request, out, line, content)
-            record.write_around(task.output, save, content, request.overwrite, task.source)
-    notes = (*notes, f"preview: {task.preview}") if request.preview else notes
-    return Result(task, "done", _shape(scan), _shape(out), scales, runs_on(upscaler), seconds, notes=notes)
+    content = _known(
+        {
+            "software": f"metasrgan-edge {__version__}",
+            **made_of,
+            "device": device,
+            "scale": [str(r) for r in scales],
+            "acquired": measured.plain(stored),
+            "grid": {"projection": upscaler.bundle.model.projection, "edges": "aligned", "size": "floor(n*p/q)"},
+            "from": _form(scan),
+            "output": {**_form(out), "dtype": str(out.pixels.dtype)},
+            "seconds": None if request.deterministic else round(seconds, 3),
+            "notes": None if request.anonymous else notes,  # they name files
+            "time": sidecar.time_stamp(request.deterministic),
+        }
+    )
+    if write:
+        save = partial(write_atomically, task.output, write)
+    else:
+        secret, description = request.key or request.secret, "SR " + sizes.written(out.scales).replace("×", "x")
+        told: Any = {"description": description, "acquired": said, "record": _flat(content)}
+        save = partial(io.dicom().save, task.output, out.header, out, **told, anonymous=request.anonymous, key=secret)
+
+    def finish(_: object = None) -> None:
+        sidecar.write_with(task.output, save, content, request.overwrite, task.source)
+
+    if request.preview:
+        picture = preview.of(scan, out)
+        write_atomically(task.preview, lambda file: picture.save(file, "PNG"), request.overwrite, finish, task.source)
+        notes = (*notes, f"preview: {task.preview}")
+    else:
+        finish()
+    return Result(task, "done", _shape(scan), _shape(out), scales, device, seconds, notes=notes)
 
 
 def check(task: Task, request: Request) -> None:
     """Raise MetasrganError, before any work is done, where the input cannot become the output, or that cannot be written."""
-    io.check_becomes(task.source, io.kind(task.source), task.output)
+    kind = io.kind(task.source)
+    io.check_becomes(task.source, kind, task.output)
     if task.source.is_dir() and task.output.absolute().is_relative_to(task.source.absolute()):
         raise OutputFileError(f"{task.output} would lie within its own input: name another place")
-    if request.resume and os.path.lexists(task.output) and not (request.overwrite or record.is_unfinished(task.output)):
+    if request.resume and os.path.lexists(task.output) and not request.overwrite:
         raise OutputFileError(
-            f"{task.output} exists already, and by its record it is not what this would make, or has changed since: "
+            f"{task.output} exists already, and by its sidecar it is not what this would make, or has changed since: "
             "name another place, or allow replacing it (--force)"
         )
-    record.check(task.output, request.overwrite)
+    sidecar.check(task.output, request.overwrite, may_be_folder=kind == "dicom")
     if request.preview:
         check_output(task.preview, request.overwrite)
-
-
-def runs_on(upscaler: Upscaler) -> str:
-    """What computes, for a person and for the record."""
-    return f"{upscaler.device} ({upscaler.runs_on})"
 
 
 def failed(task: Task, error: BaseException) -> Result:
     """The result of a task that raised something."""
     if isinstance(error, MemoryError) and not str(error):
         return Result(task, "failed", problem="there is not enough memory for this: give a smaller scale or shape")
-    return Result(task, "failed", problem=" ".join(str(error).splitlines()) or reason(error))
+    return Result(task, "failed", problem=line(error, 400) or reason(error))
 
 
 def _input(task: Task, request: Request) -> dict[str, str]:
     """The input by its name and hash; of an anonymous one, by what only the holder of the key can compare."""
     try:
-        hashed = record.fingerprint(io.files_of(task.source))
+        hashed = sidecar.fingerprint(*io.files_of(task.source))
     except FileNotFoundError as error:
         raise InputFileError(f"{error.filename} does not exist, or no longer: check the name") from None
     except OSError as error:
@@ -185,36 +195,8 @@ def _input(task: Task, request: Request) -> dict[str, str]:
     return {"name": task.source.name, "sha256": hashed}
 
 
-def _save_dicom(task: Task, request: Request, out: Scan, line: str, content: record.Record, again: bool) -> None:
-    io.dicom().save(
-        task.output,
-        out.header,
-        out,
-        description="SR " + sizes.written(out.scales).replace("×", "x"),
-        acquired=line,
-        record=_flat(content),
-        anonymous=request.anonymous,
-        key=request.key or request.secret,
-        overwrite=again,
-        like=task.source,
-    )
-
-
-@contextlib.contextmanager
-def _previewed(task: Task, picture: Image.Image | None, overwrite: bool) -> Iterator[None]:
-    """Write a preview before the output, and give it its name afterwards, so that there is none of an output that failed."""
-    if picture is None:
-        yield
-        return
-    with draft(task.preview, overwrite, task.source) as new:
-        picture.save(new.file, "PNG")
-        new.finish()
-        yield
-        new.publish()
-
-
-def _flat(content: record.Record) -> Mapping[str, str]:
-    """A record as DICOM's own fields hold it; they must have a date, which is 1970 where nothing may tell the time."""
+def _flat(content: sidecar.Sidecar) -> dict[str, str]:
+    """A sidecar as DICOM's own fields hold it; they must have a date, which is 1970 where nothing may tell the time."""
     return {
         "software": content["software"],
         "bundle": content["bundle"]["sha256"],
@@ -226,10 +208,14 @@ def _flat(content: record.Record) -> Mapping[str, str]:
     }
 
 
+def _known(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def _form(scan: Scan) -> dict[str, Any]:
+    return {"shape": _shape(scan), "spacing_mm": [round(size, 6) for size in scan.spacing]}
+
+
 def _shape(scan: Scan) -> tuple[int, ...]:
     """Of its pixels as a file has them."""
     return (*scan.shape[1:], scan.shape[0]) if scan.colour else scan.shape
-
-
-def _rounded(spacing: Sequence[float]) -> list[float]:
-    return [round(size, 6) for size in spacing]

@@ -74,7 +74,7 @@ class Size:
         return rows, cols, rest
 
     def asked(self) -> dict[str, Any]:
-        """The way and its numbers, as text: what a record keeps of the request."""
+        """The way and its numbers, as text: what a sidecar keeps of the request."""
         if self.isotropic:
             return {"isotropic": True}
         return {way: list(map(str, value)) for way in ("scale", "shape", "spacing") if (value := getattr(self, way))}

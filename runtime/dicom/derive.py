@@ -11,7 +11,7 @@ import io
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -63,18 +63,19 @@ def save(
     key: bytes | None = None,
     overwrite: bool = False,
     like: Path | None = None,
+    first: Callable[[Path], Any] = lambda finished: None,
 ) -> None:
     """Write the derived series as a folder of files, 0001.dcm and so on, whole or not at all; arguments as of `datasets`.
 
-    With `overwrite`, a folder that holds nothing but such files is replaced, unless the source lies in it.
-    Raises OutputFileError.
+    With `overwrite`, a folder that holds nothing but such files is replaced, unless the source lies in it. `like` and `first`
+    are as of `files.write_folder`. Raises OutputFileError.
     """
     inside = folder.resolve()
     if any(isinstance(f.source.content, Path) and inside in f.source.content.resolve().parents for f in series.frames):
         raise OutputFileError(f"{folder} holds the series that is upscaled: name another folder")
     made = datasets(series, image, description, record, anonymous, acquired, key)
     files = ((f"{k:04d}.dcm", partial(_write, dataset)) for k, dataset in enumerate(made, 1))
-    write_folder(folder, files, overwrite, WRITTEN, like)
+    write_folder(folder, files, overwrite, WRITTEN, like, first)
 
 
 def datasets(

@@ -22,7 +22,7 @@ FAULTS = {
     "chatters": "line",
     "leaves": "files",
     "replaces": "files",
-    "forgets": "record",
+    "forgets": "sidecar",
     "unpickles": "side effect",
     "writes elsewhere": "side effect",
     "refuses": "refused",

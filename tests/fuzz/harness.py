@@ -205,8 +205,8 @@ class _Room:
         changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
         if changed - own:
             raise _Fault("files", ", ".join(sorted(changed - own))[:LONGEST], _place(problem))
-        if result and not _is_recorded(task.output):
-            raise _Fault("record", f"{result.status}, without a record that holds", "")
+        if result and not _has_sidecar(task.output):
+            raise _Fault("sidecar", f"{result.status}, without a sidecar that holds", "")
         return verdict
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
@@ -229,8 +229,8 @@ def _listing(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _is_recorded(output: Path) -> bool:
-    """Whether the record beside an output has its hash."""
+def _has_sidecar(output: Path) -> bool:
+    """Whether the sidecar of an output has its hash."""
     path = output.with_name(f"{output.name}.json")
     content = json.loads(path.read_bytes()) if path.exists() else {"output": {}}
     files = sorted(output.rglob("*")) if output.is_dir() else [output] * output.exists()

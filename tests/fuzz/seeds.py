@@ -70,19 +70,19 @@ def tiny_bundle() -> bytes:
 
 
 def seeds(network: bytes) -> list[Case]:
-    """Every seed; those that hold a record were made by the product with this bundle."""
+    """Every seed; those that hold a sidecar were made by the product with this bundle."""
     cases = [*_nifti(), *_itk(), *_dicom(), *_pictures()]
     npy = _npy(PIXELS)
     cases.append(Case("bundle", {"in/a.bundle": network, "in/a.npy": npy}, "in/a.npy", "out/a.npy", model="in/a.bundle"))
     with Upscaler.of(Bundle.parse(network, "tiny"), device="cpu", threads=1) as upscaler:
-        for case in (Case("record", {"in/a.npy": npy}, "in/a.npy", "out/a.npy"), next(_dicom(folder=True))):
-            case = replace(case, format="record", request=TWICE | {"resume": True, "deterministic": True})
+        for case in (Case("sidecar", {"in/a.npy": npy}, "in/a.npy", "out/a.npy"), next(_dicom(folder=True))):
+            case = replace(case, format="sidecar", request=TWICE | {"resume": True, "deterministic": True})
             cases.append(replace(case, files=dict(reversed(_made(upscaler, case).items()))))
     return cases
 
 
 def _made(upscaler: Upscaler, case: Case) -> dict[str, bytes]:
-    """The files of a case and what the product makes of them, the record last."""
+    """The files of a case and what the product makes of them, the sidecar last."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         case.write(folder)
@@ -112,9 +112,9 @@ def _nifti() -> Iterator[Case]:
     yield case("a.nii", content(data=np.stack([VOXELS, VOXELS], -1)[:6, :6].astype(np.float32)), size=Size(scale="1.5"))
     yield case("a.nii", content(slope=0.25), ".mha", size=Size(isotropic=True))
     yield case("a.nii.gz", gzip.compress(content(slope=-2.0), mtime=0), size=Size(spacing=("0.5", "0.5", "1.7")), dtype="uint8")
-    sidecar = {"PhaseEncodingDirection": "j-", "AcquisitionMatrixPE": 6, "ReconMatrixPE": 9, "BaseResolution": 6}
-    files = {"in/a.json": json.dumps(sidecar | {"PercentSampling": 80}).encode(), "in/a.nii": content(data=VOXELS.repeat(2, 1))}
-    yield Case("sidecar", files, "in/a.nii", "out/a.nii")
+    bids = {"PhaseEncodingDirection": "j-", "AcquisitionMatrixPE": 6, "ReconMatrixPE": 9, "BaseResolution": 6}
+    files = {"in/a.json": json.dumps(bids | {"PercentSampling": 80}).encode(), "in/a.nii": content(data=VOXELS.repeat(2, 1))}
+    yield Case("bids", files, "in/a.nii", "out/a.nii")
 
 
 def _itk() -> Iterator[Case]:

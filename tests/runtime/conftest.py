@@ -41,6 +41,7 @@ def dicom(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         saved.append({"series": series, "image": image, **options})
         folder.mkdir(exist_ok=options["overwrite"])
         (folder / "0001.dcm").write_bytes(image.pixels.tobytes())
+        options["first"](folder)
 
     monkeypatch.setattr(series_module, "find_series", lambda path: found)
     some: dict[str, Any] = {"find_series": lambda path: found, "read": read, "usable": usable, "save": save}

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from runtime import OutputFileError, cohort, files, record
+from runtime import OutputFileError, cohort, files, sidecar
 from runtime.__main__ import main
 from runtime.job import Request, Result, Task
 from runtime.sizes import Size
@@ -50,10 +50,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def outputs(folder: Path) -> list[Path]:
-    """The outputs in a folder; each has its record, which is true of it, and there is nothing else but the summary."""
+    """The outputs in a folder; each has its sidecar, which is true of it, and there is nothing else but the summary."""
     found = [path for path in sorted(folder.iterdir()) if path.name.endswith(".nii.gz")]
-    assert all(record.is_done(path, {}) for path in found)
-    assert {p.name for p in folder.iterdir()} - {cohort.SUMMARY} == {p.name for f in found for p in (f, record.beside(f))}
+    assert all(sidecar.is_done(path, {}) for path in found)
+    assert {p.name for p in folder.iterdir()} - {cohort.SUMMARY} == {p.name for f in found for p in (f, sidecar.beside(f))}
     return found
 
 
@@ -144,6 +144,13 @@ def test_two_inputs_of_one_name_are_refused(scans: list[Path], tmp_path: Path) -
         cohort.plan([*scans, twin], tmp_path)
 
 
+def test_one_input_twice_is_one_and_a_link_gives_its_own_name(scans: list[Path], tmp_path: Path) -> None:
+    link = tmp_path / "sub-01.nii.gz"
+    link.symlink_to(scans[0])
+    outputs = [task.output.name for task in cohort.plan([scans[0], link, scans[0]], tmp_path / "out")]
+    assert outputs == ["a_sr.nii.gz", "sub-01_sr.nii.gz"]
+
+
 def test_two_runs_into_one_folder(scans: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     arguments = [*map(str, scans), "--scale", "2", "-o", f"{tmp_path}/out/"]
@@ -219,7 +226,7 @@ def test_kill_in_the_middle(slow: list[Path], tmp_path: Path, workers: list[str]
     process.wait()
     wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers_of_it))
     (tmp_path / "unfinished").mkdir()
-    for path in out.iterdir():  # a kill between a record's name and its output's leaves the record
+    for path in out.iterdir():  # a kill between a sidecar's name and its output's leaves the sidecar
         if path.suffix == ".json" and not path.with_suffix("").exists():
             path.rename(tmp_path / "unfinished" / path.name)
     before = {path.name: path.stat().st_mtime_ns for path in outputs(out)}

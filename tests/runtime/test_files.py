@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import IO
 
@@ -20,29 +19,36 @@ def run_python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_a_draft_has_its_name_when_it_is_published(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    with files.draft(path, overwrite=False) as new:
-        new.file.write(b"content")
-        new.finish()
-        assert new.path.read_bytes() == b"content"
-        assert not path.exists()
-        assert [p.name for p in tmp_path.iterdir()] == [new.path.name]
-        new.publish()
+def test_a_file_has_its_name_when_it_is_finished(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+
+    def first(finished: Path) -> None:
+        assert finished.read_bytes() == b"content"
+        assert finished.match(".*.part.nii")
+        assert [*tmp_path.iterdir()] == [finished]
+
+    files.write_atomically(path, lambda file: file.write(b"content"), overwrite=False, first=first)
     assert path.read_bytes() == b"content"
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert [*tmp_path.iterdir()] == [path]
 
 
-def test_a_draft_that_is_not_published_is_gone(tmp_path: Path) -> None:
-    def fail(file: IO[bytes]) -> None:
+@pytest.mark.parametrize("which", ["write", "first"])
+def test_a_file_or_folder_that_fails_is_gone(tmp_path: Path, which: str) -> None:
+    def write(file: IO[bytes]) -> None:
         file.write(b"half")
+        if which == "write":
+            raise ZeroDivisionError
+
+    def first(finished: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        files.write_atomically(tmp_path / "a", fail, overwrite=False)
+        files.write_atomically(tmp_path / "a", write, overwrite=False, first=first)
+    with pytest.raises(ZeroDivisionError):
+        files.write_folder(tmp_path / "a", [("1", write)], overwrite=False, first=first)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,24 +106,27 @@ with files.sole_writer(Path(sys.argv[1])):
     assert list(tmp_path.iterdir()) == []  # the lock is no file
 
 
-def test_what_killed_runs_left_is_cleared_and_what_living_ones_hold_is_not(
-    tmp_path: Path,
-) -> None:
+def test_what_killed_runs_left_is_cleared_and_what_living_ones_hold_is_not(tmp_path: Path) -> None:
     (tmp_path / ".0123456789abcdef.part").write_bytes(b"half")
-    old, new = (tmp_path / f".{name}.part" for name in ("old", "new"))  # folders have no lock, but an age
-    old.mkdir()
-    new.mkdir()
-    os.utime(old, (time.time() - 7200,) * 2)
+    (tmp_path / ".fedcba9876543210.part").mkdir()
     (tmp_path / "keep.part").touch()
-    with files.draft(tmp_path / "a", overwrite=False) as draft, files.sole_writer(tmp_path):
-        assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["keep.part", ".new.part", draft.path.name])
+
+    def is_kept(finished: Path) -> None:
+        with files.sole_writer(tmp_path):
+            assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "keep.part", finished])
+
+    files.write_atomically(tmp_path / "a", lambda file: None, overwrite=False, first=is_kept)
+    (tmp_path / "a").unlink()
+    files.write_folder(tmp_path / "a", [("1", lambda file: None)], overwrite=False, first=is_kept)
+    assert (tmp_path / "a" / "1").exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputFileError, match="is a file"):
-        files.make_folder(tmp_path / "file")
-    with pytest.raises(OutputFileError, match="No such file or directory"):
-        files.make_folder(tmp_path / "a" / "b")
-    files.make_folder(tmp_path / "a")
-    files.make_folder(tmp_path / "a")
+    with pytest.raises(OutputFileError, match="is a file"), files.sole_writer(tmp_path / "file"):
+        pass
+    with pytest.raises(OutputFileError, match="No such file or directory"), files.sole_writer(tmp_path / "a" / "b"):
+        pass
+    for _ in range(2):
+        with files.sole_writer(tmp_path / "a"):
+            assert (tmp_path / "a").is_dir()

@@ -1,9 +1,10 @@
-"""One input → one output and its record."""
+"""One input → one output and its sidecar."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import types
 from dataclasses import replace
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import InputFileError, MetasrganError, OutputFileError, Upscaler, __version__, io, job, record
+from runtime import InputFileError, MetasrganError, OutputFileError, Upscaler, __version__, io, job, sidecar
 from runtime.job import Request, Task
 from runtime.sizes import Size
 
@@ -35,11 +36,11 @@ def scan(tmp_path: Path) -> Path:
 
 
 def read(output: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(record.beside(output).read_text())
+    content: dict[str, Any] = json.loads(sidecar.beside(output).read_text())
     return content
 
 
-def test_a_record_says_what_was_made_of_what_by_what(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
+def test_a_sidecar_says_what_was_made_of_what_by_what(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.nii.gz"
     result = job.run(shipped, Task(scan, out), Request(Size(spacing=("0.5", "0.4", "3"))))
     content = read(out)
@@ -48,18 +49,18 @@ def test_a_record_says_what_was_made_of_what_by_what(shipped: Upscaler, scan: Pa
     assert content["device"].startswith("cpu")
     assert content["scale"] == ["8/5", "2", "13/6"]
     assert content["grid"]["projection"] == shipped.bundle.model.projection
-    assert content["input"] == {"name": "doe_jane.nii.gz", "sha256": record.fingerprint([scan])}
+    assert content["input"] == {"name": "doe_jane.nii.gz", "sha256": sidecar.fingerprint(scan)}
     assert content["from"] == {"shape": [12, 10, 3], "spacing_mm": [0.8, 0.8, 6.5]}
     assert content["output"] == {
         "shape": [19, 20, 6],
         "spacing_mm": [0.5, 0.4, 3.0],
         "dtype": "int16",
-        "sha256": record.fingerprint([out]),
+        "sha256": sidecar.fingerprint(out),
     }
     assert content["time"].endswith("+00:00")
     assert content["seconds"] > 0
     assert "×8/5 ×2 ×13/6" in str(result)
-    assert "Jane" not in record.beside(out).read_text()
+    assert "Jane" not in sidecar.beside(out).read_text()
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
@@ -73,7 +74,7 @@ def test_deterministic_gives_the_same_bytes_again(
         out = tmp_path / folder / f"out{suffix}"
         monkeypatch.setattr("time.time", partial(float, 1_000_000_000 + len(made)))  # what gzip and others would put down
         job.run(shipped, Task(scan, out), request)
-        made.append((out.read_bytes(), record.beside(out).read_bytes()))
+        made.append((out.read_bytes(), sidecar.beside(out).read_bytes()))
     assert made[0] == made[1]
     assert not {"time", "seconds"} & read(out).keys()
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
@@ -82,7 +83,7 @@ def test_deterministic_gives_the_same_bytes_again(
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("a.png", "uint8"), ("a.tif", "uint16"), ("a.jpg", "uint8"), ("a.npy", "float32")])
-def test_pictures_have_records_too_and_the_same_bytes_again(shipped: Upscaler, tmp_path: Path, name: str, dtype: str) -> None:
+def test_pictures_have_sidecars_too_and_the_same_bytes_again(shipped: Upscaler, tmp_path: Path, name: str, dtype: str) -> None:
     source = tmp_path / "in.npy"
     np.save(source, np.random.default_rng(0).integers(0, 255, (9, 8)).astype(dtype))
     outs = [tmp_path / f"{k}{name}" for k in range(2)]
@@ -96,7 +97,7 @@ def test_pictures_have_records_too_and_the_same_bytes_again(shipped: Upscaler, t
 def test_anonymous_tells_nothing_of_whom(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.nii"
     job.run(shipped, Task(scan, out), replace(TWICE, anonymous=True))
-    whole = out.read_bytes() + record.beside(out).read_bytes()
+    whole = out.read_bytes() + sidecar.beside(out).read_bytes()
     for word in (b"Jane", b"Doe", b"doe"):
         assert word not in whole
     kept = tmp_path / "kept.nii"
@@ -122,7 +123,7 @@ def test_resume_does_not_take_another_thing_for_done(
     job.run(shipped, task, TWICE)
 
     def is_refused_then_redone(up: Upscaler, request: Request) -> None:
-        with pytest.raises(OutputFileError, match="by its record it is not what this would make"):
+        with pytest.raises(OutputFileError, match="by its sidecar it is not what this would make"):
             job.run(up, task, request)
         assert job.run(up, task, replace(request, overwrite=True)).status == "done"
         assert job.run(up, task, replace(request, overwrite=True)).status == "skipped"
@@ -136,36 +137,36 @@ def test_resume_does_not_take_another_thing_for_done(
     is_refused_then_redone(random_upscaler, again)
     task.output.write_bytes(task.output.read_bytes() + b"\0")
     is_refused_then_redone(random_upscaler, again)
-    record.beside(task.output).unlink()
+    sidecar.beside(task.output).unlink()
     is_refused_then_redone(random_upscaler, again)
 
 
-def test_a_crash_between_record_and_output_is_redone(
+def test_a_crash_between_sidecar_and_output_is_redone(
     shipped: Upscaler, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process ends after the record has its name, before the output has."""
+    """The process ends after the sidecar has its name, before the output has."""
     task = Task(scan, tmp_path / "out.nii")
     done = job.run(shipped, task, TWICE)
     whole = task.output.read_bytes()
     task.output.unlink()
-    assert not record.is_done(task.output, {})
+    assert not sidecar.is_done(task.output, {})
     again = job.run(shipped, task, replace(TWICE, resume=True))
     assert (done.status, again.status) == ("done", "done")
     assert task.output.read_bytes() == whole
-    assert record.is_done(task.output, {})
+    assert sidecar.is_done(task.output, {})
 
 
 def test_both_or_neither(shipped: Upscaler, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The output's name is taken by somebody else while its record has got its own: the record goes again."""
+    """The output's name is taken by somebody else while its sidecar has got its own: the sidecar goes again."""
     out = tmp_path / "out.nii"
-    publish = record.draft
+    publish = sidecar.write_json
 
-    def late(path: Path, overwrite: bool, like: Path) -> Any:
-        if path != out:
-            out.write_bytes(b"somebody else's")
-        return publish(path, overwrite, like)
+    def late(path: Path, *arguments: Any) -> None:
+        publish(path, *arguments)
+        assert path.exists()
+        out.write_bytes(b"somebody else's")
 
-    monkeypatch.setattr(record, "draft", late)
+    monkeypatch.setattr(sidecar, "write_json", late)
     with pytest.raises(OutputFileError, match="exists already"):
         job.run(shipped, Task(scan, out), TWICE)
     assert out.read_bytes() == b"somebody else's"
@@ -173,12 +174,18 @@ def test_both_or_neither(shipped: Upscaler, scan: Path, tmp_path: Path, monkeypa
 
 
 def test_somebody_elses_json_is_not_replaced(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
-    sidecar = tmp_path / "out.nii.json"
-    sidecar.write_text('{"RepetitionTime": 2}')
+    theirs = tmp_path / "out.nii.json"
+    theirs.write_text('{"RepetitionTime": 2}')
     with pytest.raises(OutputFileError, match=r"out.nii.json exists already"):
         job.run(shipped, Task(scan, tmp_path / "out.nii"), TWICE)
-    assert sidecar.read_text() == '{"RepetitionTime": 2}'
+    assert theirs.read_text() == '{"RepetitionTime": 2}'
     assert not (tmp_path / "out.nii").exists()
+
+
+def test_a_folder_in_a_files_place_is_not_replaced(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.nii").mkdir()
+    with pytest.raises(OutputFileError, match=r"out.nii is a folder: name a file"):
+        job.run(shipped, Task(scan, tmp_path / "out.nii"), replace(TWICE, overwrite=True))
 
 
 def test_vanished_input_is_one_line(shipped: Upscaler, scan: Path, tmp_path: Path) -> None:
@@ -189,7 +196,7 @@ def test_vanished_input_is_one_line(shipped: Upscaler, scan: Path, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dicom_series_becomes_a_series_and_a_record_in_its_fields(
+def test_a_dicom_series_becomes_a_series_and_a_sidecar_in_its_fields(
     shipped: Upscaler, dicom: types.SimpleNamespace, tmp_path: Path
 ) -> None:
     source = tmp_path / "in"
@@ -208,13 +215,12 @@ def test_a_dicom_series_becomes_a_series_and_a_record_in_its_fields(
     assert told["record"]["bundle"] == shipped.bundle.sha256
     assert told["record"]["scale"] == "2 2 1"
     assert all(isinstance(value, str) for value in told["record"].values())
-    assert read(tmp_path / "out")["output"]["sha256"] == record.fingerprint_of(tmp_path / "out")
+    assert read(tmp_path / "out")["output"]["sha256"] == sidecar.fingerprint(tmp_path / "out")
     assert job.run(shipped, task, replace(TWICE, anonymous=True, resume=True)).status == "skipped"
 
-    (tmp_path / "out" / "0001.dcm").write_bytes(b"half")  # as after a crash: the folder is there, the record without its hash
-    record.beside(tmp_path / "out").write_text(json.dumps({**read(tmp_path / "out"), "output": {"sha256": None}}))
-    assert job.run(shipped, task, replace(TWICE, anonymous=True, resume=True)).status == "done"
-    assert dicom.saved[-1]["overwrite"] is True
+    shutil.rmtree(tmp_path / "out")  # as after a crash: the sidecar is there, the folder is not
+    assert job.run(shipped, task, replace(TWICE, anonymous=True)).status == "done"
+    assert dicom.saved[-1]["overwrite"] is False
 
 
 def test_series_are_chosen(shipped: Upscaler, dicom: types.SimpleNamespace, tmp_path: Path) -> None:
@@ -249,7 +255,7 @@ def test_a_doubtful_series_is_taken_only_by_its_number(shipped: Upscaler, dicom:
 def test_an_anonymous_output_tells_no_hash_of_its_input(
     shipped: Upscaler, scan: Path, dicom: types.SimpleNamespace, tmp_path: Path
 ) -> None:
-    hashed = record.fingerprint([scan])
+    hashed = sidecar.fingerprint(scan)
     keyed = [replace(TWICE, anonymous=True, key=key) for key in (b"k" * 16, b"k" * 16, b"m" * 16, None)]
     inputs = []
     for number, request in enumerate(keyed):

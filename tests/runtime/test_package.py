@@ -26,7 +26,7 @@ with runtime.Upscaler.load() as up:
 print(sorted(sys.modules.keys() & {'torch', 'onnx', 'train', 'export', 'skimage', 'SimpleITK', 'distributed'}))
 print([name for name in sys.modules if name.startswith(('pycuda', 'cuda.', 'tensorrt', 'runtime.engines.'))])
 """
-    without_a_driver = "['runtime.engines.ort', 'runtime.engines.cpu']"  # nothing of CUDA, of ours or of others
+    without_a_driver = "['runtime.engines.ort', 'runtime.engines.cpu', 'runtime.engines.cache']"  # nothing of CUDA
     assert run_python(code).splitlines() == ["[]", without_a_driver]
 
 

@@ -155,7 +155,7 @@ def test_no_preview_of_an_output_that_failed(
     def fail(*_: Any) -> None:
         raise OutputFileError("the disk is full")
 
-    monkeypatch.setattr("runtime.record.write_with", fail)
+    monkeypatch.setattr("runtime.sidecar.write_with", fail)
     with pytest.raises(OutputFileError, match="the disk is full"):
         job.run(shipped, Task(scan, tmp_path / "out.nii"), TWICE)
     assert list(tmp_path.iterdir()) == [scan]
