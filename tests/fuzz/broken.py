@@ -30,6 +30,11 @@ FAULTS = {
 CASES = [Case(name, {f"in/{name}.npy": b""}, f"in/{name}.npy", "out/a.npy") for name in FAULTS]
 
 
+class _Chatter(InputFileError):
+    def __str__(self) -> str:
+        return "two\nlines"
+
+
 def run(upscaler: Upscaler, task: job.Task, request: job.Request) -> job.Result:
     match task.source.stem:
         case "raises":
@@ -48,7 +53,7 @@ def run(upscaler: Upscaler, task: job.Task, request: job.Request) -> job.Result:
             except MemoryError:
                 raise InputFileError("the file is damaged") from None
         case "chatters":
-            raise InputFileError("two\nlines")
+            raise _Chatter()
         case "leaves":
             task.output.with_name(".half.part").touch()
         case "replaces":
