@@ -113,8 +113,26 @@ def of_image(image: Any, acquired: Fractions = UNKNOWN) -> Scan:
 
 
 def image_of(scan: Scan) -> Any:
-    """A scan as an image of its header's class that shares its pixels. Raises ImageError like `writer`."""
-    return _image(scan, _header(scan))
+    """A scan as an image of its header's class that shares its pixels, as they are to be stored: nibabel does not scale them.
+
+    The header is that of the image the scan was read from, but for size, type, voxel size and place; else a new one. Raises
+    ImageError for a place or a type that NIfTI cannot describe.
+    """
+    known = isinstance(scan.header, nib.Nifti1Image)
+    header = scan.header.header.copy() if known else nib.Nifti1Header()
+    try:
+        with np.errstate(all="ignore"):
+            header.set_data_shape(scan.shape)
+            header.set_data_dtype(scan.pixels.dtype)
+            _move(header, scan) if known else _place(header, scan)
+            image = (type(scan.header) if known else nib.Nifti1Image)(scan.pixels, header.get_best_affine(), header)
+    except (HeaderDataError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        raise ImageError(
+            f"a NIfTI header cannot describe the volume {scan.shape} of {scan.pixels.dtype} ({reason(error)}): "
+            "repair its sform, qform or pixdim, or give a smaller scale or another --dtype"
+        ) from None
+    image.header.set_slope_inter(scan.slope, scan.inter)
+    return image
 
 
 def reopened(image: Any) -> Any:
@@ -126,33 +144,25 @@ def writer(path: Path, scan: Scan, anonymous: bool = False) -> Callable[[IO[byte
     """What writes a scan's pixels, as they are then, to an open file; .gz in the name compresses it, with no time stamp.
 
     An `anonymous` file lacks what the header said in words, and its extensions, which may hold a whole DICOM header. Raises
-    OutputFileError for another name, and ImageError for a place or a type that NIfTI cannot describe.
+    OutputFileError for another name, and ImageError as `image_of` does.
     """
     if not suffix(path):
         raise OutputFileError(f"{path} does not end like a NIfTI file: use {' or '.join(SUFFIXES)}")
-    header = _header(scan)
+    image = image_of(scan)
     if anonymous:
         for name in ("descrip", "aux_file", "db_name", "intent_name"):
-            if name in header:  # NIfTI-2 has no db_name
-                header[name] = b""
-        header.extensions.clear()
+            if name in image.header:  # NIfTI-2 has no db_name
+                image.header[name] = b""
+        image.header.extensions.clear()
 
     def write(file: IO[bytes]) -> None:
         if path.suffix.lower() == ".gz":
             with gzip.GzipFile("", "wb", 1, file, mtime=0) as stream:
-                _image(scan, header).to_stream(stream)
+                image.to_stream(stream)
         else:
-            _image(scan, header).to_stream(file)
+            image.to_stream(file)
 
     return write
-
-
-def _image(scan: Scan, header: Any) -> Any:
-    """An image of pixels as they are to be stored, which nibabel does not scale."""
-    cls = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = cls(scan.pixels, header.get_best_affine(), header)
-    image.header.set_slope_inter(scan.slope, scan.inter)
-    return image
 
 
 def _check_start(path: Path) -> None:
@@ -199,26 +209,6 @@ def _voxel_size(image: Any) -> tuple[float, ...]:
         float(said) if abs(length - said) <= _AGREE * length else float(f"{length:.6g}")
         for length, said in zip(lengths, image.header.get_zooms()[:3])
     )
-
-
-def _header(scan: Scan) -> Any:
-    """A header for a scan: that of the image it was read from, but for size, type, voxel size and place; else a new one.
-
-    Raises ImageError for a geometry that cannot be described.
-    """
-    known = isinstance(scan.header, nib.Nifti1Image)
-    header = scan.header.header.copy() if known else nib.Nifti1Header()
-    try:
-        with np.errstate(all="ignore"):
-            header.set_data_shape(scan.shape)
-            header.set_data_dtype(scan.pixels.dtype)
-            _move(header, scan) if known else _place(header, scan)
-    except (HeaderDataError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-        raise ImageError(
-            f"a NIfTI header cannot describe the volume {scan.shape} of {scan.pixels.dtype} ({reason(error)}): "
-            "repair its sform, qform or pixdim, or give a smaller scale or another --dtype"
-        ) from None
-    return header
 
 
 def _move(header: Any, scan: Scan) -> None:

@@ -37,7 +37,8 @@ _JPEG_IN_TIFF = (6, 7)
 _UNPACKED = (1, 2, 3, 4, 5, *_JPEG_IN_TIFF, 8, 32773, 32946, 34925, 50000)  # CCITT, LZW, deflate, PackBits, LZMA, Zstandard
 # EXIF's entry, of either byte order: its number, a 16-bit integer, one of them, and which corner the first pixel has.
 _ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0([\x01-\x08])\0|\x01\x12\0\x03\0\0\0\x01\0([\x01-\x08])")
-_ODD_HEADER = re.compile(rb"[^{]*\{[^}]*?(\\|\d[A-Za-z_])")  # of NPY: Python warns of the first, numpy of the second
+# Of NPY: Python warns of the first, numpy of the second, and makes room for the third, a very long text.
+_ODD_HEADER = re.compile(rb"[^{]*\{[^}]*?(\\|\d[A-Za-z_]|[A-Za-z]\d{4})")
 
 
 def read(path: Path) -> Scan:
