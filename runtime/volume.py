@@ -22,6 +22,7 @@ from .slices import Slices, check_slice_shape
 Progress = Callable[[int, int], None]
 
 _FARTHEST, _SMALLEST = 1e9, 1e-30  # mm of a place, mm³ of a voxel: headers hold them in single precision
+_LABELS, _LOOKED_AT = 64, 100_000  # different values at most, and each so often on average; values that are looked at
 _DIFFER = 2.0  # times: volumes of a 4-D file whose ranges differ more have each its own
 _AS_LABELS = "labels: nearest neighbour, the network was not used"
 
@@ -106,7 +107,18 @@ def upscale(
                 targets[k] = intensity.real(stack[k], targets.dtype)
             step()
         intensity.put_back(target, one, slices.sources(one.shape, by_axis))
-    return found[0]
+    return replace(found[0], notes=(*found[0].notes, *_doubt(scan)))
+
+
+def _doubt(scan: Scan) -> list[str]:
+    """A line about a volume of so few whole numbers that they may be labels, which nothing in it says."""
+    if scan.affine is None or scan.pixels.dtype.kind not in "iu":
+        return []
+    some = scan.pixels.ravel("K")[:: max(1, scan.pixels.size // _LOOKED_AT)]
+    count = len(np.unique(some))
+    if count < 2 or count > min(_LABELS, len(some) // _LABELS):
+        return []
+    return [f"it has {count} different whole numbers: if they are labels, set the header's intent to label (1002)"]
 
 
 def _ranges(scan: Scan) -> list[Intensity]:

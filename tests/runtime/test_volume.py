@@ -8,8 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from runtime import ImageError, InputFileError, OutputFileError, Upscaler, io
+from runtime import ImageError, InputFileError, OutputFileError, Upscaler, io, volume
 from runtime.io import nifti
+from runtime.sizes import Size
 from runtime.slices import Slices
 from tests.conftest import SCAN
 
@@ -199,6 +200,16 @@ def test_labels_are_not_mixed_and_vectors_are_refused(shipped: Upscaler) -> None
     scan.header.set_intent("vector")
     with pytest.raises(ImageError, match=r"'vector'.*resample"):
         shipped.volume(scan, 3)
+
+
+def test_few_whole_numbers_may_be_labels(shipped: Upscaler) -> None:
+    """Said in a line, as nothing else tells a segmentation from a phantom of blocks."""
+    names = np.zeros((24, 24, 8), np.int16)
+    names[4:20, 4:12], names[4:20, 12:20] = 2, 41
+    for pixels, said in ((names, True), (names.astype(np.float32), False), (head_volume(shape=(24, 24, 8)), False)):
+        scan = nifti.of_image(scan_of(pixels))
+        notes = volume.upscale(shipped.slices, scan, volume.prepared(scan, Size(2))).notes
+        assert any("3 different whole numbers: if they are labels" in note for note in notes) == said
 
 
 @pytest.mark.parametrize("fill", [-32768, 1e20, -np.finfo(np.float32).max, np.nan])
