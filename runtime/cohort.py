@@ -290,6 +290,7 @@ def _summary(results: Sequence[Result], total: int, request: Request) -> dict[st
             "to": result.shape_out,
             "seconds": None if request.deterministic else round(result.seconds, 3),
             "problem": result.problem,
+            "notes": None if request.anonymous else result.notes,  # they name files
         }
         entries.append({name: value for name, value in entry.items() if value})
     moment = sidecar.time_stamp(request.deterministic)

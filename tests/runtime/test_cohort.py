@@ -87,6 +87,7 @@ def test_a_failed_input_does_not_stop_the_rest(scans: list[Path], tmp_path: Path
     assert (summary["done"], summary["skipped"], summary["failed"], summary["unfinished"]) == (2, 0, 2, 0)
     assert [entry["status"] for entry in summary["inputs"]] == ["done", "failed", "done", "failed"]
     assert summary["inputs"][0]["scale"] == ["2", "2", "1"]
+    assert summary["inputs"][0]["notes"][0].startswith("acquired ")
 
     write_scan(scans[1])
     write_scan(missing)
