@@ -112,7 +112,7 @@ class Slices:
 
     def sources(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[NDArray[np.int64]]:
         """The input pixel that each output pixel lies in, for each axis of an array of `shape`."""
-        return [grid.project(n, r, self.model.projection).source for n, r in zip(shape, scales)]
+        return [axis.source for axis in self._project(shape, scales)]
 
     def encode(self, unit: Float, acquired: Acquired) -> Encoded:
         """A slice (H, W), black 0 and white 1, whose responses are kept for `render`."""
@@ -122,18 +122,19 @@ class Slices:
 
     def render(self, encoded: Encoded, scales: grid.Scales, window: Window) -> Float:
         """A window of an encoded slice, black 0 and white 1."""
-        return self._render(encoded.tiles, encoded.shape, _times(scales, encoded.spacing), window)
+        larger = _times(scales, encoded.spacing)
+        return self._render(encoded.tiles, self._project(encoded.shape, larger), larger, window)
 
     def _bands(
         self, image: NDArray[Any], intensity: Intensity | None, told: Told, scales: grid.Scales, shape: tuple[int, ...]
     ) -> Iterator[tuple[slice, Float]]:
         """The output of `shape`, black 0 and white 1, in bands of whole rows, each of the tiles beside each other."""
-        axis = grid.project(image.shape[0], scales[0], self.model.projection)
+        axes = self._project(image.shape, scales)
         for extent, encoded in itertools.groupby(self._encode(image, told, intensity), lambda tile: tile.rows):
-            rows = extent.outputs(axis, 0, shape[0])
+            rows = extent.outputs(axes[0], 0, shape[0])
             if len(rows):
                 window = rows.start, 0, len(rows), shape[1]
-                yield slice(rows.start, rows.stop), self._render(encoded, image.shape, scales, window)
+                yield slice(rows.start, rows.stop), self._render(encoded, axes, scales, window)
 
     def _encode(self, image: NDArray[Any], told: Told, intensity: Intensity | None = None) -> Iterator[Tile]:
         """The tiles of a canonical slice, black 0 and white 1; or of one in grey values, with their intensity."""
@@ -158,10 +159,13 @@ class Slices:
                 log.warning("%s: going on with tiles of %d pixels in place of %d", said, tile // 2, tile)
                 self._tile = min(self._tile, tile // 2)
 
-    def _render(self, encoded: Iterable[Tile], shape: tuple[int, ...], scales: grid.Scales, window: Window) -> Float:
+    def _project(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[grid.Axis]:
+        return [grid.project(n, r, self.model.projection) for n, r in zip(shape, scales)]
+
+    def _render(self, encoded: Iterable[Tile], axes: Sequence[grid.Axis], scales: grid.Scales, window: Window) -> Float:
         """The window in units of black 0 and white 1."""
         model, engine = self.model, self.engine
-        rows, cols = (grid.project(n, r, model.projection) for n, r in zip(shape, scales))
+        rows, cols = axes
         top, left, height, width = window
         out = np.empty((height, width), np.float32)
         for tile in encoded:

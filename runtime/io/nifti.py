@@ -205,10 +205,10 @@ def _voxel_size(image: Any) -> tuple[float, ...]:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
-    return tuple(
-        float(said) if abs(length - said) <= _AGREE * length else float(f"{length:.6g}")
-        for length, said in zip(lengths, image.header.get_zooms()[:3])
-    )
+        return tuple(
+            float(said) if abs(length - said) <= _AGREE * length else float(f"{length:.6g}")
+            for length, said in zip(lengths, image.header.get_zooms()[:3])
+        )
 
 
 def _move(header: Any, scan: Scan) -> None:
