@@ -45,15 +45,21 @@ def believe(path: Path, kind: str, promised: int, held: int, inflate: Callable[[
 
 
 def inflated(path: Path, offset: int = 0) -> Iterator[bytes]:
-    """The content of the zlib or gzip stream that begins at an offset of a file. Raises zlib.error and EOFError."""
-    engine = zlib.decompressobj(zlib.MAX_WBITS | 32)  # of either kind
+    """The content of the zlib or gzip stream that begins at an offset of a file, of all members that gzip has.
+
+    Raises zlib.error and EOFError.
+    """
+    engine, rest = zlib.decompressobj(zlib.MAX_WBITS | 32), b""  # of either kind
     with open(path, "rb") as file:
         file.seek(offset)
         while not engine.eof:
-            piece = file.read(_PIECE)
+            piece = rest + file.read(_PIECE)
             if not piece:
                 raise EOFError("it ends in its middle")
             yield engine.decompress(piece)
+            rest = engine.unused_data
+            if engine.eof and (rest + file.peek(2))[:2] == b"\x1f\x8b":
+                engine = zlib.decompressobj(zlib.MAX_WBITS | 16)
 
 
 def unreadable(path: Any, kind: str, why: str) -> InputFileError:

@@ -283,6 +283,7 @@ def _beside(path: Path, named: str) -> Path:
     """The file that a header names, or the header's own for LOCAL. Raises InputFileError for any other but one beside it."""
     if named.lower() in ("", "local"):
         return path
+    named = named.removeprefix("./")
     if not re.fullmatch(r"[^/\\\0]+", named) or re.match(r"\.\.?$|LIST|.*%\d*d", named):
         raise InputFileError(
             f"{path} says that its pixels are in {named!r}: put one file beside it, and that file's bare name into it"

@@ -192,6 +192,21 @@ def test_inflating_goes_on_to_the_checksum(tmp_path: Path) -> None:
             list(inflated(tmp_path / "x", 6))
 
 
+def test_several_members_of_gzip_are_one_stream(tmp_path: Path) -> None:
+    """As pigz and bgzip write them; what follows the last one is no part of it."""
+    pixels = np.arange(8, dtype="<i2").tobytes()
+    for cut in (3, 8):
+        packed = gzip.compress(pixels[:cut]) + gzip.compress(b"") + gzip.compress(pixels[cut:])
+        (tmp_path / "a.nrrd").write_bytes(nrrd("2 2 2", "gzip") + packed + b"more")
+        assert io.read(tmp_path / "a.nrrd").pixels.ravel(order="F").tolist() == list(range(8))
+
+
+def test_pixels_in_this_folder_are_beside_their_header(tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(np.arange(8, dtype="<i2").tobytes())
+    (tmp_path / "a.mhd").write_bytes(meta(data="./a.raw"))
+    assert io.read(tmp_path / "a.mhd").pixels.sum() == 28
+
+
 def test_vectors_and_bzip2_are_refused(tmp_path: Path) -> None:
     sitk = pytest.importorskip("SimpleITK")
     from runtime import ImageError
