@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,3 +138,11 @@ except runtime.DeviceError as error:
 """
     (tmp_path / "onnxruntime" / "__init__.py").touch()
     assert "pip uninstall onnxruntime onnxruntime-gpu" in run_python(code)
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = [
+        path.parent.relative_to(ROOT) for room in ("train", "export", "runtime") for path in (ROOT / room).rglob("__init__.py")
+    ]
+    assert sorted(listed) == sorted(".".join(room.parts) for room in rooms)
