@@ -161,6 +161,8 @@ def _in_zip(path: Path) -> Iterator[Source]:
             problem = "encrypted: unpack the zip first"
         elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA takes what memory a header says
             problem = "neither stored nor deflated: unpack the zip first"
+        elif member.compress_size > path.stat().st_size:
+            problem = f"claims {member.compress_size:,} bytes, more than the zip has: damaged"
         elif member.file_size > _MAX_INFLATION * member.compress_size + 1024:
             problem = f"claims {member.file_size:,} bytes in {member.compress_size:,}: damaged"
         shown = line(f"{path.name}:{member.filename}", _LINE)

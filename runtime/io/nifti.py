@@ -52,21 +52,21 @@ def load(path: Path) -> Any:
     """A NIfTI image whose pixels stay on disk. Raises InputFileError for a file that is missing, truncated or not NIfTI."""
     try:
         _check_start(path)
-        with quiet("nibabel.global"):
+        with quiet("nibabel.global"), np.errstate(all="ignore"):
             image = nib.load(path)
-        size = path.stat().st_size
+            size = path.stat().st_size
+            if not isinstance(image, nib.Nifti1Image):
+                raise InputFileError(f"{path} is a {type(image).__name__}, not NIfTI: convert it to .nii.gz")
+            proxy, start = image.dataobj, int(image.header.single_vox_offset)
+            if proxy.offset == 0:  # which some tools leave unset
+                spec = (proxy.shape, proxy.dtype, start, proxy.slope, proxy.inter)
+                image = type(image)(nib.arrayproxy.ArrayProxy(proxy.file_like, spec), image.affine, image.header)
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist: check the name") from None
     except InputFileError:
         raise
     except _UNREADABLE as error:
         raise unreadable(path, _KIND, reason(error)) from None
-    if not isinstance(image, nib.Nifti1Image):
-        raise InputFileError(f"{path} is a {type(image).__name__}, not NIfTI: convert it to .nii.gz")
-    proxy, start = image.dataobj, int(image.header.single_vox_offset)
-    if proxy.offset == 0:  # which some tools leave unset
-        spec = (proxy.shape, proxy.dtype, start, proxy.slope, proxy.inter)
-        image = type(image)(nib.arrayproxy.ArrayProxy(proxy.file_like, spec), image.affine, image.header)
     promised = max(start, proxy.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
     believe(path, _KIND, promised, size, partial(_gunzipped, path) if path.suffix.lower() == ".gz" else None)
     return image
