@@ -53,7 +53,9 @@ def test_more_threads_than_processors_give_the_same_picture(head: np.ndarray) ->
 def test_too_little_memory_is_an_error_with_a_type(work: str) -> None:
     """ONNX Runtime's own error has none, and OpenBLAS ends a process that has no memory for its first product."""
     code = f"""
+import os
 import resource
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each of its threads takes memory when it first works
 import numpy as np
 from runtime import Upscaler
 image = np.random.default_rng(0).random((400, 400)).astype(np.float32)
