@@ -104,17 +104,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal(content: bytes) -> bytes:
-    """Content behind its SHA-256, for a file that may be damaged."""
-    return hashlib.sha256(content).digest() + content
-
-
-def unseal(sealed: bytes) -> bytes | None:
-    """The content of `seal`, or None where it is damaged."""
-    digest, content = sealed[:32], sealed[32:]
-    return content if digest == hashlib.sha256(content).digest() else None
-
-
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold a folder for one run at a time, until the block or the process ends, and clear away what killed ones left there.

@@ -124,8 +124,7 @@ class Intensity:
 
     def real(self, values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
         """Values as an output has them, in `dtype`."""
-        scaled = values if (self.slope, self.inter) == (1, 0) else values * self.slope + self.inter
-        return to_dtype(scaled, dtype)
+        return to_dtype(rescaled(values, self.slope, self.inter), dtype)
 
 
 def _without_fill(values: NDArray[Any]) -> tuple[NDArray[Any], list[float]]:
@@ -133,7 +132,6 @@ def _without_fill(values: NDArray[Any]) -> tuple[NDArray[Any], list[float]]:
 
     A fill value is frequent, not 0, and far from all others.
     """
-
     count, found = values.size, _ends(values)
     for end, extreme, far in zip(found, (values.min(), values.max()), (_BELOW, _ABOVE)):
         if end == extreme != 0:
@@ -151,6 +149,11 @@ def _ends(values: NDArray[Any]) -> list[float]:
     in_order = np.partition(values, sorted(near))
     pairs = [(float(in_order[int(p)]), float(in_order[min(int(p) + 1, values.size - 1)]), p % 1) for p in places]
     return [low + (high - low) * part for low, high, part in pairs]
+
+
+def rescaled(values: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+    """values·slope + inter; the values themselves where that changes nothing."""
+    return values if (slope, inter) == (1, 0) else values * slope + inter
 
 
 def exact_float(dtype: np.dtype[Any]) -> np.dtype[np.floating[Any]]:

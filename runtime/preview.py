@@ -27,7 +27,7 @@ def of(before: Scan, after: Scan) -> Image.Image:
     Where the slices became thinner and nothing else, it is the middle plane that contains their axis.
     """
     pair, space = before.in_plane, min(3, before.pixels.ndim)
-    scales = [new / old for new, old in zip(after.scales, before.scales)]
+    scales = after.finer_than(before)
     if all(scales[k] == 1 for k in pair) and scales[before.axis] != 1:
         pair = tuple(sorted((pair[0], before.axis)))
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import grid, sizes
 from .errors import ImageError
+from .intensity import rescaled
 from .measure import UNKNOWN, Fractions
 from .sizes import AxisScales
 
@@ -81,7 +82,12 @@ class Scan:
 
     def real(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """The real values of some of its pixels."""
-        return pixels if (self.slope, self.inter) == (1, 0) else pixels * self.slope + self.inter
+        return rescaled(pixels, self.slope, self.inter)
+
+    def finer_than(self, other: Scan) -> AxisScales:
+        """How much finer its voxels are than those of a scan that it was made of."""
+        rows, cols, rest = (new / old for new, old in zip(self.scales, other.scales))
+        return rows, cols, rest
 
     def finer(self, pixels: NDArray[Any], scales: AxisScales, stored: bool = True) -> Scan:
         """The scan with finer `pixels`: every point stays in its place. Those that are not as `stored` are real values."""

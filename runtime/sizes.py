@@ -58,19 +58,19 @@ class Size:
             raise ScaleError("a picture or an array has no spacing in millimetres: give --scale or --shape")
         if not spacing and len(self.scale or self.shape) == 3:
             raise ScaleError(f"three numbers were given for slices that have no place in space: give {_FEW}")
-        if self.isotropic:
+        if self.isotropic or self.spacing:
             voxel = exact_spacing([*spacing, 1.0][:3])
-            wanted = [min(voxel[k] for k in range(3) if size[k] > 1)] * 3
-            return _checked([voxel[k] / wanted[k] if size[k] > 1 else Fraction(1) for k in range(3)], voxel, wanted)
-        if self.spacing is not None:
-            voxel = exact_spacing([*spacing, 1.0][:3])
-            wanted = _by_axis(self.spacing, in_plane, voxel)
+            if self.isotropic:  # but for an axis of one voxel
+                finest = min(v for v, n in zip(voxel, size) if n > 1)
+                wanted = [finest if n > 1 else v for v, n in zip(voxel, size)]
+            else:
+                wanted = _by_axis(self.spacing, in_plane, voxel)
             return _checked([old / new for old, new in zip(voxel, wanted)], voxel, wanted)
-        if self.shape is not None:
+        numbers = self.scale
+        if self.shape:
             axes = in_plane if len(self.shape) == 2 else [0, 1, 2]
-            rows, cols, rest = _by_axis(grid.scales_for_shape([size[k] for k in axes], self.shape), in_plane, UNSCALED)
-            return rows, cols, rest
-        rows, cols, rest = _by_axis(self.scale, in_plane, UNSCALED)
+            numbers = grid.scales_for_shape([size[k] for k in axes], self.shape)
+        rows, cols, rest = _by_axis(numbers, in_plane, UNSCALED)
         return rows, cols, rest
 
     def asked(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def upscale(
     numbers dark).
     """
     data, result, axis, pair = scan.pixels, out.pixels, scan.axis, scan.in_plane
-    by_axis = (out.scales[0] / scan.scales[0], out.scales[1] / scan.scales[1], out.scales[2] / scan.scales[2])
+    by_axis = out.finer_than(scan)
     in_plane = by_axis[pair[0]], by_axis[pair[1]]
     through = by_axis[axis] != 1
     within = set(in_plane) != {1} or not through
@@ -75,7 +75,7 @@ def upscale(
     stored = (out.slope, out.inter) == (scan.slope, scan.inter)
     if scan.labels:
         values = data[np.ix_(*slices.sources(data.shape[:3], by_axis))]
-        result[...] = to_dtype(values if stored else values * scan.slope + scan.inter, result.dtype)
+        result[...] = to_dtype(values if stored else scan.real(values), result.dtype)
         return Acquired((Band(),) * data.ndim, notes=(_AS_LABELS,))
     planes = through_plane.planes(data.shape[:3], axis) if through else 0
     volumes = list(np.ndindex(data.shape[3:]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OutputFileError
-from ..files import seal, unseal, write_atomically
+from ..files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class EngineCache:
         path = self._path(key)
         try:
             head, _, rest = path.read_bytes().partition(b"\n")
-            engine = unseal(rest)
+            engine = _unseal(rest)
             if json.loads(head) == dict(key) and engine is not None:
                 os.utime(path)
                 return engine
@@ -74,7 +74,7 @@ class EngineCache:
         head = json.dumps(dict(key), sort_keys=True).encode() + b"\n"
         try:
             os.makedirs(self.directory, exist_ok=True)
-            content = head + seal(engine)
+            content = head + _seal(engine)
             write_atomically(self._path(key), lambda file: file.write(content), overwrite=True)
             newest_first = sorted(self.entries(), key=lambda entry: -entry.used)
             total = 0
@@ -113,6 +113,17 @@ class EngineCache:
 
     def _path(self, key: Mapping[str, str]) -> Path:
         return self.directory / f"{hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:32]}{_SUFFIX}"
+
+
+def _seal(content: bytes) -> bytes:
+    """Content behind its SHA-256, for a file that may be damaged."""
+    return hashlib.sha256(content).digest() + content
+
+
+def _unseal(sealed: bytes) -> bytes | None:
+    """The content of `_seal`, or None where it is damaged."""
+    digest, content = sealed[:32], sealed[32:]
+    return content if digest == hashlib.sha256(content).digest() else None
 
 
 def _remove(path: Path) -> None:

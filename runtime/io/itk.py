@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError, InputFileError, MetasrganError, OutputFileError, reason
 from ..inputs import believe, inflated, library, unreadable
+from ..intensity import exact_float
 from ..scan import Scan
 
 _LIBRARIES = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
@@ -105,13 +106,10 @@ def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], None]:
     return write
 
 
-def _real(pixels: NDArray[Any], scan: Scan) -> NDArray[Any]:
-    values = scan.real(pixels)
-    return values if values is pixels else values.astype(np.float32 if pixels.dtype.itemsize <= 2 else np.float64)
-
-
 def _to_itk(sitk: Any, scan: Scan) -> Any:
-    data = _real(scan.pixels, scan)
+    data = scan.real(scan.pixels)
+    if data is not scan.pixels:
+        data = data.astype(exact_float(scan.pixels.dtype))
     if data.ndim == 2:
         data = data[..., None]  # with two axes it would have no place in space
     affine = _TO_RAS @ scan.affine

@@ -113,6 +113,16 @@ def set_pixels(slice_: Dataset, pixels: np.ndarray) -> None:
     slice_.add_new("PixelData", "OB" if pixels.itemsize == 1 else "OW", pixels.tobytes() + b"\0" * (pixels.nbytes % 2))
 
 
+def as_jpeg(slice_: Dataset) -> Dataset:
+    """A slice of 8 bits, its pixels packed with loss."""
+    stream = io.BytesIO()
+    Image.fromarray(slice_.pixel_array).save(stream, "JPEG")
+    slice_.PixelData = encapsulate([stream.getvalue()])
+    slice_["PixelData"].is_undefined_length = True
+    slice_.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    return slice_
+
+
 def make_series(count: int = 4, **more: Any) -> list[Dataset]:
     return [make_slice(k, **more) for k in range(count)]
 
@@ -932,26 +942,17 @@ def test_names_in_every_script_come_through(charset: Any) -> None:
 
 
 def test_history_of_lossy_compression_is_kept() -> None:
-    packed = make_series(pixels=np.arange(64 * 80, dtype=np.uint8).reshape(64, 80), BitsStored=8)
-    for slice_ in packed:
-        stream = io.BytesIO()
-        Image.fromarray(slice_.pixel_array).save(stream, "JPEG")
-        slice_.PixelData = encapsulate([stream.getvalue()])
-        slice_["PixelData"].is_undefined_length = True
-        slice_.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    packed = [
+        as_jpeg(slice_) for slice_ in make_series(pixels=np.arange(64 * 80, dtype=np.uint8).reshape(64, 80), BitsStored=8)
+    ]
     for source, said in ((packed, "01"), (make_series(), None)):
         series = found(source)
         assert {s.get("LossyImageCompression") for s in derived(series, enlarged(series.volume(), 2, 2, 1))} == {said}
 
 
 def test_a_picture_of_another_size_than_its_header_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = make_series(2, pixels=np.zeros((64, 80), np.uint8), BitsStored=8)
+    packed = [as_jpeg(slice_) for slice_ in make_series(2, pixels=np.zeros((64, 80), np.uint8), BitsStored=8)]
     for slice_ in packed:
-        stream = io.BytesIO()
-        Image.fromarray(slice_.pixel_array).save(stream, "JPEG")
-        slice_.PixelData = encapsulate([stream.getvalue()])
-        slice_["PixelData"].is_undefined_length = True
-        slice_.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
         slice_.Rows = 32
     monkeypatch.setattr("runtime.dicom.source.iter_pixels", None)
     with pytest.raises(InputFileError, match="a picture of 64×80 in a header of 32×80"):
