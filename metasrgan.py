@@ -23,6 +23,6 @@ def main() -> int:
     except ModuleNotFoundError as error:
         from runtime import command
 
-        return command.not_installed(error)
+        return command.fail(error)
     status: int = module.main(rest, f"metasrgan {name}")
     return status

@@ -3,9 +3,7 @@
 A ratio is taken in one run, so it says little of how fast a machine is; it does say how its memory and its arithmetic compare:
 the stage moves numbers, the trunk multiplies them. So each processor has its own, and one that has none is held to the most
 lenient. A ratio's usual value is the median of a processor's runs. Its margin is three times as far as the worst run lies from
-it. It is at least 30 %: runs that follow each other differ less than those of another hour, and once a machine's memory was in
-pieces the same code's stage took 17 % more of the trunk's time. It is at most 100 %: twice as bad is no mood of a machine's.
-Bytes do not vary: 2 %.
+it, at least 30 % (hours differ more than runs that follow each other) and at most 100 %. Bytes do not vary: 2 %.
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,23 +23,24 @@ def costs(row: str, shape: tuple[int, int], scale: str, calls: int) -> dict[str,
 
     if row != "bicubic":
         rows.file(row)  # made here, where it costs nobody anything
-    command = [sys.executable, "-m", "benchmarks.fresh", row, *map(str, shape), scale, str(calls)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    facts: dict[str, float] = json.loads(done.stdout)
+    facts: dict[str, float] = _answer("-m", "benchmarks.fresh", row, *shape, scale, calls)
     return facts
 
 
 def import_seconds() -> float:
     """What an embedding program pays for `import runtime`, numpy included."""
     code = "import time; began = time.perf_counter(); from runtime import Upscaler; print(time.perf_counter() - began)"
-    return float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    return float(_answer("-c", code))
 
 
 def volume_kilobytes(slices: int) -> int:
     """Peak memory of a volume of so many slices of 96×96, ×2, beyond its own arrays of input and output."""
-    command = [sys.executable, "-m", "benchmarks.fresh", "volume", str(slices)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    return int(_answer("-m", "benchmarks.fresh", "volume", slices))
+
+
+def _answer(*arguments: object) -> Any:
+    command = [sys.executable, *map(str, arguments)]
+    return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
 def peak() -> int:
@@ -53,16 +55,15 @@ def _row(row: str, shape: tuple[int, int], scale: Fraction, calls: int) -> dict[
     idle = peak()
     from benchmarks import rows
 
-    began = time.perf_counter()
+    times = [perf_counter()]
     upscale = rows.load(row, 2)
-    loaded = time.perf_counter()
-    taken: list[float] = []
+    times.append(perf_counter())
     for _ in range(calls):
-        start = time.perf_counter()
         upscale(image, scale)
-        taken.append(time.perf_counter() - start)
-    warm = {"warm_s": statistics.median(taken[1:])} if calls > 1 else {}
-    return {"load_s": loaded - began, "first_s": taken[0], **warm, "peak_kb": peak() - idle}
+        times.append(perf_counter())
+    load, first, *more = np.diff(times).tolist()
+    warm = {"warm_s": statistics.median(more)} if more else {}
+    return {"load_s": load, "first_s": first, **warm, "peak_kb": peak() - idle}
 
 
 def _volume(slices: int) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +17,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from runtime import grid
+from train import checkpoint
 from train.generator import Generator, interpolate
+
+
+def load(path: Path, threads: int) -> Callable[[NDArray[np.float32], Fraction], NDArray[np.float32]]:
+    """A checkpoint's picture at one scale for both axes, computed as the public code does."""
+    torch.set_num_threads(threads)
+    upscale = formulation(checkpoint.load_generator(path)[0])
+    return lambda image, scale: upscale(image, (scale, scale))
 
 
 def formulation(generator: Generator) -> Callable[[NDArray[np.float32], grid.Scales], NDArray[np.float32]]:

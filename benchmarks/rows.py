@@ -40,7 +40,9 @@ def load(row: str, threads: int) -> Upscale:
 
         return lambda image, scale: resample.upsample(image, (scale, scale))
     if row == PUBLIC:
-        return the_public_way(FAST, threads)
+        from benchmarks import public
+
+        return public.load(FAST, threads)
     if file(row).suffix == ".bundle":
         from runtime import Upscaler
         from runtime.acquired import STORED
@@ -51,18 +53,6 @@ def load(row: str, threads: int) -> Upscale:
 
     session = rivals.session(str(file(row)), threads)
     return lambda image, scale: session.run(None, {"image": image[None, None]})[0][0, 0]  # type: ignore[no-any-return]
-
-
-def the_public_way(path: Path, threads: int) -> Upscale:
-    """A checkpoint's picture, computed as the public code does."""
-    import torch
-
-    from benchmarks import public
-    from train import checkpoint
-
-    torch.set_num_threads(threads)
-    upscale = public.formulation(checkpoint.load_generator(path)[0])
-    return lambda image, scale: upscale(image, (scale, scale))
 
 
 def file(row: str) -> Path:

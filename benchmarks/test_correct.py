@@ -25,7 +25,9 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status te
 def pictures() -> dict[str, rows.Upscale]:
     """The fast network in floats, and both networks' pictures as the public code computes them."""
     pytest.importorskip("torch")
-    shipped = rows.the_public_way(rows.SHIPPED, 2)
+    from benchmarks import public
+
+    shipped = public.load(rows.SHIPPED, 2)
     return {"fast": rows.load(rows.FAST_FLOAT, 2), "the public fast": rows.load(rows.PUBLIC, 2), "the public shipped": shipped}
 
 

@@ -124,10 +124,7 @@ def test_stage_is_a_small_part_of_the_trunk(record: measure.Record, upscaler: Up
     axis = grid.project(SIZE, scale, upscaler.bundle.model.projection)
     span = Span(axis, 0, axis.n_out, 0, SIZE)
     left: list[object] = []
-    ways = {
-        "trunk": lambda: left.append(engine.encode(image)),
-        "stage": lambda: engine.render(left.pop(), span, span, both),
-    }
+    ways = {"trunk": lambda: left.append(engine.encode(image)), "stage": lambda: engine.render(left.pop(), span, span, both)}
     times = measure.side_by_side(ways, 15, least_s=0)
     part = times["stage"] / times["trunk"]
     record.add("stage", scale=f"{float(scale):g}", seconds=times["stage"], trunk_seconds=times["trunk"], of_trunk=part)

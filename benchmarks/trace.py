@@ -1,11 +1,17 @@
-"""How much of the code one NIfTI file goes through: `python -m benchmarks.trace` lists the files and functions that run."""
+"""How much of the code one NIfTI file goes through: `python -m benchmarks.trace` lists the files and functions that run.
+
+A comprehension or generator expression, which Python runs as a function of its own, counts as part of the one that holds it.
+"""
 
 from __future__ import annotations
 
+import itertools
+import re
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 from runtime.__main__ import main
@@ -13,18 +19,15 @@ from runtime.__main__ import main
 ROOT = Path(__file__).parents[1]
 
 
-def traced() -> set[tuple[str, str]]:
-    """(file, function) of this project that the command line runs for the example scan, imports not counted."""
-    seen: set[CodeType] = set()
-    changes = 0
-    last = ""
+def traced() -> list[tuple[str, str]]:
+    """(file, function) of this project each time that the command line calls one for the example scan, imports not counted."""
+    calls = []
 
     def look(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal changes, last
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(str(ROOT / "runtime")) and code.co_name != "<module>":
-            seen.add(code)
-            changes, last = changes + (code.co_filename != last), code.co_filename
+        if event == "call" and code.co_filename.startswith(f"{ROOT}/runtime") and code.co_name != "<module>":
+            function = re.sub(r"\.<locals>\.<(genexpr|\w+comp)>", "", code.co_qualname)
+            calls.append((str(Path(code.co_filename).relative_to(ROOT)), function))
 
     with tempfile.TemporaryDirectory() as folder:
         sys.setprofile(look)
@@ -32,12 +35,14 @@ def traced() -> set[tuple[str, str]]:
             main([str(ROOT / "examples" / "t1ce_thick.nii.gz"), "--scale", "2", "-o", f"{folder}/sr.nii.gz", "--quiet"])
         finally:
             sys.setprofile(None)
-    print(f"changes of file: {changes}")
-    return {(str(Path(code.co_filename).relative_to(ROOT)), code.co_qualname) for code in seen}
+    return calls
 
 
 if __name__ == "__main__":
-    found = traced()
-    for file in sorted({file for file, _ in found}):
-        print(f"{file}: {', '.join(sorted(name for one, name in found if one == file))}")
-    print(f"{len({file for file, _ in found})} files, {len(found)} functions")
+    calls, functions = traced(), defaultdict[str, set[str]](set)
+    for file, function in calls:
+        functions[file].add(function)
+    for file, names in sorted(functions.items()):
+        print(f"{file}: {', '.join(sorted(names))}")
+    changes = sum(one[0] != other[0] for one, other in itertools.pairwise(calls))
+    print(f"{len(functions)} files, {sum(map(len, functions.values()))} functions, {changes} changes of file")

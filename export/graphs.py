@@ -72,9 +72,9 @@ def _conv(graph: Graph, x: str, conv: nn.Conv2d, norm: nn.Module | None = None) 
     return graph.op("Conv", x, *parts, pads=[conv.kernel_size[0] // 2] * 4, kernel_shape=list(conv.kernel_size))
 
 
-def _act(graph: Graph, x: str, act: nn.PReLU) -> str:
+def _act(graph: Graph, x: str, act: nn.Module) -> str:
     """A one-parameter PReLU as the LeakyRelu that it is."""
-    return graph.op("LeakyRelu", x, alpha=float(act.weight.detach()))
+    return graph.op("LeakyRelu", x, alpha=float(act.get_parameter("weight").detach()))
 
 
 def stage() -> bytes:

@@ -90,7 +90,7 @@ def measure_loss(upscaler: Upscaler, exact: Upscaler, crops: list[data.Crop]) ->
 
 
 def _inputs(model: Model, crops: list[data.Crop]) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """What the trunk will see: the crops made smaller by every scale and kernel in turn."""
-    for crop, scale, kernel in zip(crops, cycle(SCALES), cycle(resample.KERNELS)):
-        image = resample.downsample(crop.pixels, (scale, scale), kernel)
+    """What the trunk will see: the crops made smaller by every scale and method in turn."""
+    for crop, scale, method in zip(crops, cycle(SCALES), cycle(resample.METHODS)):
+        image = resample.downsample(crop.pixels, (scale, scale), method)
         yield {"image": ((image - model.mean) / model.std).astype(np.float32)[None, None]}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +31,29 @@ def main(argv: list[str] | None = None, prog: str = "python -m runtime") -> int:
     argv = sys.argv[1:] if argv is None else argv
     commands = {"upscale": upscale, "doctor": doctor.doctor, "prepare": doctor.prepare, "cache": doctor.cache}
     if argv and argv[0] in commands:  # what follows `upscale` is an input, whatever its name
-        return command.run(lambda: commands[argv[0]](argv[1:], f"{prog} {argv[0]}"))
-    return command.run(lambda: upscale(argv, prog))
+        return command.run(partial(commands[argv[0]], argv[1:], f"{prog} {argv[0]}"))
+    return command.run(partial(upscale, argv, prog))
 
 
 def upscale(argv: list[str], prog: str) -> None:
     parser = _parser(prog)
     args = parser.parse_args(argv)
     for numbers in (args.scale, args.shape, args.spacing, args.acquired):
-        args.input += _inputs_among(numbers) if numbers and not args.input else []  # --scale 2.5 scan.nii.gz
+        args.input = args.input or _inputs_among(numbers or [])  # --scale 2.5 scan.nii.gz
+    args.input = [path if path.name not in ("", "..") else path.resolve() for path in args.input]
     if not args.input:
         parser.error("no input file was given")
     if args.workers is not None and args.dask is not None:
         parser.error("--workers are processes of this machine, --dask has its own: give one of them")
-    size = Size(args.scale, args.shape, args.spacing, args.isotropic)
+    asked: dict[str, Any] = {name: getattr(args, name) for name in _ASKED}
     word, *more = args.acquired
-    acquired: Any = word if isinstance(word, str) and not more else args.acquired
-    request = job.Request(size, acquired=acquired, key=_key(args), **{name: getattr(args, name) for name in _ASKED})
-    command.warn_of_inventions(args.bundle)
-    computer = cohort.Computer(args.bundle, args.device, args.threads, args.cache_dir)
+    asked["acquired"] = word if isinstance(word, str) and not more else args.acquired
+    request = job.Request(Size(args.scale, args.shape, args.spacing, args.isotropic), key=_key(args), **asked)
+    if args.bundle == "perceptual":
+        print("note: the perceptual model invents part of what it shows: not for measurement or diagnosis", file=sys.stderr)
+    computer = job.Computer(args.bundle, args.device, args.threads, args.cache_dir)
     series = None if args.series is None else args.series - 1
-    if _is_folder(args):
-        _upscale_many(args, computer, request, series)
-    else:
-        _upscale_one(args, computer, request, series)
+    (_upscale_many if _is_folder(args) else _upscale_one)(args, computer, request, series)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -68,7 +69,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     size("--scale", nargs="+", metavar="R", help=f"1 to {MAX_SCALE}, as 5/2; two for a slice's axes, or three for a volume's")
     size("--spacing", nargs="+", metavar="MM", help="size of the output's voxels in mm; one, two or three likewise")
     size("--isotropic", action="store_true", help="every axis as fine as the finest, slices too")
-    size("--shape", nargs="+", type=_whole, metavar="N", help="output size in pixels: rows and columns, or three array axes")
+    size("--shape", nargs="+", metavar="N", help="output size in pixels: rows and columns, or three array axes")
     add("-o", "--out", help="output file, of the format that its suffix names; or FOLDER/ for many (default: named INPUT_sr)")
     add("--format", metavar="SUFFIX", help="format of the outputs in a folder, such as .nii.gz (default: the input's)")
     command.add_bundle_options(parser)
@@ -81,13 +82,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--acquired",
         nargs="+",
-        type=_whole,
+        type=_real,
         default=["auto"],
         metavar="N",
         help="the matrix that the scanner measured, such as 192 256; or `stored`: the whole (default: the spectrum tells)",
     )
-    add("--noise", type=_part, metavar="S", help="standard deviation of the noise, such as 0.02 of white (default: estimated)")
-    add("--grain", type=_part, metavar="G", default=GRAIN, help=f"0 (denoised) to 1 (all grain is kept; default: {GRAIN:g})")
+    add("--noise", type=_real, metavar="S", help="standard deviation of the noise, such as 0.02 of white (default: estimated)")
+    add("--grain", type=_real, metavar="G", default=GRAIN, help=f"0 (denoised) to 1 (all grain is kept; default: {GRAIN:g})")
     add("--anonymous", action="store_true", help="no patient fields in the output; no input name in its sidecar")
     add("--key", type=Path, metavar="FILE", help="secret bytes, with --anonymous: the same UIDs again (default: new ones)")
     add("--deterministic", action="store_true", help="the same bytes again: no times but SOURCE_DATE_EPOCH in any file")
@@ -101,10 +102,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _upscale_one(args: argparse.Namespace, computer: cohort.Computer, request: job.Request, series: int | None) -> None:
+def _is_folder(args: argparse.Namespace) -> bool:
+    """Whether -o is a folder of outputs: there are many inputs, or it ends in a slash, or is one, but no output itself."""
+    if len(args.input) > 1 or args.out is None:
+        return len(args.input) > 1
+    return bool(args.out.endswith("/")) or (os.path.isdir(args.out) and not sidecar.read(Path(args.out)))
+
+
+def _upscale_one(args: argparse.Namespace, computer: job.Computer, request: job.Request, series: int | None) -> None:
     path: Path = args.input[0]
-    named = path if path.name not in ("", "..") else path.resolve()
-    task = job.Task(path, Path(args.out) if args.out else named.with_name(cohort.output_name(path)), series)
+    task = job.Task(path, Path(args.out) if args.out else path.with_name(cohort.output_name(path)), series)
     if not request.resume:
         job.check(task, request)
     with computer.load() as upscaler, tqdm(unit="slice", disable=args.quiet or None, leave=False) as bar:
@@ -118,7 +125,7 @@ def _upscale_one(args: argparse.Namespace, computer: cohort.Computer, request: j
         print(result)
 
 
-def _upscale_many(args: argparse.Namespace, computer: cohort.Computer, request: job.Request, series: int | None) -> None:
+def _upscale_many(args: argparse.Namespace, computer: job.Computer, request: job.Request, series: int | None) -> None:
     if args.out is None:
         raise OutputFileError(f"{len(args.input)} inputs need a folder for their outputs: give it by -o FOLDER/")
     folder = Path(args.out)
@@ -151,13 +158,6 @@ def _key(args: argparse.Namespace) -> bytes | None:
     return key
 
 
-def _is_folder(args: argparse.Namespace) -> bool:
-    """Whether -o is a folder of outputs: there are many inputs, or it ends in a slash, or is one, but no output itself."""
-    if len(args.input) > 1 or args.out is None:
-        return len(args.input) > 1
-    return bool(args.out.endswith("/")) or (os.path.isdir(args.out) and not sidecar.read(Path(args.out)))
-
-
 def _inputs_among(numbers: list[Any]) -> list[Path]:
     """Take the input files that argparse took for numbers of --scale, --spacing or --shape off the end of these."""
     first = next((k for k, text in enumerate(numbers) if k and not re.fullmatch(r"[\d.,/eE+-]+", str(text))), len(numbers))
@@ -165,16 +165,12 @@ def _inputs_among(numbers: list[Any]) -> list[Path]:
     return [Path(text) for text in files]
 
 
-def _whole(text: str) -> int | str:
+def _real(text: str) -> float | str:
     """What is no number is told of by who needs one."""
-    return int(text) if text.isdecimal() else text
-
-
-def _part(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 if __name__ == "__main__":

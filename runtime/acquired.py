@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
+Told = tuple[float, float, float]  # what a network is told: σ, and the soft part of the band along rows and columns
 
-MOST_GAIN = 4.0  # −12 dB: how far a window is undone. Beyond it small errors of its estimate become ripple
-_NEAR = 0.01  # of Nyquist's frequency: how far the canonical band may end from the measured one, for a simple ratio
+NOTHING: Told = (0.0, 0.0, 0.0)
 WHOLE = 0.97  # a part of Nyquist's frequency from which the whole matrix counts as measured
 ALL = slice(None)
-
-Told = tuple[float, float, float]  # what a network is told: σ, and the soft part of the band along rows and columns
-NOTHING: Told = (0.0, 0.0, 0.0)
+_MOST_GAIN = 4.0  # −12 dB: how far a window is undone. Beyond it small errors of its estimate become ripple
+_NEAR = 0.01  # of Nyquist's frequency: how far the canonical band may end from the measured one, for a simple ratio
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,16 @@ class Band:
         return np.where(k < 1, self.floor + (1 - self.floor) * tukey, 0)
 
     def gains(self, count: int, size: int) -> NDArray[np.float64]:
-        """What undoes the window, up to `MOST_GAIN`, at the same cosines; 0 beyond the band."""
+        """What undoes the window, up to 12 dB, at the same cosines; 0 beyond the band."""
         window = self.window(count, size)
-        return np.where(window > 0, 1 / np.maximum(window, 1 / MOST_GAIN), 0)
+        return np.where(window > 0, 1 / np.maximum(window, 1 / _MOST_GAIN), 0)
 
     @property
     def soft(self) -> float:
         """The part of the band, at its end, where the window is too deep to be undone whole: 0 is a hard edge."""
-        if self.floor >= 1 / MOST_GAIN:
+        if self.floor >= 1 / _MOST_GAIN:
             return 0.0
-        fallen = math.acos(2 * (1 / MOST_GAIN - self.floor) / (1 - self.floor) - 1) / math.pi  # part of the taper
+        fallen = math.acos(2 * (1 / _MOST_GAIN - self.floor) / (1 - self.floor) - 1) / math.pi  # part of the taper
         return self.taper * (1 - fallen)
 
     @property
@@ -73,8 +72,7 @@ class Band:
 def resampling(size: int, places: NDArray[Any], gains: NDArray[np.float64]) -> Float:
     """The matrix (places, size) from the pixels of an axis to band-limited samples of it.
 
-    `places` count in pixels from the axis's outer edge: pixel i is at i + 1/2. Cosine k is kept with `gains[k]`, the others are
-    not.
+    `places` count in pixels from the axis's outer edge: pixel i is at i + 1/2. Only cosines with `gains` are kept, times those.
     """
     weights = np.where(np.arange(len(gains)), 2.0, 1.0) / size * gains
     at_places, at_pixels = (_cosines(x, len(gains), size) for x in (places, np.arange(size) + 0.5))
@@ -86,7 +84,7 @@ class Acquired:
     """What was measured of a scan: a band for each axis, and the noise.
 
     `sigma` is the noise's standard deviation in the real part of the canonical image, as a part of white; 0 is none. `source`
-    says where the bands are from, and `notes` what else a person should know of them, in a line each.
+    says where the bands are from. `notes` are lines for a person.
     """
 
     bands: tuple[Band, ...]
@@ -134,9 +132,8 @@ class Acquired:
 
     def lacking(self, image: Float, sr: Float, scales: Sequence[Fraction]) -> Float:
         """What `sr`, the slice `image` (H, W) upscaled, lacks of what was measured: cosines of rows and columns."""
-        measured = [_measured(band, n) for band, n in zip(self.bands, image.shape)]
-        found = [_found(band, n, r) for band, n, r in zip(self.bands, image.shape, scales)]
-        return np.asarray(measured[0] @ image @ measured[1].T - found[0] @ sr @ found[1].T, np.float32)
+        rows, cols = (_analyses(band, n, r) for band, n, r in zip(self.bands, image.shape, scales))
+        return np.asarray(rows[0] @ image @ cols[0].T - rows[1] @ sr @ cols[1].T, np.float32)
 
     def given_back(
         self, lacks: Float, shape: Sequence[int], scales: Sequence[Fraction], rows: slice = ALL, cols: slice = ALL
@@ -149,40 +146,33 @@ class Acquired:
 STORED = Acquired((Band(),) * 3)  # the whole matrix was measured, without noise
 
 
-def _samples(band: Band, size: int) -> int:
-    """Of the canonical form of an axis, and its cosines."""
-    return math.ceil(size / band.spacing)
-
-
 @lru_cache(maxsize=6)  # all slices of a volume need the same two or three
 def _to_canonical(band: Band, size: int) -> Float | None:
     """The matrix (m, size) that crops an axis to its canonical samples and undoes the window; None where nothing changes."""
-    m = _samples(band, size)
     if band.spacing == 1 and not band.taper:
         return None
+    m = math.ceil(size / band.spacing)
     return resampling(size, (np.arange(m) + 0.5) * float(band.spacing), band.gains(m, size))
 
 
 @lru_cache(maxsize=4)
-def _measured(band: Band, size: int) -> Float:
-    """The matrix (m, size) from an axis's pixels to the cosines that were measured, the window undone."""
-    m = _samples(band, size)
-    weights = np.where(np.arange(m), 2.0, 1.0) / size * band.gains(m, size)
-    return np.asarray(weights[:, None] * _cosines(np.arange(size) + 0.5, m, size).T, np.float32)
-
-
-@lru_cache(maxsize=4)
 def _synthesis(band: Band, size: int, scale: Fraction) -> Float:
-    """The matrix (size·p // q, m) from those cosines to output pixels: zero filling."""
+    """The matrix (size·p // q, m) from the m cosines that were measured to output pixels: zero filling."""
     places = (np.arange(size * scale.numerator // scale.denominator) + 0.5) / float(scale)
-    return np.asarray(_cosines(places, _samples(band, size), size), np.float32)
+    return np.asarray(_cosines(places, math.ceil(size / band.spacing), size), np.float32)
 
 
 @lru_cache(maxsize=4)
-def _found(band: Band, size: int, scale: Fraction) -> Float:
-    """Its inverse (m, size·p // q): what was filled in comes back exactly, where size·p/q is no whole number too."""
+def _analyses(band: Band, size: int, scale: Fraction) -> tuple[Float, Float]:
+    """The matrices to those cosines: (m, size) from an axis's pixels, the window undone; (m, size·p // q) from output pixels.
+
+    The second is the inverse of `_synthesis`: what was filled in comes back exactly, where size·p/q is no whole number too.
+    """
     up = _synthesis(band, size, scale).astype(np.float64)
-    return np.asarray(np.linalg.solve(up.T @ up, up.T), np.float32)
+    m = up.shape[1]
+    weights = np.where(np.arange(m), 2.0, 1.0) / size * band.gains(m, size)
+    measured = weights[:, None] * _cosines(np.arange(size) + 0.5, m, size).T
+    return np.asarray(measured, np.float32), np.asarray(np.linalg.solve(up.T @ up, up.T), np.float32)
 
 
 def _cosines(places: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-
-class Sized(Protocol):
-    """What says how many bytes it holds."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-
-Value = TypeVar("Value", bound=Sized)
+Value = TypeVar("Value")  # what has `nbytes`, such as an array
 
 
 class BoundedCache(Generic[Value]):
@@ -23,27 +14,24 @@ class BoundedCache(Generic[Value]):
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._values: dict[Hashable, Any] = {}  # the newest last
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value kept for a key, or what `make` makes; two threads may both make it."""
         with self._lock:
             if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
+                value: Value = self._values.pop(key)
+                self._values[key] = value
+                return value
         value = make()
         with self._lock:
             self._values[key] = value
-            while self._bytes() > self._max_bytes and len(self._values) > 1:
-                self._values.popitem(last=False)
+            while self.bytes > self._max_bytes and len(self._values) > 1:
+                del self._values[next(iter(self._values))]
         return value
 
     @property
     def bytes(self) -> int:
         """Bytes held."""
-        with self._lock:
-            return self._bytes()
-
-    def _bytes(self) -> int:
-        return sum(value.nbytes for value in self._values.values())
+        return sum(value.nbytes for value in list(self._values.values()))

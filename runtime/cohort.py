@@ -5,48 +5,32 @@ What is done is known by its sidecar, so a run that was stopped, or a task that 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import io, job, sidecar
 from .engines.cpu import available_processors
-from .errors import DeviceError, InputFileError, MetasrganError, OutputFileError
+from .errors import DeviceError, InputFileError, MetasrganError, OutputFileError, told
 from .files import check_output, sole_writer
 from .inputs import library
-from .job import Request, Result, Task
-from .upscaler import MODELS, Upscaler
+from .job import Computer, Request, Result, Task
+from .upscaler import MODELS
 
 SUMMARY = "cohort.json"
 FORMAT = "metasrgan-edge cohort"
 
 _PATIENCE = 30  # seconds, for a scheduler to answer
 _DEATH = "its worker process died, twice: there may be too little memory for it, give fewer --workers or a smaller scale"
-
-
-@dataclass(frozen=True)
-class Computer:
-    """What every process that takes part loads."""
-
-    bundle: str | Path | None = None
-    device: str = "auto"
-    threads: int | None = None
-    cache_dir: Path | None = None
-
-    def load(self) -> Upscaler:
-        return Upscaler.load(self.bundle, device=self.device, threads=self.threads, cache_dir=self.cache_dir)
-
 
 Plan = dict[Task, Result | None]  # what is known already to fail or to be skipped has its result
 Work = Callable[[Sequence[Task]], Iterator[Result]]
@@ -55,10 +39,10 @@ Work = Callable[[Sequence[Task]], Iterator[Result]]
 def plan(
     sources: Sequence[Path], folder: Path, suffix: str | None = None, series: int | None = None, preview: bool = False
 ) -> Plan:
-    """A task for each input, and for each series of a DICOM one, or that which is asked for.
+    """A task for each input, and for each series of a DICOM one, or for the `series` asked for.
 
-    `suffix` is the format of all outputs (default: the input's). Raises OutputFileError where two outputs, or with `preview`
-    their previews, would have one name, and MetasrganError where the library that writes the format is missing.
+    `suffix` is the format of all outputs (default: the input's). Raises OutputFileError if two outputs, or with `preview` two
+    pictures, would have one name, and MetasrganError if the library that writes the format is missing.
     """
     if suffix is not None:
         io.check_writable(Path(f"*{suffix}"))
@@ -67,10 +51,10 @@ def plan(
         try:
             for number, problem in _series_of(source, series):
                 task = Task(source, folder / output_name(source, suffix, number), number)
-                planned[task] = Result(task, "skipped", problem=problem) if problem else None
+                planned[task] = Result(task, "skipped", problem) if problem else None
         except InputFileError as error:
             task = Task(source, folder / output_name(source, suffix))
-            planned[task] = job.failed(task, error)
+            planned[task] = Result(task, "failed", told(error))
     taken: dict[Path, Path] = {}
     for task in (task for task, known in planned.items() if not known):
         for path in (task.output, task.preview) if preview else (task.output,):
@@ -80,22 +64,34 @@ def plan(
     return planned
 
 
+def _series_of(source: Path, series: int | None) -> list[tuple[int | None, str]]:
+    """The series that an input stands for, None for the only one; each with the reason if it cannot be upscaled."""
+    if io.kind(source) != "dicom":
+        return [(None, "")]
+    if series is not None:
+        return [(series, "")]
+    found = io.dicom().find_series(source)
+    usable = io.dicom().usable(found)
+    if not usable:
+        return [(None, "")]
+    refused = [(k, f"it {each.problem or each.doubt}") for k, each in enumerate(found) if k not in usable]
+    return [*refused, *((None if len(usable) == 1 else k, "") for k in usable)]
+
+
 def output_name(source: Path, suffix: str | None = None, series: int | None = None) -> str:
     """An input's output: a detached header becomes one file, DICOM a folder, unless a `suffix` is asked for."""
     own = io.suffix(source)
-    name = source.name if source.name not in ("", "..") else source.resolve().name
     written = {".nhdr": ".nrrd", ".mhd": ".mha", ".dcm": "", ".ima": "", ".zip": ""}.get(own.lower(), own)
     number = "" if series is None else f"_{series + 1}"
-    return f"{name.removesuffix(own)}{number}_sr{written if suffix is None else suffix}"
+    return f"{source.name.removesuffix(own)}{number}_sr{written if suffix is None else suffix}"
 
 
 def run(planned: Plan, request: Request, folder: Path, work: Work, quiet: bool = False) -> list[Result]:
-    """Do all tasks, whatever becomes of each, say so line by line, and write `cohort.json`; the results in the tasks' order.
+    """Do all tasks, print a line for each, and write `cohort.json`. Returns the results in the tasks' order.
 
-    The folder is made where there is none. Raises OutputFileError where another run writes into it.
+    Makes the folder if need be. Raises OutputFileError if another run writes into it.
     """
     summary = folder / SUMMARY
-    tasks: list[Task] = []
     results: dict[Task, Result] = {}
 
     def note(result: Result) -> None:
@@ -107,18 +103,16 @@ def run(planned: Plan, request: Request, folder: Path, work: Work, quiet: bool =
 
     with sole_writer(folder):
         check_output(summary, overwrite=sidecar.read_json(summary).get("format") == FORMAT)
-        for task, result in planned.items():
+        for task, known in planned.items():
             try:
-                if not (result or request.resume):
+                if not (known or request.resume):
                     job.check(task, request)  # before any work, and before a lost worker's output is there
             except MetasrganError as error:
-                result = job.failed(task, error)
-            if result:
-                note(result)
-            else:
-                tasks.append(task)
+                known = Result(task, "failed", told(error))
+            if known:
+                note(known)
         try:
-            for result in work(tasks):
+            for result in work([task for task in planned if task not in results]):
                 note(result)
         finally:
             ordered = [results[task] for task in planned if task in results]
@@ -144,31 +138,74 @@ def counts(results: Sequence[Result]) -> dict[str, int]:
     return {status: sum(result.status == status for result in results) for status in ("done", "skipped", "failed")}
 
 
+def _summary(results: Sequence[Result], total: int, request: Request) -> dict[str, Any]:
+    entries = [
+        {
+            "input": None if request.anonymous else result.task.source.name,
+            "output": result.task.output.name,
+            "status": result.status,
+            "series": result.task.number,
+            "scale": [str(r) for r in result.scales],
+            "from": result.shape_in,
+            "to": result.shape_out,
+            "seconds": None if request.deterministic else round(result.seconds, 3),
+            "problem": result.problem,
+            "notes": None if request.anonymous else result.notes,  # they name files
+        }
+        for result in results
+    ]
+    return {
+        "format": FORMAT,
+        **counts(results),
+        "unfinished": total - len(results),
+        **sidecar.time_stamp(request.deterministic),
+        "inputs": [{name: value for name, value in entry.items() if value} for entry in entries],
+    }
+
+
 def in_processes(computer: Computer, request: Request, workers: int) -> Work:
-    """In worker processes that share the machine's threads. One that dies, as of a library's fault in a damaged file, costs
-    nobody but the task that it dies of twice.
-    """
+    """In worker processes that share the machine's threads. A task whose process dies is tried once more in a new one."""
     if workers < 1:
         raise DeviceError(f"workers is {workers}: give 1 or more")
-    threads = max(1, (computer.threads or available_processors()) // workers)
-    computer = replace(computer, threads=threads)
+    computer = replace(computer, threads=max(1, (computer.threads or available_processors()) // workers))
 
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
         computer.load().close()  # what cannot be loaded is one error, not one for each input
-        waiting = deque(tasks)
-        while waiting:
-            with _processes(workers) as pool:
-                lost = yield from _through(pool, workers, computer, request, waiting)
-            for task in lost:  # each by itself, to tell which it was
-                with _processes(1) as pool:
-                    killer = yield from _through(pool, 1, computer, request, deque([task]), again=True)
-                yield from (Result(task, "failed", problem=_DEATH) for task in killer)
+        idle = [_process() for _ in range(workers)]
+        stopped = threading.Event()
+
+        def do(task: Task) -> Result:
+            for again in (False, True):
+                process = idle.pop()
+                try:
+                    return process.submit(attempt, computer, task, request, again).result()
+                except BrokenProcessPool:
+                    process = _process()
+                    if stopped.is_set():
+                        raise
+                finally:
+                    idle.append(process)
+            return Result(task, "failed", _DEATH)
+
+        threads = futures.ThreadPoolExecutor(workers)
+        try:
+            yield from _results(threads, do, tasks)
+        except BaseException:
+            stopped.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():  # what they are writing has no name yet
+                child.terminate()
+            raise
+        finally:
+            threads.shutdown()
+            for process in idle:
+                process.shutdown()
 
     return work
 
 
 def on_dask(computer: Computer, request: Request, address: str) -> Work:
-    """As tasks of a Dask cluster whose workers see the same files under the same names. It does lost ones again."""
+    """As tasks of a Dask cluster, which repeats lost ones. Its workers must see the same files under the same names."""
     distributed = library("distributed", "--dask")
 
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
@@ -180,56 +217,26 @@ def on_dask(computer: Computer, request: Request, address: str) -> Work:
         except (OSError, ValueError) as error:
             raise DeviceError(f"no Dask scheduler answers at {address} ({error}): start one, or correct the address") from None
         with client:
-            pool = client.get_executor(pure=False)
-            for result in _through(pool, len(names), there, request, deque(names), again=True):
+            do = functools.partial(attempt, there, request=request, again=True)
+            for result in _results(client.get_executor(pure=False), do, list(names)):
                 yield replace(result, task=names[result.task])
 
     return work
 
 
-def _through(
-    pool: futures.Executor, width: int, computer: Computer, request: Request, waiting: deque[Task], again: bool = False
-) -> Generator[Result, None, list[Task]]:
-    """Results of the tasks of a queue, `width` at a time, until it is empty or a process dies. Returns those it was at then.
-
-    With `again`, a worker that was lost may have done a task: what is there, whole, is left alone, and counts as done now.
-    """
-    asked = replace(request, resume=True) if again and not request.overwrite else request
-    running: dict[futures.Future[Result], Task] = {}
-    lost: list[Task] = []
-    while running or (waiting and not lost):
-        while waiting and len(running) < width and not lost:
-            task = waiting.popleft()
-            try:
-                running[pool.submit(attempt, computer, task, asked)] = task
-            except BrokenProcessPool:
-                lost.append(task)
-        for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
-            task = running.pop(future)
-            try:
-                result = future.result()
-            except BrokenProcessPool:
-                lost.append(task)
-            except Exception as error:  # of Dask, whose workers may die of it too
-                yield job.failed(task, error)
-            else:
-                yield result if request.resume or result.status != "skipped" else replace(result, status="done")
-    return lost
+def _results(pool: futures.Executor, do: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    running = {pool.submit(do, task): task for task in tasks}
+    for future in futures.as_completed(running):
+        try:
+            result = future.result()
+        except Exception as error:  # of Dask, whose workers may die of it too
+            result = Result(running[future], "failed", told(error))
+        yield result
 
 
-@contextlib.contextmanager
-def _processes(workers: int) -> Iterator[futures.Executor]:
-    """Worker processes that end with the block, at once if it is stopped: what they are writing has no name yet."""
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks and threads in whatever state they are
-    pool = futures.ProcessPoolExecutor(workers, spawn, _end_with_parent)
-    try:
-        yield pool
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _process() -> futures.ProcessPoolExecutor:
+    """One process, which starts with its first task; a fork would copy locks and threads in whatever state they are."""
+    return futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent)
 
 
 def _end_with_parent() -> None:
@@ -246,58 +253,18 @@ def _end_with_parent() -> None:
 
 
 _loading = threading.Lock()
+_loaded = functools.lru_cache(maxsize=1)(Computer.load)
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(computer: Computer) -> Upscaler:
-    return computer.load()
+def attempt(computer: Computer, task: Task, request: Request, again: bool = False) -> Result:
+    """A task in a worker process, which loads the network once and keeps it.
 
-
-def attempt(computer: Computer, task: Task, request: Request) -> Result:
-    """A task in a worker process, which loads the network once and keeps it."""
+    With `again`, a lost worker may have finished it: a whole output that is there already counts as done.
+    """
     try:
         with _loading:
             upscaler = _loaded(computer)
-        return job.run(upscaler, task, request)
+        result = job.run(upscaler, task, replace(request, resume=True) if again and not request.overwrite else request)
     except Exception as error:  # one input must not stop the rest, whatever it does
-        return job.failed(task, error)
-
-
-def _series_of(source: Path, series: int | None) -> list[tuple[int | None, str]]:
-    """The series that an input stands for, None for the only one; each with the reason if it cannot be upscaled."""
-    if io.kind(source) != "dicom":
-        return [(None, "")]
-    if series is not None:
-        return [(series, "")]
-    found = io.dicom().find_series(source)
-    usable = io.dicom().usable(found)
-    if not usable:
-        return [(None, "")]
-    refused = [(k, f"it {each.problem or each.doubt}") for k, each in enumerate(found) if k not in usable]
-    return [*refused, *((None if len(usable) == 1 else k, "") for k in usable)]
-
-
-def _summary(results: Sequence[Result], total: int, request: Request) -> dict[str, Any]:
-    entries = []
-    for result in results:
-        entry = {
-            "input": None if request.anonymous else result.task.source.name,
-            "output": result.task.output.name,
-            "status": result.status,
-            "series": result.task.number,
-            "scale": [str(r) for r in result.scales],
-            "from": result.shape_in,
-            "to": result.shape_out,
-            "seconds": None if request.deterministic else round(result.seconds, 3),
-            "problem": result.problem,
-            "notes": None if request.anonymous else result.notes,  # they name files
-        }
-        entries.append({name: value for name, value in entry.items() if value})
-    moment = sidecar.time_stamp(request.deterministic)
-    return {
-        "format": FORMAT,
-        **counts(results),
-        "unfinished": total - len(results),
-        **({"time": moment} if moment else {}),
-        "inputs": entries,
-    }
+        return Result(task, "failed", told(error))
+    return result if request.resume or result.status != "skipped" else replace(result, status="done")

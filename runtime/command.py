@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import MetasrganError, line
+from .errors import MetasrganError, told
 
 _INSTALL = "pip install torch scikit-image scipy matplotlib tensorboard pydantic onnx"  # of all that train and export import
 
@@ -26,15 +26,11 @@ def run(command: Callable[[], None]) -> int:
     try:
         command()
         sys.stdout.flush()
-    except ModuleNotFoundError as error:
-        return not_installed(error)
     except BrokenPipeError:  # the reader of the output left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's own flush would complain
         return 1
-    except (MetasrganError, OSError) as error:
-        return _fail(str(error))
-    except MemoryError:
-        return _fail("there is not enough memory for this: give a smaller scale or shape, or a machine with more")
+    except (MetasrganError, OSError, MemoryError, ModuleNotFoundError) as error:
+        return fail(error)
     except KeyboardInterrupt:
         print("stopped: nothing was left half-written", file=sys.stderr)
         return 130
@@ -43,9 +39,11 @@ def run(command: Callable[[], None]) -> int:
     return 0
 
 
-def not_installed(error: ModuleNotFoundError) -> int:
-    """Say that a library of training and export is missing, and return the exit status."""
-    return _fail(f"{str(error.name).partition('.')[0]} is not installed: {_INSTALL}")
+def fail(error: BaseException) -> int:
+    """Say in one line what went wrong, and return the exit status."""
+    missing = str(error.name).partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    print(f"error: {f'{missing} is not installed: {_INSTALL}' if missing else told(error)}", file=sys.stderr)
+    return 1
 
 
 def add_bundle_options(parser: argparse.ArgumentParser) -> None:
@@ -60,14 +58,3 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     )
     either.add_argument("--bundle", type=Path, help="another network, as `metasrgan export` makes it")
     parser.add_argument("--cache-dir", type=Path, help="folder that keeps TensorRT's engines (default: in this user's cache)")
-
-
-def warn_of_inventions(bundle: str | Path | None) -> None:
-    """Say on standard error what the perceptual model is not for; nothing of any other."""
-    if bundle == "perceptual":
-        print("note: the perceptual model invents part of what it shows: not for measurement or diagnosis", file=sys.stderr)
-
-
-def _fail(message: str) -> int:
-    print(f"error: {line(message, 400)}", file=sys.stderr)
-    return 1

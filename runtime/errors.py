@@ -19,6 +19,13 @@ def reason(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def told(error: BaseException) -> str:
+    """An error as one line for a person."""
+    if isinstance(error, MemoryError) and not isinstance(error, MetasrganError):
+        return "there is not enough memory for this: give a smaller scale or shape, or a machine with more"
+    return line(error, 400) or type(error).__name__
+
+
 class ScaleError(MetasrganError, ValueError):
     """A scale, an output shape or a window that cannot be served."""
 

@@ -20,8 +20,9 @@ try:
 except ImportError:  # not a Unix: nothing can be locked
     fcntl = None  # type: ignore[assignment]
 
-_PART = ".part"  # in the temporary name of what is being written
 Write = Callable[[IO[bytes]], Any]
+
+_PART = ".part"  # in the temporary name of what is being written
 _TAKEN = "exists already: name another file, or allow replacing it (--force)"
 
 
@@ -39,26 +40,29 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def write_atomically(
-    path: Path,
-    write: Write,
-    overwrite: bool,
-    first: Callable[[Path], Any] = lambda finished: None,
-    like: Path | None = None,
+    path: Path, write: Write, overwrite: bool, first: Callable[[Path], Any] | None = None, like: Path | None = None
 ) -> None:
     """Call `write` on a temporary file, then give it its name; on any failure nothing is left behind.
 
-    Just before, `first` gets the path of the finished temporary file; if it raises, the file does not get its name. Nobody may
-    read the file who may not read the file or folder `like`. A link is written through. Raises OutputFileError where the path
-    is taken (and `overwrite` is false) or cannot be written, a full disk included.
+    `first` gets the path of the finished temporary file before that, and may raise to stop it. The file is no more open to
+    others than `like`. A link is written through. Raises OutputFileError where the path is taken (without `overwrite`) or
+    cannot be written, on a full disk too.
     """
     check_output(path, overwrite)
     with _draft(path, Path.touch) as (draft, target):
         _fill(draft, write, like)
-        first(draft)
-        if overwrite:
-            os.replace(draft, target)
-        else:
-            _move_new(draft, target)
+        if first:
+            first(draft)
+        try:
+            if not overwrite:
+                os.link(draft, target)  # which fails where somebody has taken the name meanwhile
+                return
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.lexists(target):
+                raise FileExistsError from None
+        os.replace(draft, target)
 
 
 def write_folder(
@@ -67,12 +71,12 @@ def write_folder(
     overwrite: bool,
     ours: str = r"(?!)",
     like: Path | None = None,
-    first: Callable[[Path], Any] = lambda finished: None,
+    first: Callable[[Path], Any] | None = None,
 ) -> None:
     """Make a temporary folder of (name, write) files, then give it its name; else as `write_atomically`.
 
-    A folder that is there is replaced where it is empty, or where `overwrite` is true and the regular expression `ours` fits
-    every name in it: it gives way between two renames, and comes back where the second one fails.
+    A folder that is there is replaced if it is empty, or with `overwrite` if the regular expression `ours` fits every name in
+    it. It is renamed first, and comes back if the new one cannot get its name.
     """
     if not os.path.isdir(folder):
         check_output(folder, overwrite=False)
@@ -86,7 +90,8 @@ def write_folder(
             raise OutputFileError(
                 f"{folder} holds {foreign!r}, which was not written here, and is not replaced: name another folder"
             )
-        first(draft)
+        if first:
+            first(draft)
         old = target.with_name(f".{secrets.token_hex(8)}.old")
         try:
             if names:
@@ -106,10 +111,9 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder for one run at a time, until the block or the process ends, and clear away what killed ones left there.
+    """Make a folder, hold it for one run until the block or the process ends, and remove what killed runs left in it.
 
-    It is made where there is none. Raises OutputFileError where that cannot be done, and where another run holds it. A file
-    system that cannot lock folders lets everybody in.
+    Raises OutputFileError if it cannot be made or another run holds it. A file system without locks lets everybody in.
     """
     try:
         folder.mkdir(exist_ok=True)
@@ -129,7 +133,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _draft(path: Path, make: Callable[[Path], Any]) -> Iterator[tuple[Path, Path]]:
-    """A new file or folder, held, under a hidden name beside `path`; and its later name. It is gone after the block."""
+    """A new file or folder under a hidden name beside `path`, locked, and its later name. It is gone after the block."""
     target = path.resolve()  # a link is written through
     draft = target.with_name(f".{secrets.token_hex(8)}{_PART}{path.suffix}")  # libraries look at the suffix
     try:
@@ -157,12 +161,10 @@ def _held(path: Path) -> Iterator[bool]:
         return
     descriptor, free = os.open(path, os.O_RDONLY), True
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            free = False
-        except OSError:  # a file system without locks
-            pass
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # or a file system without locks
+        free = not isinstance(error, BlockingIOError)
+    try:
         yield free
     finally:
         os.close(descriptor)
@@ -178,18 +180,6 @@ def _fill(draft: Path, write: Write, like: Path | None) -> None:
         os.fsync(file.fileno())
 
 
-def _move_new(draft: Path, target: Path) -> None:
-    """Move a file to a name that nobody has, not even since it was looked at."""
-    try:
-        os.link(draft, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if os.path.lexists(target):
-            raise FileExistsError from None
-        os.replace(draft, target)
-
-
 def _clear(folder: Path) -> None:
     """Remove the drafts in a folder that no living process holds."""
     for left in folder.glob(f".*{_PART}*"):
@@ -200,8 +190,6 @@ def _clear(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Remove a file or folder, if it is there and that can be done."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()

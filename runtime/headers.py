@@ -9,39 +9,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .measure import UNKNOWN, Fractions
 from .sidecar import read_json
 
-Numbers = Callable[[str, int], Sequence[float] | None]  # so many finite numbers of an attribute, or None
+Numbers = Callable[[str, int], NDArray[np.float64]]  # so many finite numbers of an attribute, or all NaN
 
 
 def of_dicom(numbers: Numbers, direction: str, shape: tuple[int, int]) -> Fractions:
     """The acquired parts of a volume's (columns, rows, slices) by a frame's attributes; `shape` is (rows, columns).
 
-    `direction` is InPlanePhaseEncodingDirection. AcquisitionMatrix holds (frequency rows, frequency columns, phase rows, phase
-    columns), of which one of each pair is 0. Where the field of view is smaller along the phase and the picture is filled up
-    to a square, only that part of it was measured.
+    `direction` is InPlanePhaseEncodingDirection. AcquisitionMatrix holds frequency rows and columns, phase rows and columns, of
+    which one of each is 0. A smaller field of view along the phase, filled up to a square, was measured only in that part.
     """
-    phase_axis = 0 if direction.upper().startswith("COL") else 1  # among (rows, columns)
+    phase = 0 if direction.upper().startswith("COL") else 1  # among (rows, columns)
     matrix = numbers("AcquisitionMatrix", 4)
-    if matrix is not None:
-        samples = [matrix[0] or matrix[2], matrix[1] or matrix[3]]
-        phase_axis = 0 if matrix[2] else 1
+    samples = [matrix[0] or matrix[2], matrix[1] or matrix[3]]
+    if samples[0] == samples[0]:  # no NaN
+        phase = 0 if matrix[2] else 1
     else:
-        pair = [numbers(name, 1) for name in ("MRAcquisitionPhaseEncodingStepsInPlane", "MRAcquisitionFrequencyEncodingSteps")]
-        found = [value[0] if value else 0.0 for value in pair]
-        samples = found if phase_axis == 0 else found[::-1]
+        steps = ("MRAcquisitionPhaseEncodingStepsInPlane", "MRAcquisitionFrequencyEncodingSteps")
+        samples = [numbers(name, 1)[0] for name in (steps if phase == 0 else steps[::-1])]
     view = list(map(float, shape))
-    part = numbers("PercentPhaseFieldOfView", 1)
-    if part is not None and 0 < part[0] < 100:
-        view[phase_axis] = min(view[phase_axis], shape[1 - phase_axis] * part[0] / 100)
+    (part,), (sampling,) = numbers("PercentPhaseFieldOfView", 1), numbers("PercentSampling", 1)
+    if 0 < part < 100:
+        view[phase] = min(view[phase], shape[1 - phase] * part / 100)
     fractions = [_fraction(n, of) for n, of in zip(samples, view)]
-    sampling = numbers("PercentSampling", 1)
-    if fractions[phase_axis] is None and direction and sampling is not None:
-        fractions[phase_axis] = _fraction(sampling[0], 100)
-    slices = numbers("MRAcquisitionPhaseEncodingStepsOutOfPlane", 1)
-    partitions = numbers("NumberOfFrames", 1)
-    return fractions[1], fractions[0], _fraction(slices[0], partitions[0]) if slices and partitions else None
+    if direction:
+        fractions[phase] = fractions[phase] or _fraction(sampling, 100)
+    (slices,), (partitions,) = numbers("MRAcquisitionPhaseEncodingStepsOutOfPlane", 1), numbers("NumberOfFrames", 1)
+    return fractions[1], fractions[0], _fraction(slices, partitions)
 
 
 def beside(path: Path, shape: Sequence[int]) -> Fractions:
@@ -52,26 +51,23 @@ def beside(path: Path, shape: Sequence[int]) -> Fractions:
 
 def of_bids(content: Mapping[str, Any], shape: Sequence[int]) -> Fractions:
     """The acquired parts of a volume's array axes by a sidecar's fields."""
-    encoded, axis, named = (
-        value if isinstance(value := content.get(key), str) else ""
-        for key in ("PhaseEncodingDirection", "PhaseEncodingAxis", "InPlanePhaseEncodingDirectionDICOM")
-    )
-    phase = {"i": 0, "j": 1}.get((encoded or axis)[:1], {"ROW": 0, "COL": 1}.get(named[:3].upper()))
-    fractions: list[float | None] = [None, None, None]
+
+    def number(name: str) -> float:
+        value = content.get(name)
+        return float(value) if isinstance(value, (int, float)) and abs(value) < 1e9 else 0.0
+
+    axis = str(content.get("PhaseEncodingDirection") or content.get("PhaseEncodingAxis") or "")[:1]
+    named = str(content.get("InPlanePhaseEncodingDirectionDICOM"))[:3].upper()
+    phase = {"i": 0, "j": 1}.get(axis, {"ROW": 0, "COL": 1}.get(named))
     if phase is None or len(shape) < 2:
         return UNKNOWN
-    lines, base = _number(content.get("AcquisitionMatrixPE")), _number(content.get("BaseResolution"))
-    fractions[phase] = _fraction(lines, _number(content.get("ReconMatrixPE")) or shape[phase])
-    if fractions[phase] is None:
-        fractions[phase] = _fraction(_number(content.get("PercentSampling")), 100)
-    fractions[1 - phase] = _fraction(base, shape[1 - phase])
+    fractions: list[float | None] = [None, None, None]
+    lines = _fraction(number("AcquisitionMatrixPE"), number("ReconMatrixPE") or shape[phase])
+    fractions[phase] = lines or _fraction(number("PercentSampling"), 100)
+    fractions[1 - phase] = _fraction(number("BaseResolution"), shape[1 - phase])
     return tuple(fractions)
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e9 else 0.0
 
 
 def _fraction(samples: float, of: float) -> float | None:
     """None where a header does not tell, or tells what cannot be used; oversampled axes were measured whole."""
-    return min(1.0, samples / of) if samples > 0 and of > 0 and samples / of >= 1 / 8 else None
+    return float(min(1.0, samples / of)) if samples > 0 and of > 0 and samples / of >= 1 / 8 else None

@@ -8,40 +8,39 @@ import logging
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import InputFileError, MetasrganError, reason
 from .memory import machine_memory
 
-_INFLATION = 1032  # the most that deflate makes of a byte
+INFLATION = 1032  # the most that deflate makes of a byte
 _PIECE = 1 << 14
 
 
-def believe(path: Path, kind: str, promised: int, held: int, inflate: Callable[[], Iterable[bytes]] | None = None) -> None:
+def believe(path: Path, kind: str, promised: int, held: int, content: Iterable[bytes] | None = None) -> None:
     """Raise InputFileError where a file cannot hold the bytes that its header promises, before memory is asked for them.
 
-    `held` is the size of what there is. `inflate` gives the content of a deflated file piece by piece; it is read to its
-    checksum, as damaged pixels must not pass for true ones, unless it goes on beyond the promise.
+    `held` is the size of what there is. `content` are the pieces of what a deflated file holds; they are read to the checksum,
+    as damaged pixels must not pass for true ones, unless they go on beyond the promise.
     """
-    if not 0 <= promised <= (held * _INFLATION if inflate else held):
+    if not 0 <= promised <= (held if content is None else held * INFLATION):
         raise _truncated(path, promised, held)
     if promised > machine_memory():
         raise InputFileError(
             f"{path} holds {promised / 1e9:,.0f} GB, more than this machine's memory: cut it up, or use a larger machine"
         )
-    if inflate:
-        size = 0
-        try:
-            for piece in inflate():
-                size += len(piece)
-                if size > promised + _INFLATION * _PIECE:
-                    return
-        except (OSError, EOFError, zlib.error) as error:
-            raise unreadable(path, kind, reason(error)) from None
-        if size < promised:
-            raise _truncated(path, promised, size)
+    size = 0
+    try:
+        for piece in content or ():
+            size += len(piece)
+            if size > promised + INFLATION * _PIECE:
+                return
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, kind, reason(error)) from None
+    if content is not None and size < promised:
+        raise _truncated(path, promised, size)
 
 
 def inflated(path: Path, offset: int = 0) -> Iterator[bytes]:
@@ -62,6 +61,21 @@ def inflated(path: Path, offset: int = 0) -> Iterator[bytes]:
                 engine = zlib.decompressobj(zlib.MAX_WBITS | 16)
 
 
+@contextlib.contextmanager
+def reading(path: Path | str, kind: str) -> Iterator[None]:
+    """Turn whatever a library stumbles over in a file into an InputFileError."""
+    try:
+        yield
+    except MetasrganError:
+        raise
+    except FileNotFoundError as error:
+        raise InputFileError(f"{error.filename} does not exist: check the name") from None
+    except MemoryError:
+        raise InputFileError(f"{path} claims to hold more than this machine's memory: it is damaged, or too large") from None
+    except Exception as error:  # readers of damaged files raise everything
+        raise unreadable(path, kind, reason(error)) from None
+
+
 def unreadable(path: Any, kind: str, why: str) -> InputFileError:
     """The error for a file that is there, but not what its name says."""
     return InputFileError(f"{path} cannot be read as {kind} ({why}): check what it is, or save it again with another program")
@@ -71,27 +85,25 @@ def _truncated(path: Any, promised: int, held: int) -> InputFileError:
     return InputFileError(f"{path} is truncated: its header promises {promised:,} bytes, it has {held:,}; copy it again")
 
 
-class _Muted:
-    """A filter, of warnings as of logs, that stops what the threads in `quiet` say, and keeps the errors among it."""
+class _Muted(threading.local):
+    """A filter, of warnings as of logs, that stops what a thread says in `quiet`, and keeps the errors among it."""
 
-    def __init__(self) -> None:
-        self.threads: dict[int, list[list[str]]] = {}
-        self.loggers: set[logging.Logger] = set()
+    def __init__(self) -> None:  # in each thread
+        self.errors: list[list[str]] = []
 
     def match(self, text: str) -> bool:  # as a regular expression, which a filter of warnings has
-        return threading.get_ident() in self.threads
+        return bool(self.errors)
 
     def __call__(self, record: logging.LogRecord) -> bool:
-        if not self.match(""):
-            return True
-        if record.levelno >= logging.ERROR:
-            self.threads[threading.get_ident()][-1].append(" ".join(record.getMessage().split()))
-        return False
+        if self.errors and record.levelno >= logging.ERROR:
+            self.errors[-1].append(" ".join(record.getMessage().split()))
+        return not self.errors
 
 
 _LOCK = threading.Lock()
 _MUTED = _Muted()
 _ENTRY: Any = ("ignore", _MUTED, Warning, None, 0)
+_quiet: list[logging.Logger] = []  # by all threads
 
 
 @contextlib.contextmanager
@@ -101,27 +113,25 @@ def quiet(name: str) -> Iterator[list[str]]:
     What it says may quote a patient's data, or is said again by an error of ours. Python's filters are the whole process's,
     and `warnings.catch_warnings` would undo what other threads set meanwhile.
     """
-    logger, thread, errors = logging.getLogger(name), threading.get_ident(), list[str]()
-    filters: Any = warnings.filters
+    logger, errors = logging.getLogger(name), list[str]()
     with _LOCK:
-        _MUTED.threads.setdefault(thread, []).append(errors)
-        _MUTED.loggers.add(logger)
+        _quiet.append(logger)
         logger.addFilter(_MUTED)
+        filters: Any = warnings.filters
         if filters[:1] != [_ENTRY]:
             filters.insert(0, _ENTRY)
+    _MUTED.errors.append(errors)
     try:
         yield errors
     finally:
+        _MUTED.errors.pop()
         with _LOCK:
-            _MUTED.threads[thread].pop()
-            if not _MUTED.threads[thread]:
-                del _MUTED.threads[thread]
-            if not _MUTED.threads:
-                while _MUTED.loggers:
-                    _MUTED.loggers.pop().removeFilter(_MUTED)
-                filters = warnings.filters
-                while _ENTRY in filters:
-                    filters.remove(_ENTRY)
+            _quiet.remove(logger)
+            if logger not in _quiet:
+                logger.removeFilter(_MUTED)
+            filters = warnings.filters
+            while not _quiet and _ENTRY in filters:
+                filters.remove(_ENTRY)
 
 
 def library(module: str, purpose: str) -> Any:

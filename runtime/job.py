@@ -14,12 +14,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import __version__, io, preview, sidecar, sizes, volume
-from .errors import InputFileError, OutputFileError, line, reason
+from .errors import InputFileError, OutputFileError, reason
 from .files import check_output, write_atomically
-from .scan import Scan
 from .sizes import Size
 from .upscaler import GRAIN, Upscaler
 from .volume import Progress
+
+_DECIDE = ("axis", "dtype", "acquired", "noise", "grain", "anonymous", "allow_gaps")  # of a request, the output's values
+
+
+@dataclass(frozen=True)
+class Computer:
+    """What every process that takes part loads: the arguments of `Upscaler.load`."""
+
+    bundle: str | Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    cache_dir: Path | None = None
+
+    def load(self) -> Upscaler:
+        return Upscaler.load(**vars(self))
 
 
 @dataclass(frozen=True)
@@ -39,20 +53,13 @@ class Request:
     key: bytes | None = field(default=None, repr=False)  # of an anonymous output: the same key gives the same UIDs again
     allow_gaps: bool = False  # take a DICOM series of which files are damaged
     preview: bool = False
-    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), compare=False, repr=False)  # where there is no key
+    secret: bytes = field(default_factory=partial(secrets.token_bytes, 32), compare=False, repr=False)  # where there is no key
 
     def options(self, task: Task) -> dict[str, Any]:
         """All of it that the output's values depend on, as a sidecar holds it."""
-        asked = {
-            "axis": self.axis,
-            "dtype": self.dtype,
-            "series": task.number,
-            "acquired": self.acquired if isinstance(self.acquired, str) else list(self.acquired),
-            "noise": self.noise,
-            "grain": self.grain,
-            "anonymous": self.anonymous or None,
-            "allow_gaps": self.allow_gaps or None,
-        }
+        asked = {name: getattr(self, name) for name in _DECIDE} | {"series": task.number}
+        if not isinstance(self.acquired, str):
+            asked["acquired"] = list(self.acquired)
         return self.size.asked() | _known(asked)
 
 
@@ -85,13 +92,13 @@ class Result:
     """What became of a task. `problem` is the one line that says why it failed or was skipped, `notes` what else to know."""
 
     task: Task
-    status: str  # done, skipped or failed
+    status: Literal["done", "skipped", "failed"]
+    problem: str = ""
+    scales: tuple[Fraction, ...] = ()
     shape_in: tuple[int, ...] = ()
     shape_out: tuple[int, ...] = ()
-    scales: tuple[Fraction, ...] = ()
     device: str = ""
     seconds: float = 0.0
-    problem: str = ""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -105,13 +112,9 @@ class Result:
 def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | None = None) -> Result:
     """Upscale one input. Raises MetasrganError or OSError, and has then written nothing."""
     began = time.perf_counter()
-    made_of = {
-        "bundle": {"sha256": upscaler.bundle.sha256},
-        "input": _input(task, request),
-        "request": request.options(task),
-    }
+    made_of = {"bundle": {"sha256": upscaler.bundle.sha256}, "input": _input(task, request), "request": request.options(task)}
     if request.resume and sidecar.is_done(task.output, made_of):
-        return Result(task, "skipped", problem=f"{task.output} is there and whole")
+        return Result(task, "skipped", f"{task.output} is there and whole")
     check(task, request)
     scan = io.read(task.source, task.series, request.allow_gaps).across(request.axis)
     out = volume.prepared(scan, request.size, request.dtype)
@@ -124,62 +127,67 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     said = "" if scan.labels else measured.said(stored)
     notes = tuple(note for note in (said, *acquired.notes, *scan.notes) if note)
     scales, device = tuple(out.scales[k] for k in axes), f"{upscaler.device} ({upscaler.runs_on})"
+    # Colours come last in files.
+    before, after = ((*each.shape[1:], each.shape[0]) if each.colour else each.shape for each in (scan, out))
     seconds = time.perf_counter() - began
-    content = _known(
-        {
-            "software": f"metasrgan-edge {__version__}",
-            **made_of,
-            "device": device,
-            "scale": [str(r) for r in scales],
-            "acquired": measured.plain(stored),
-            "grid": {"projection": upscaler.bundle.model.projection, "edges": "aligned", "size": "floor(n*p/q)"},
-            "from": _form(scan),
-            "output": {**_form(out), "dtype": str(out.pixels.dtype)},
-            "seconds": None if request.deterministic else round(seconds, 3),
-            "notes": None if request.anonymous else notes,  # they name files
-            "time": sidecar.time_stamp(request.deterministic),
-        }
-    )
+    content: sidecar.Sidecar = {
+        "software": f"metasrgan-edge {__version__}",
+        **made_of,
+        "device": device,
+        "scale": [str(r) for r in scales],
+        "acquired": measured.plain(stored),
+        "grid": {"projection": upscaler.bundle.model.projection, "edges": "aligned", "size": "floor(n*p/q)"},
+        "from": {"shape": before, "spacing_mm": [round(size, 6) for size in scan.spacing]},
+        "output": {"shape": after, "spacing_mm": [round(size, 6) for size in out.spacing], "dtype": str(out.pixels.dtype)},
+        "seconds": None if request.deterministic else round(seconds, 3),
+        "notes": None if request.anonymous else notes,  # they name files
+        **sidecar.time_stamp(request.deterministic),
+    }
     if write:
         save = partial(write_atomically, task.output, write)
     else:
-        secret, description = request.key or request.secret, "SR " + sizes.written(out.scales).replace("×", "x")
-        told: Any = {"description": description, "acquired": said, "record": _flat(content)}
-        save = partial(io.dicom().save, task.output, out.header, out, **told, anonymous=request.anonymous, key=secret)
-
-    def finish(_: object = None) -> None:
-        sidecar.write_with(task.output, save, content, request.overwrite, task.source)
-
+        record = {  # as DICOM's own fields hold it; they must have a date
+            "software": content["software"],
+            "bundle": upscaler.bundle.sha256,
+            "device": device,
+            "scale": " ".join(content["scale"]),
+            "grid": f"{upscaler.bundle.model.projection}, edges aligned",
+            "input": made_of["input"].get("sha256", ""),
+            "time": content.get("time", "1970-01-01T00:00:00+00:00"),
+        }
+        description, key = "SR " + sizes.written(out.scales).replace("×", "x"), request.key or request.secret
+        told: Any = {"record": record, "description": description, "acquired": said}
+        save = partial(io.dicom().save, task.output, out.header, out, **told, anonymous=request.anonymous, key=key)
+    finish = partial(sidecar.write_with, task.output, save, _known(content), request.overwrite, task.source)
     if request.preview:
         picture = preview.of(scan, out)
-        write_atomically(task.preview, lambda file: picture.save(file, "PNG"), request.overwrite, finish, task.source)
+        draw = partial(picture.save, format="PNG")
+        write_atomically(task.preview, draw, request.overwrite, lambda finished: finish(), task.source)
         notes = (*notes, f"preview: {task.preview}")
     else:
         finish()
-    return Result(task, "done", _shape(scan), _shape(out), scales, device, seconds, notes=notes)
+    return Result(task, "done", "", scales, before, after, device, seconds, notes)
 
 
 def check(task: Task, request: Request) -> None:
     """Raise MetasrganError, before any work is done, where the input cannot become the output, or that cannot be written."""
-    kind = io.kind(task.source)
-    io.check_becomes(task.source, kind, task.output)
-    if task.source.is_dir() and task.output.absolute().is_relative_to(task.source.absolute()):
-        raise OutputFileError(f"{task.output} would lie within its own input: name another place")
-    if request.resume and os.path.lexists(task.output) and not request.overwrite:
+    output, kind = task.output, io.kind(task.source)
+    taken = os.path.lexists(output) and not request.overwrite
+    io.check_becomes(task.source, kind, output)
+    if task.source.is_dir() and output.absolute().is_relative_to(task.source.absolute()):
+        raise OutputFileError(f"{output} would lie within its own input: name another place")
+    if request.resume and taken:
         raise OutputFileError(
-            f"{task.output} exists already, and by its sidecar it is not what this would make, or has changed since: "
+            f"{output} exists already, and by its sidecar it is not what this would make, or has changed since: "
             "name another place, or allow replacing it (--force)"
         )
-    sidecar.check(task.output, request.overwrite, may_be_folder=kind == "dicom")
+    if kind != "dicom" or not os.path.isdir(output):
+        check_output(output, request.overwrite)
+    elif taken:
+        raise OutputFileError(f"{output} exists already: name another folder, or allow replacing it (--force)")
+    check_output(sidecar.beside(output), request.overwrite or bool(sidecar.read(output)))
     if request.preview:
         check_output(task.preview, request.overwrite)
-
-
-def failed(task: Task, error: BaseException) -> Result:
-    """The result of a task that raised something."""
-    if isinstance(error, MemoryError) and not str(error):
-        return Result(task, "failed", problem="there is not enough memory for this: give a smaller scale or shape")
-    return Result(task, "failed", problem=line(error, 400) or reason(error))
 
 
 def _input(task: Task, request: Request) -> dict[str, str]:
@@ -195,27 +203,5 @@ def _input(task: Task, request: Request) -> dict[str, str]:
     return {"name": task.source.name, "sha256": hashed}
 
 
-def _flat(content: sidecar.Sidecar) -> dict[str, str]:
-    """A sidecar as DICOM's own fields hold it; they must have a date, which is 1970 where nothing may tell the time."""
-    return {
-        "software": content["software"],
-        "bundle": content["bundle"]["sha256"],
-        "device": content["device"],
-        "scale": " ".join(content["scale"]),
-        "grid": f"{content['grid']['projection']}, edges {content['grid']['edges']}",
-        "input": content["input"].get("sha256", ""),
-        "time": content.get("time", "1970-01-01T00:00:00+00:00"),
-    }
-
-
 def _known(content: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if value is not None}
-
-
-def _form(scan: Scan) -> dict[str, Any]:
-    return {"shape": _shape(scan), "spacing_mm": [round(size, 6) for size in scan.spacing]}
-
-
-def _shape(scan: Scan) -> tuple[int, ...]:
-    """Of its pixels as a file has them."""
-    return (*scan.shape[1:], scan.shape[0]) if scan.colour else scan.shape
+    return {name: value for name, value in content.items() if value is not None and value is not False}

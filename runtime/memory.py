@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import shutil
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .errors import OutputFileError, ScaleError, reason
+from .errors import ScaleError, reason
 
 
 def allocate(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"] = "C") -> NDArray[Any]:
@@ -24,13 +23,18 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"] 
     needed = math.prod(shape) * np.dtype(dtype).itemsize
     if needed <= machine_memory() // 2:
         return np.empty(shape, dtype, order)
+    folder = tempfile.gettempdir()
     try:
-        return scratch_array(shape, dtype, order)
-    except OutputFileError as error:
+        if shutil.disk_usage(folder).free < needed:
+            raise OSError("no space left on the disk")
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, needed)  # now, as a disk that is full later would kill the process
+            return np.asarray(np.memmap(file, dtype, "r+", shape=shape, order=order))
+    except (OSError, OverflowError, AttributeError) as error:  # the last where the system cannot set disk space aside
         size = "×".join(map(str, shape))
         raise ScaleError(
-            f"the output of {size} values needs {needed / 1e9:,.0f} GB, more than half of this machine's memory, and {error}; "
-            "or give a smaller scale or shape"
+            f"the output of {size} values needs {needed / 1e9:,.0f} GB, more than half of this machine's memory, and {folder} "
+            f"has no room for it ({reason(error)}): name a folder that has by TMPDIR, or give a smaller scale or shape"
         ) from None
 
 
@@ -40,18 +44,3 @@ def machine_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every system tells
         return sys.maxsize
-
-
-def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"]) -> NDArray[Any]:
-    """An array in a temporary file, which has no name and is gone with the array. Raises OutputFileError on a full disk."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    try:
-        if shutil.disk_usage(tempfile.gettempdir()).free < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with tempfile.TemporaryFile() as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # now, as a disk that is full later would kill the process
-            return np.asarray(np.memmap(file, dtype, "r+", shape=shape, order=order))
-    except (OSError, OverflowError, AttributeError) as error:  # the last where the system cannot set disk space aside
-        raise OutputFileError(
-            f"{tempfile.gettempdir()} has no room for it ({reason(error)}): name a folder that has by TMPDIR"
-        ) from error

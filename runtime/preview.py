@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from . import grid
+from . import grid, sizes
 from .intensity import Intensity
 from .scan import Scan
 
@@ -26,22 +26,21 @@ def of(before: Scan, after: Scan) -> Image.Image:
 
     Where the slices became thinner and nothing else, it is the middle plane that contains their axis.
     """
-    pair, space = before.in_plane, min(3, before.pixels.ndim)
-    scales = after.finer_than(before)
+    pair, scales = before.in_plane, after.finer_than(before)
     if all(scales[k] == 1 for k in pair) and scales[before.axis] != 1:
         pair = tuple(sorted((pair[0], before.axis)))
 
     def plane(scan: Scan, scales: Sequence[Fraction]) -> NDArray[Any]:
         if scan.colour:
             return np.asarray(scan.pixels.mean(0))
-        centres = [Fraction(2 * (n // 2) + 1, 2) for n in before.shape]  # of the input's middle pixels
-        places = [int(centre * (scales[k] if k < space else 1)) for k, centre in enumerate(centres)]
-        return scan.real(scan.pixels[tuple(slice(None) if k in pair else place for k, place in enumerate(places))])
+        each = zip(before.shape, [*scales, *[Fraction(1)] * before.pixels.ndim])
+        middle = [int((n // 2 + Fraction(1, 2)) * r) for n, r in each]
+        return scan.real(scan.pixels[tuple(slice(None) if k in pair else place for k, place in enumerate(middle))])
 
     axes = "" if before.affine is None else nib.aff2axcodes(before.affine)
     names = "".join(axes[k] or "" for k in pair) if axes else ""
-    unscaled = plane(before, (Fraction(1),) * 3)
-    return side_by_side(unscaled, plane(after, scales), (scales[pair[0]], scales[pair[1]]), names)
+    planes = plane(before, sizes.UNSCALED), plane(after, scales)
+    return side_by_side(*planes, (scales[pair[0]], scales[pair[1]]), names)
 
 
 def side_by_side(before: NDArray[Any], ours: NDArray[Any], scales: grid.Scales, axes: str = "") -> Image.Image:
@@ -59,12 +58,20 @@ def side_by_side(before: NDArray[Any], ours: NDArray[Any], scales: grid.Scales, 
     size = right - left, bottom - top
     box = float(left / scales[1]), float(top / scales[0]), float(right / scales[1]), float(bottom / scales[0])
     image = Image.fromarray(grey.astype(np.float32))
-    panels = {
+    panels = {  # each with its name, its pixels in blocks where they are small
         "input": np.asarray(image.resize(size, Image.Resampling.NEAREST, box)),
         "bicubic": np.asarray(image.resize(size, Image.Resampling.BICUBIC, box)),
         "ours": ours[top:bottom, left:right],
     }
-    return _sheet({name: upright(np.clip(pixels, 0, 255).astype(np.uint8), axes) for name, pixels in panels.items()})
+    shown = {name: upright(np.clip(pixels, 0, 255).astype(np.uint8), axes) for name, pixels in panels.items()}
+    zoom = math.ceil(_PANEL / max(size))
+    height, width = (zoom * n for n in shown["ours"].shape)
+    sheet = Image.new("L", (len(shown) * (width + _GAP) - _GAP, height + _TITLE))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
+    for start, (name, pixels) in zip(range(0, sheet.width, width + _GAP), shown.items()):
+        draw.text((start + _GAP, _TITLE // 6), name, 255, font)
+        sheet.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST), (start, _TITLE))
+    return sheet
 
 
 def most_detailed(image: NDArray[Any], side: int = _WINDOW) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -88,17 +95,3 @@ def upright(image: NDArray[Any], axes: str) -> NDArray[Any]:
     rows_first = "SIAPLR".index(axes[0]) < "SIAPLR".index(axes[1])
     image, down, right = (image, axes[0], axes[1]) if rows_first else (image.T, axes[1], axes[0])
     return image[:: -1 if down in "SA" else 1, :: -1 if right in "RA" else 1]
-
-
-def _sheet(panels: dict[str, NDArray[np.uint8]]) -> Image.Image:
-    """Panels of one size beside each other, each with its name, their pixels in blocks where they are small."""
-    height, width = next(iter(panels.values())).shape
-    zoom = math.ceil(_PANEL / max(height, width))
-    height, width = zoom * height, zoom * width
-    sheet = Image.new("L", (len(panels) * (width + _GAP) - _GAP, height + _TITLE))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
-    for k, (name, pixels) in enumerate(panels.items()):
-        left = k * (width + _GAP)
-        draw.text((left + _GAP, _TITLE // 6), name, 255, font)
-        sheet.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST), (left, _TITLE))
-    return sheet

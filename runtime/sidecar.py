@@ -13,16 +13,17 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputFileError
-from .files import check_output, sha256, write_atomically
+from .files import sha256, write_atomically
+
+Sidecar = dict[str, Any]
 
 FORMAT = "metasrgan-edge record"
 VERSION = 1
 _LARGEST = 16 << 20  # bytes of a JSON file
-Sidecar = dict[str, Any]
 
 
 def beside(output: Path) -> Path:
@@ -31,10 +32,7 @@ def beside(output: Path) -> Path:
 
 
 def fingerprint(*paths: Path) -> str:
-    """The SHA-256 of a file, or of several whatever their names and order: that of their sorted hashes.
-
-    A folder stands for all files in it.
-    """
+    """The SHA-256 of a file; of several, or of all files in a folder, that of their sorted hashes, whatever their names."""
     each = [filter(Path.is_file, path.rglob("*")) if path.is_dir() else [path] for path in paths]
     hashes = sorted(sha256(file) for files in each for file in files)
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
@@ -59,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any], overwrite: bool, like: Path | None = None) -> None:
     """Write an object as a JSON file, as `write_atomically` does."""
     text = json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-    write_atomically(path, lambda file: file.write(text), overwrite, like=like)
+    write_atomically(path, methodcaller("write", text), overwrite, like=like)
 
 
 def is_done(output: Path, made_of: Mapping[str, Any]) -> bool:
@@ -71,15 +69,6 @@ def is_done(output: Path, made_of: Mapping[str, Any]) -> bool:
         return bool(found["output"].get("sha256") == fingerprint(output))
     except OSError:
         return False
-
-
-def check(output: Path, overwrite: bool, may_be_folder: bool) -> None:
-    """Raise OutputFileError, before any work is done, where an output and its sidecar cannot become new files."""
-    if not (may_be_folder and os.path.isdir(output)):
-        check_output(output, overwrite)
-    elif not overwrite:
-        raise OutputFileError(f"{output} exists already: name another folder, or allow replacing it (--force)")
-    check_output(beside(output), overwrite or bool(read(output)))
 
 
 def write_with(output: Path, write: Callable[..., Any], content: Sidecar, overwrite: bool, like: Path) -> None:
@@ -101,8 +90,10 @@ def write_with(output: Path, write: Callable[..., Any], content: Sidecar, overwr
         undo.pop_all()
 
 
-def time_stamp(deterministic: bool) -> str | None:
-    """The time in UTC, or what SOURCE_DATE_EPOCH says in its place; None of a run that is to give the same bytes again."""
+def time_stamp(deterministic: bool) -> dict[str, str]:
+    """`time` in UTC, or what SOURCE_DATE_EPOCH says in its place; nothing of a run that is to give the same bytes again."""
     told = os.environ.get("SOURCE_DATE_EPOCH", "")
-    seconds = int(told) if told.isdecimal() else None if deterministic else time.time()
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    if deterministic and not told.isdecimal():
+        return {}
+    seconds = int(told) if told.isdecimal() else time.time()
+    return {"time": datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")}

@@ -18,8 +18,8 @@ from .errors import ScaleError
 AxisScales = tuple[Fraction, Fraction, Fraction]  # of the array axes 0, 1, 2
 
 UNSCALED: AxisScales = (Fraction(1), Fraction(1), Fraction(1))
-SAME = Fraction(1, 10_000)  # spacings as near as this to each other are equal: headers round them to single precision
-_FEW = "one number, or two (rows, columns)"
+_SAME = Fraction(1, 10_000)  # spacings as near as this to each other are equal: headers round them to single precision
+_FEW, _PAIR = "one number, or two (rows, columns)", "two numbers (rows, columns)"
 _LONGEST, _SHORTEST = Fraction(1000), Fraction(1, 1000)  # mm
 
 
@@ -42,36 +42,48 @@ class Size:
                 f"got scale={self.scale!r}, shape={self.shape!r}, spacing={self.spacing!r} and isotropic={self.isotropic!r}: "
                 "give exactly one of them"
             )
-        for way, parse, fewest in (("scale", grid.parse_scale, 1), ("spacing", parse_spacing, 1), ("shape", _whole, 2)):
+        for way, parse, few in (("scale", grid.parse_scale, _FEW), ("spacing", parse_spacing, _FEW), ("shape", _whole, _PAIR)):
             if (value := getattr(self, way)) is not None:
-                object.__setattr__(self, way, tuple(parse(number) for number in _listed(way, value, fewest)))
+                numbers = list(value) if isinstance(value, (tuple, list, np.ndarray)) else [value]
+                if len(numbers) > 3 or len(numbers) < (2 if few == _PAIR else 1):
+                    said = f"{way} {value!r} has {len(numbers)} entries"
+                    raise ScaleError(f"{said}: give {few}, or three (a volume's array axes)")
+                object.__setattr__(self, way, tuple(map(parse, numbers)))
 
     def of(self, shape: Sequence[int], spacing: Sequence[float], axis: int) -> AxisScales:
         """The scales of an array whose axes of space have `shape` pixels of `spacing` mm, and whose slices lie across `axis`.
 
-        `spacing` is empty of a picture or a bare array. Raises ScaleError where an axis would get coarser, or finer than can be
-        served.
+        `spacing` is empty for a picture or a bare array. Raises ScaleError for an axis that would get coarser, or too fine.
         """
-        size = (*shape, 1)[:3]
-        in_plane = [k for k in range(3) if k != axis]
-        if not spacing and (self.spacing is not None or self.isotropic):
+        if not spacing and (self.spacing or self.isotropic):
             raise ScaleError("a picture or an array has no spacing in millimetres: give --scale or --shape")
         if not spacing and len(self.scale or self.shape) == 3:
             raise ScaleError(f"three numbers were given for slices that have no place in space: give {_FEW}")
-        if self.isotropic or self.spacing:
-            voxel = exact_spacing([*spacing, 1.0][:3])
-            if self.isotropic:  # but for an axis of one voxel
-                finest = min(v for v, n in zip(voxel, size) if n > 1)
-                wanted = [finest if n > 1 else v for v, n in zip(voxel, size)]
-            else:
-                wanted = _by_axis(self.spacing, in_plane, voxel)
-            return _checked([old / new for old, new in zip(voxel, wanted)], voxel, wanted)
-        numbers = self.scale
+        size, in_plane = (*shape, 1)[:3], [k for k in range(3) if k != axis]
+        if self.scale:
+            return _by_axis(self.scale, in_plane, UNSCALED)
         if self.shape:
-            axes = in_plane if len(self.shape) == 2 else [0, 1, 2]
-            numbers = grid.scales_for_shape([size[k] for k in axes], self.shape)
-        rows, cols, rest = _by_axis(numbers, in_plane, UNSCALED)
-        return rows, cols, rest
+            of = in_plane if len(self.shape) == 2 else [0, 1, 2]
+            return _by_axis(grid.scales_for_shape([size[k] for k in of], self.shape), in_plane, UNSCALED)
+        voxel = exact_spacing([*spacing, 1.0][:3])
+        if self.isotropic:  # but for an axis of one voxel
+            finest = min(v for v, n in zip(voxel, size) if n > 1)
+            wanted = [finest if n > 1 else v for v, n in zip(voxel, size)]
+        else:
+            wanted = [*_by_axis(self.spacing, in_plane, voxel)]
+        scales = [old / new if abs(old / new - 1) > _SAME else Fraction(1) for old, new in zip(voxel, wanted)]
+        for k, (r, old, new) in enumerate(zip(scales, map(float, voxel), map(float, wanted))):
+            if r < 1:
+                raise ScaleError(
+                    f"axis {k} has voxels of {old:g} mm already, finer than the {new:g} mm asked for; this only upscales: "
+                    f"ask for {old:g} mm on that axis, or average it down with another tool"
+                )
+            if r > grid.MAX_SCALE:
+                raise ScaleError(
+                    f"axis {k} would grow ×{float(r):.4g} from {old:g} to {new:g} mm: ×{grid.MAX_SCALE} is the most that can "
+                    f"be upscaled, ask for {old / grid.MAX_SCALE:g} mm or more"
+                )
+        return scales[0], scales[1], scales[2]
 
     def asked(self) -> dict[str, Any]:
         """The way and its numbers, as text: what a sidecar keeps of the request."""
@@ -105,14 +117,6 @@ def written(scales: Sequence[Fraction]) -> str:
     return " ".join(f"×{r}" for r in (scales[:1] if len(set(scales)) == 1 else scales))
 
 
-def _listed(what: str, value: Any, fewest: int = 1) -> list[Any]:
-    numbers = list(value) if isinstance(value, (tuple, list, np.ndarray)) else [value]
-    if not fewest <= len(numbers) <= 3:
-        few = "two numbers (rows, columns)" if fewest == 2 else _FEW
-        raise ScaleError(f"{what} {value!r} has {len(numbers)} entries: give {few}, or three (a volume's array axes)")
-    return numbers
-
-
 def _whole(value: Any) -> int:
     try:
         if float(value) == int(value):
@@ -122,26 +126,9 @@ def _whole(value: Any) -> int:
     raise ScaleError(f"shape has {value!r}, which is no whole number: give pixels, rows and columns")
 
 
-def _by_axis(numbers: Sequence[Fraction], in_plane: Sequence[int], otherwise: Sequence[Fraction]) -> list[Fraction]:
-    if len(numbers) == 3:
-        return list(numbers)
-    result = list(otherwise)
-    for k, number in zip(in_plane, numbers if len(numbers) == 2 else [numbers[0]] * 2):
-        result[k] = number
-    return result
-
-
-def _checked(scales: list[Fraction], spacing: Sequence[Fraction], wanted: Sequence[Fraction]) -> AxisScales:
-    result = [Fraction(1) if abs(r - 1) <= SAME else r for r in scales]
-    for k, r in enumerate(result):
-        if r < 1:
-            raise ScaleError(
-                f"axis {k} has voxels of {float(spacing[k]):g} mm already, finer than the {float(wanted[k]):g} mm asked for; "
-                f"this only upscales: ask for {float(spacing[k]):g} mm on that axis, or average it down with another tool"
-            )
-        if r > grid.MAX_SCALE:
-            raise ScaleError(
-                f"axis {k} would grow ×{float(r):.4g} from {float(spacing[k]):g} to {float(wanted[k]):g} mm: "
-                f"×{grid.MAX_SCALE} is the most that can be upscaled, ask for {float(spacing[k] / grid.MAX_SCALE):g} mm or more"
-            )
+def _by_axis(numbers: Sequence[Fraction], in_plane: Sequence[int], otherwise: Sequence[Fraction]) -> AxisScales:
+    """One number for each axis of space; `otherwise` has that of the axis across slices where fewer than three are given."""
+    result = list(numbers) if len(numbers) == 3 else list(otherwise)
+    if len(numbers) < 3:
+        result[in_plane[0]], result[in_plane[1]] = numbers[0], numbers[-1]
     return result[0], result[1], result[2]

@@ -38,18 +38,17 @@ def upscale(
 
     `acquired` is of all three axes. `step` is called after each plane. Values stay within the intensity's range.
     """
-    shape = tuple(grid.output_size(n, scale) if k == axis else n for k, n in enumerate(volume.shape))
-    dtype = exact_float(volume.dtype)
-    out = allocate(shape, dtype)
+    size, dtype = volume.shape[axis], exact_float(volume.dtype)
+    out = allocate((*volume.shape[:axis], grid.output_size(size, scale), *volume.shape[axis + 1 :]), dtype)
     out[...] = 0
     across = _orientations(volume.shape, axis)
     for other in across:
-        pair = [k for k in range(3) if k != other]
-        scales, measured = tuple(scale if k == axis else Fraction(1) for k in pair), acquired.along(*pair)
+        rows, cols = (k for k in range(3) if k != other)
+        scales = (scale, Fraction(1)) if rows == axis else (Fraction(1), scale)
         for plane, target in zip(np.moveaxis(volume, other, 0), np.moveaxis(out, other, 0)):
-            target += slices.upscale(plane, intensity, (scales[0], scales[1]), dtype, measured) / len(across)
+            target += slices.upscale(plane, intensity, scales, dtype, acquired.along(rows, cols)) / len(across)
             step()
-    overlap = thickness(volume.shape[axis], scale).astype(dtype)
+    overlap = thickness(size, scale).astype(dtype)
     means, parts = overlap / overlap.sum(1, keepdims=True), (overlap / overlap.sum(0)).T
     thick, thin = np.moveaxis(intensity.filled(volume), axis, -1), np.moveaxis(out, axis, -1)
     for here in np.ndindex(thick.shape[0]):

@@ -6,20 +6,16 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as Picture
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from scipy.ndimage import gaussian_filter
 
 from runtime import grid
 
+from .resample import Image, resize
 from .tables import require
 
-Image = NDArray[np.float32]
 NOISE = (0.003, 0.08)  # of white, from the best scans to the worst that anybody reads
-
-
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -46,8 +42,7 @@ class Augment:
             return crop
         factor = max(rng.uniform(0.8, 1.25), least / min(crop.shape))
         height, width = (max(least, round(n * factor)) for n in crop.shape)
-        kernel = (Picture.Resampling.BILINEAR, Picture.Resampling.BICUBIC)[rng.integers(2)]
-        return np.asarray(Picture.fromarray(np.ascontiguousarray(crop)).resize((width, height), kernel))
+        return resize(crop, (height, width), ("bilinear", "bicubic")[rng.integers(2)])
 
     def patch(self, patch: Image, start: tuple[int, int], shape: tuple[int, ...], rng: np.random.Generator) -> Image:
         """A high-resolution patch (h, w), which begins at `start` of a crop of `shape`."""
@@ -81,8 +76,8 @@ def _curve(patch: Image, rng: np.random.Generator) -> Image:
 
 
 def _dotted(lr: Image, hr: Image, scales: grid.Scales, rng: np.random.Generator) -> tuple[Image, Image]:
-    """Both with the same Gaussian dot in the middle of a low-resolution pixel, of which it alone may be bright: a standard
-    deviation of 0.2 to 0.8 such pixels, in the truth at least 0.45, which is as wide as the pixel.
+    """Both with the same Gaussian dot in the middle of a low-resolution pixel, of σ = 0.2 to 0.8 such pixels, in the truth at
+    least 0.45, which is as wide as the pixel.
     """
     peak, sigma = rng.uniform(0.2, 1.0), rng.uniform(0.2, 0.8)
     centre = [rng.integers(n) + 0.5 for n in lr.shape]
@@ -94,18 +89,16 @@ def _dotted(lr: Image, hr: Image, scales: grid.Scales, rng: np.random.Generator)
 
 
 def faint_discs(patch: Image, scales: grid.Scales, sigma: float, rng: np.random.Generator) -> Image:
-    """A high-resolution patch (h, w) with discs in it, all of one size, brighter or darker by one to three times `sigma`.
-
-    They are 1.5 to 4 input pixels wide, and 10 apart. Without noise, `sigma` counts as 0.5 % of white.
+    """A high-resolution patch (h, w) with discs, all of one size, brighter or darker by one to three times `sigma`; without
+    noise, by 0.5 to 1.5 % of white. They are 1.5 to 4 input pixels wide, and 10 apart.
     """
     pixel = max(map(float, scales))
     diameter, contrast = rng.uniform(1.5, 4) * pixel, rng.uniform(1, 3) * max(sigma, 0.005)
     pitch, discs = max(8, round(10 * pixel)), np.zeros_like(patch)
     for top, left in np.ndindex(*(n // pitch for n in patch.shape)):
         cell = discs[top * pitch : (top + 1) * pitch, left * pitch : (left + 1) * pitch]
-        cell += np.float32(rng.choice((-contrast, contrast))) * disc(
-            cell.shape, pitch / 2 + rng.uniform(-1, 1, 2) * pixel, diameter
-        )
+        change = np.float32(rng.choice((-contrast, contrast)))
+        cell += change * disc(cell.shape, pitch / 2 + rng.uniform(-1, 1, 2) * pixel, diameter)
     return np.maximum(patch + discs, 0)  # magnitudes
 
 
@@ -115,7 +108,7 @@ def disc(shape: tuple[int, ...], centre: Iterable[float], diameter: float) -> Im
     return np.clip(diameter / 2 - np.hypot(rows[:, None], cols) + 0.5, 0, 1).astype(np.float32)
 
 
-def _blob(size: tuple[int, ...], start: tuple[int, int], shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.bool_]:
+def _blob(size: tuple[int, ...], start: tuple[int, int], shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Where a patch lies inside an ellipse that fills most of its crop, its radius waved by three slow harmonics."""
     y, x = ((np.arange(s) + a - n / 2) / (n / 2 * rng.uniform(0.55, 0.9)) for s, a, n in zip(size, start, shape))
     angle = np.arctan2(y[:, None], x[None])

@@ -60,9 +60,8 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a checkpoint, in evaluation mode, and the checkpoint's whole content.
-
-    Raises InputFileError also where the weights do not fit the configuration that lies beside them.
+    """The network of a checkpoint, in evaluation mode, and the checkpoint's content. Raises InputFileError as `load` does,
+    and where the weights do not fit the configuration that lies beside them.
     """
     content = load(path)
     try:
@@ -79,7 +78,5 @@ def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
     """The same for a generator with a Meta-Upscale stage: InputFileError for any other network."""
     network, content = load_network(path)
     if not isinstance(network, Generator):
-        raise InputFileError(
-            f"{path} holds {type(network).__name__}, for one scale only: give a checkpoint of a meta generator"
-        )
+        raise InputFileError(f"{path} holds a network for one scale only: give a checkpoint of a meta generator")
     return network, content

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from fractions import Fraction
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,12 +20,12 @@ from runtime import grid
 from runtime.errors import reason
 
 from . import networks, resample
-from .augment import Augment
+from .augment import Augment, Probability
 from .tables import ConfigError, checked, require
 
-Inputs = Literal["bilinear", "bicubic", "kspace", "scanner"]  # `resample.Kernel`, or `scanner.canonical_patch`
 CONFIGS = Path(__file__).parent / "configs"
 
+DegradationName = Literal["bilinear", "bicubic", "kspace", "scanner"]  # a `resample.Method`, or `scanner.canonical_patch`
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Number = Annotated[int, Field(ge=0, lt=2**31)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -45,14 +46,12 @@ class Stage:
 
     batch: Annotated[int, Field(ge=1, le=4096)] = 8  # for each process
     patch: Annotated[int, Field(ge=32, lt=2**31)] = 96  # high-resolution pixels an axis, at most
-    input_patch: Number = (
-        0  # low-resolution pixels an axis, at most: small scales then cost no more than large ones; 0: no bound
-    )
+    input_patch: Number = 0  # low-resolution pixels an axis, at most, so that small scales cost no more; 0: no bound
     patches_per_crop: Count = 16
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = grid.PAPER_SCALES  # a batch draws one
-    anisotropic: Annotated[float, Field(ge=0, le=1)] = 0.0  # part of the batches that draw one for each axis
-    # How inputs are made, drawn for each patch; twice: twice as often.
-    kernels: Annotated[tuple[Inputs, ...], Field(min_length=1)] = resample.KERNELS
+    anisotropic: Probability = 0.0  # part of the batches that draw one for each axis
+    # How inputs are made, drawn for each patch; twice: twice as often. Older files call it `kernels`.
+    degradations: Annotated[tuple[DegradationName, ...], Field(min_length=1)] = resample.METHODS
     augment: Augment = field(default_factory=Augment)
 
     updates: Count = 20_000
@@ -111,19 +110,14 @@ def _file_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Config:
-    """A network and its stages in order; `init` is a checkpoint that the first one starts from.
-
-    In a TOML file `init` is relative to the file's own folder.
-    """
+    """A network and its stages in order; `init` (in TOML relative to its file) is a checkpoint that the first starts from."""
 
     generator: networks.Config
     stage: Annotated[dict[Annotated[str, AfterValidator(_file_name)], Stage], Field(min_length=1)]
     init: str = ""
 
     def plain(self, places: bool = True) -> dict[str, Any]:
-        """Itself in TOML's own types, for a checkpoint: `parse` reads it again. Without `places` it names no folder or file
-        of the machine that it ran on, which are nobody else's business.
-        """
+        """Itself in TOML's own types, for `parse`; without `places` it names no folder or file of the machine it ran on."""
         plain: dict[str, Any] = TypeAdapter(Config).dump_python(self, mode="json")
         if not places:
             plain["init"] = ""
@@ -162,32 +156,36 @@ def parse(
 ) -> Config:
     """A configuration from TOML's tables; see `load`."""
     table = {"generator": {"name": "edge"}, "stage": {}, **copy.deepcopy(table)}
-    stages = table["stage"] if isinstance(table["stage"], dict) else {}
+    stages = [*table["stage"]] if isinstance(table["stage"], dict) else []
     for setting in settings:
         key, equals, text = setting.partition("=")
         require(bool(equals), "a setting", setting, "key=value, such as updates=1000 or stage.brain.batch=4")
         first, *rest = keys = key.split(".")
         if first == "stage" and (len(rest) < 2 or rest[0] not in stages):
-            raise ConfigError(f"setting {setting!r} is no stage's key: write it like stage.{list(stages)[-1]}.updates=1000")
+            known = f"stage.{stages[-1] if stages else 'brain'}.updates=1000"
+            raise ConfigError(f"setting {setting!r} is no stage's key: write it like {known}")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        for target in [table] if first in ("generator", "stage", "init") else stages.values():
-            _set(target, keys, value, setting)
-    for k, stage in enumerate(stages.values(), 1):
-        if data is not None and isinstance(stage, dict) and (k == len(stages) or not stage.get("data")):
-            stage["data"] = str(data)
+        for prefix in [[]] if first in ("generator", "stage", "init") else [["stage", name] for name in stages]:
+            table = _merged(table, reduce(lambda inner, key: {key: inner}, reversed([*prefix, *keys]), value))
+    for name in stages:
+        stage = table["stage"][name]
+        if isinstance(stage, dict):
+            if "kernels" in stage:
+                stage["degradations"] = stage.pop("kernels")
+            if data is not None and (name == stages[-1] or not stage.get("data")):
+                stage["data"] = str(data)
     config: Config = checked(Config, {**table, "generator": networks.named(table["generator"], where)}, where)
     return config
 
 
-def _set(table: Any, keys: Sequence[str], value: Any, setting: str) -> None:
-    for key in keys[:-1]:
-        table = table.setdefault(key, {}) if isinstance(table, dict) else None
-    if not isinstance(table, dict):
-        raise ConfigError(f"setting {setting!r}: {keys[-2]} is no table, so it has no keys")
-    table[keys[-1]] = value
+def _merged(table: Any, changes: Any) -> Any:
+    """A table with changes, which reach into its tables; anything else is replaced."""
+    if not (isinstance(table, dict) and isinstance(changes, dict)):
+        return changes
+    return table | {key: _merged(table.get(key), value) for key, value in changes.items()}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,30 +26,27 @@ from runtime.scan import Scan
 
 from . import resample, scanner
 from .augment import faint_discs
+from .resample import Image
 
 if TYPE_CHECKING:
     from .config import Stage
 
 log = logging.getLogger(__name__)
 
-Image = NDArray[np.float32]
 T = TypeVar("T")
 
-_CONTEXT = 16  # pixels around a patch that take part in its downsampling: a bicubic kernel reaches 2·r ≤ 8, k-space farther
-LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
+_CONTEXT = 16  # pixels around a patch that take part in its downsampling: bicubic reaches 2·r ≤ 8, k-space farther
+_LUMINANCE = np.array((0.299, 0.587, 0.114), np.float32)  # of red, green and blue: ITU-R BT.601
 _TEXTURE = (-3.0, -2.0)  # log10 of what an estimate of noise finds where there is none: 0.1 to 1 % of white
 _MIN_BRIGHT = 0.05  # a slice of a volume with less tissue than this is left out
 
 
 class Stack(NamedTuple):
-    """The slices of a volume or a picture, (H, W) float32, black 0 and white about 1, each with its number where it has one.
-
-    `axes` says where a slice's two axes lead, in nibabel's letters; nothing for a picture.
-    """
+    """The slices of a volume or a picture, (H, W) float32, black 0 and white about 1, by their number where they have one."""
 
     name: str  # its file's, without the suffix
     slices: dict[str, Image]
-    axes: str = ""
+    axes: str = ""  # where a slice's two axes lead, in nibabel's letters; nothing for a picture
 
 
 class Crop(NamedTuple):
@@ -65,10 +62,9 @@ Batch = tuple[Image, Image, Image, grid.Scales]
 
 
 def read(path: Path) -> list[Stack]:
-    """The scans of a file of any format, or of a folder of DICOM series: the one place where training reads images.
+    """The scans of a file of any format, or of a folder of DICOM series. Raises InputFileError or ImageError.
 
-    JPEGs are averaged 2×2, which removes most of the compression's error; colour becomes luminance; an NPY stack (N, H, W) is a
-    volume. Raises InputFileError or ImageError for what cannot be used.
+    JPEGs are averaged 2×2, which removes most of the compression's error; colour becomes luminance; NPY stacks are volumes.
     """
     kind, name = io.kind(path), path.name.removesuffix(io.suffix(path))
     if kind == "picture":
@@ -95,19 +91,18 @@ def _picture(path: Path) -> dict[str, Image]:
     if pixels.ndim != 2 + (pixels.ndim == 3 and pixels.shape[-1] == 3):
         raise ImageError(f"it has shape {pixels.shape}: give slices (H, W), or NPY stacks (N, H, W)")
     grey = pixels.astype(np.float32)
-    grey = grey @ np.array(LUMINANCE, np.float32) if grey.ndim == 3 else grey
+    grey = grey @ _LUMINANCE if grey.ndim == 3 else grey
     if suffix in (".jpg", ".jpeg"):
         height, width = (n // 2 for n in grey.shape)
         grey = grey[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean(axis=(1, 3))
     return {"": Intensity.of(grey).normalise(grey)}
 
 
-def load_crops(files: Iterable[Path], min_size: int, acquired: bool = False) -> list[Crop]:
-    """Brain crops of every usable slice, each at least `min_size` an axis.
+def load_crops(files: Iterable[Path], min_size: int, truths: str = "stored") -> list[Crop]:
+    """Brain crops of every usable slice, each at least `min_size` an axis; `truths` as in `config.Stage`.
 
-    Slices smaller than `min_size` are left out, and the log says how many; so are those of volumes that show hardly any tissue.
-    With `acquired`, each slice is cropped to the matrix that its spectrum shows to be measured.
-    Raises InputFileError, which names the file, for one that cannot be used.
+    Smaller slices are left out and counted in the log, and so are slices of volumes with hardly any tissue. Raises
+    InputFileError, which names the file, for one that cannot be used.
     """
     crops, left_out = [], 0
     for file in bar(list(files), desc="reading", unit="file", leave=False):
@@ -116,8 +111,9 @@ def load_crops(files: Iterable[Path], min_size: int, acquired: bool = False) -> 
                 for number, image in scan.slices.items():
                     if scan.axes and not (image > 0.05).mean() > _MIN_BRIGHT:
                         continue
-                    image = measure.estimate([image]).canonical(image)[0] if acquired else image
-                    window = _widen(resample.brain_crop(image), image.shape, min_size)
+                    if truths == "acquired":
+                        image = measure.estimate([image]).canonical(image)[0]
+                    window = _window(image, min_size)
                     left_out += window is None
                     if window is not None:
                         source = f"{file.name} slice {number}" if number else file.name
@@ -139,26 +135,23 @@ def evenly(items: Sequence[T], count: int) -> list[T]:
     return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []
 
 
-def _widen(window: tuple[slice, slice], shape: tuple[int, ...], size: int) -> tuple[slice, slice] | None:
-    """The window grown to at least `size` an axis inside the image, or None where it is empty or the image too small."""
-    if min(shape) < size or any(w.stop == w.start for w in window):
+def _window(image: Image, least: int) -> tuple[slice, ...] | None:
+    """The brain crop, grown to at least `least` pixels an axis; None where it is empty or the image too small."""
+    crop = resample.brain_crop(image)
+    if min(image.shape) < least or crop[0].stop == 0:
         return None
-    grown = []
-    for w, n in zip(window, shape):
-        extra = max(0, size - (w.stop - w.start))
-        start = min(max(0, w.start - extra // 2), n - max(size, w.stop - w.start))
-        grown.append(slice(start, start + max(size, w.stop - w.start)))
-    return grown[0], grown[1]
+    lengths = [max(least, side.stop - side.start) for side in crop]
+    starts = [side.start - (length - (side.stop - side.start)) // 2 for side, length in zip(crop, lengths)]
+    starts = [min(max(0, start), n - length) for start, length, n in zip(starts, lengths, image.shape)]
+    return tuple(slice(start, start + length) for start, length in zip(starts, lengths))
 
 
 @dataclass(frozen=True)
 class Batches:
     """Training batches as a pure function of (seed, update): the same again after a resume, whatever came between.
 
-    An epoch takes every crop `patches_per_crop` times in a shuffled order. A batch has one scale, or with the probability
-    `anisotropic` one for each axis, of which one may be 1. Each patch has its own place, flip, changes (`augment`) and
-    downsampling kernel. The last `stage.twins` patches of a batch are its first ones again, to the same noise, with faint
-    discs in them. Of `world` processes, which share an update, number `rank` sees its own `batch` patches.
+    An epoch takes every crop `patches_per_crop` times in a shuffled order. The last `stage.twins` patches of a batch are its
+    first ones again, with the same noise and faint discs. Of `world` processes, number `rank` sees its own `batch` patches.
     """
 
     crops: Sequence[Crop]
@@ -168,22 +161,21 @@ class Batches:
 
     def __getitem__(self, update: int) -> Batch:
         """(lr, hr, told, scales): lr (batch, 1, n_y, n_x) with n = patch // scale, or `input_patch` where that is less; hr
-        (batch, 1, m_y, m_x) with m = n·p // q; and what is told of each lr, (batch, 3): `runtime.acquired.Told`.
+        (batch, 1, m_y, m_x) with m = n·p // q; and what is told of each lr, (batch, 3): `runtime.acquired.Told`. float32.
         """
-        scales = self.scales_of(update)
-        drawn = self._crops_of(update)
-        drawn = drawn[: len(drawn) - self.stage.twins] + drawn[: self.stage.twins]
+        scales, drawn, twins = self.scales_of(update), self._crops_of(update), self.stage.twins
+        once = len(drawn) - twins
         patches = [
             self._patch(
-                self.crops[crop].pixels,
-                scales,
-                np.random.default_rng([self.stage.seed, 2, update, k]),
-                np.random.default_rng([self.stage.seed, 3, update, k]) if n >= len(drawn) - self.stage.twins else None,
+                self.crops[crop].pixels, scales, self._rng(2, update, k), self._rng(3, update, k) if n >= once else None
             )
-            for n, (k, crop) in enumerate(drawn)
+            for n, (k, crop) in enumerate([*drawn[:once], *drawn[:twins]])
         ]
         lr, hr, told = zip(*patches)
         return np.stack(lr)[:, None], np.stack(hr)[:, None], np.array(told, np.float32), scales
+
+    def _rng(self, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng([self.stage.seed, *numbers])
 
     def sources_of(self, update: int) -> list[str]:
         """Where an update's patches are from."""
@@ -191,7 +183,7 @@ class Batches:
 
     def scales_of(self, update: int) -> grid.Scales:
         """An update's scales, the same in every process."""
-        rng = np.random.default_rng([self.stage.seed, 1, update])
+        rng = self._rng(1, update)
         y, x = (self.stage.scales[k] for k in rng.integers(len(self.stage.scales), size=2))
         if rng.random() >= self.stage.anisotropic:
             return y, y
@@ -200,10 +192,11 @@ class Batches:
 
     def _crops_of(self, update: int) -> list[tuple[int, int]]:
         """(number in the update, crop) of this process's patches."""
-        stage, per_epoch = self.stage, len(self.crops) * self.stage.patches_per_crop
-        numbers = range(self.rank * stage.batch, (self.rank + 1) * stage.batch)
-        drawn = [(k, update * stage.batch * self.world + k) for k in numbers]
-        return [(k, int(_order(stage.seed, d // per_epoch, per_epoch)[d % per_epoch]) % len(self.crops)) for k, d in drawn]
+        batch, per_epoch = self.stage.batch, len(self.crops) * self.stage.patches_per_crop
+        drawn = [
+            (k, divmod(update * batch * self.world + k, per_epoch)) for k in range(self.rank * batch, (self.rank + 1) * batch)
+        ]
+        return [(k, int(_order(self.stage.seed, epoch, per_epoch)[at]) % len(self.crops)) for k, (epoch, at) in drawn]
 
     def _patch(
         self, crop: Image, scales: grid.Scales, rng: np.random.Generator, discs: np.random.Generator | None
@@ -213,24 +206,22 @@ class Batches:
         crop = crop[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
         crop = self.stage.augment.crop(crop.T if transpose else crop, self.stage.patch, rng)
 
-        ny, nx = (int(self.stage.patch / r) for r in scales)
-        if bound := self.stage.input_patch:
-            ny, nx = min(ny, bound), min(nx, bound)
+        ny, nx = (min(int(self.stage.patch / r), self.stage.input_patch or self.stage.patch) for r in scales)
         height, width = (math.ceil(n * r) for n, r in zip((ny, nx), scales))  # the patch's field of view
-        y, x = int(rng.integers(crop.shape[0] - height + 1)), int(rng.integers(crop.shape[1] - width + 1))
+        y, x = (int(rng.integers(n - size + 1)) for n, size in zip(crop.shape, (height, width)))
         top, left = max(0, y - _CONTEXT), max(0, x - _CONTEXT)
         around = crop[top : y + height + _CONTEXT, left : x + width + _CONTEXT]
         around = self.stage.augment.patch(around, (top, left), crop.shape, rng)
 
-        kernel, sigma = self.stage.kernels[rng.integers(len(self.stage.kernels))], self.stage.augment.sigma(rng)
+        ways = self.stage.degradations
+        degradation, sigma = ways[rng.integers(len(ways))], self.stage.augment.sigma(rng)
         around = faint_discs(around, scales, sigma, discs) if discs else around
-        rows, cols = 0.0, 0.0  # soft ends of the band
-        start = (y - top, x - left)
-        if kernel == "scanner":
+        start, rows, cols = (y - top, x - left), 0.0, 0.0  # and the soft ends of the band
+        if degradation == "scanner":
             lr, around, (sigma, rows, cols) = scanner.canonical_patch(around, scales, start, (ny, nx), sigma, rng)
         else:
             taper = resample.TAPER if rng.random() < 0.75 else rng.uniform(0.25, 0.75)  # and scanners differ
-            lr = resample.downsample(around, scales, kernel, start, (ny, nx), taper)
+            lr = resample.downsample(around, scales, degradation, start, (ny, nx), taper)
             lr = resample.rician(lr, sigma, rng) if sigma else lr
         my, mx = (grid.output_size(n, r) for n, r in zip((ny, nx), scales))
         hr = around[start[0] : start[0] + my, start[1] : start[1] + mx]

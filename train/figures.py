@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: gains over scale, and crops beside each other, as the bytes of files."""
+"""The pictures of an evaluation: gains over scale, and crops beside each other, as the bytes of PNG files."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ STYLE: Any = {
     "lines.markersize": 4,
     "lines.linewidth": 1.2,
     "savefig.dpi": "figure",
-    "svg.hashsalt": "metasrgan-edge",
 }
 
 
 @rc_context(STYLE)
-def gains(records: Sequence[Record], measures: Sequence[Measure], kind: str = "png") -> bytes:
+def gains(records: Sequence[Record], measures: Sequence[Measure]) -> bytes:
     """What each model gains over the first one, bicubic interpolation: the mean over subjects, and its standard error.
 
     A panel an input that is no scan; equal scales of both axes only.
@@ -52,24 +51,22 @@ def gains(records: Sequence[Record], measures: Sequence[Measure], kind: str = "p
         axis.xaxis.set_major_formatter("×{x:g}")
         if len(ratios := {line["scale"][0] for line in square}) <= 6:
             axis.set_xticks(sorted(ratios))
-        before = {line["scale"][0]: line[measure.key]["subjects"] for line in square if line["model"] == first}
         axis.axhline(0, color="0.3", linewidth=0.8)
         for model in models:
-            its = {line["scale"][0]: line[measure.key]["subjects"] for line in square if line["model"] == model}
-            gained = [[after[name] - before[r][name] for name in after if after[name] is not None] for r, after in its.items()]
-            mean = [np.mean(gain) if gain else np.nan for gain in gained]
-            bars = [np.std(gain, ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0 for gain in gained]
-            axis.errorbar([*its], mean, bars if any(bars) else None, capsize=2, elinewidth=0.8, label=model)
+            its = [line for line in square if line["model"] == model]
+            gain, error = (np.array([line[measure.key][key] for line in its], float) for key in ("gain", "gain_error"))
+            bars = error if np.isfinite(error).any() else None
+            axis.errorbar([line["scale"][0] for line in its], gain, bars, capsize=2, elinewidth=0.8, label=model)
         axis.set_title(f"inputs made by {panels[d][0]['input']}" + f" {100 * noise:.3g} %" * (noise > 0) if q == 0 else "")
         axis.set_xlabel("scale" if q == rows - 1 else "")
         axis.set_ylabel(f"{measure.label} over {first}" + f" ({measure.unit})" * bool(measure.unit) if d == 0 else "")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(models)))
-    return _bytes(figure, kind)
+    return _png(figure)
 
 
 @rc_context(STYLE)
 def panel(title: str, rows: Panel, errors: bool) -> bytes:
-    """A line of images a row, so large that single pixels of an input can be seen, as a png.
+    """A line of images a row, so large that single pixels of an input can be seen.
 
     With `errors`, images are shown from 0, black, to 1, and below each is its absolute error against the last of its row, the
     truth, all on one colour scale; else each row from the first hundredth of its first image's grey values to the last.
@@ -98,14 +95,12 @@ def panel(title: str, rows: Panel, errors: bool) -> bytes:
     if errors:
         bar = axes[1, -1].inset_axes((0.1, 0.1, 0.07, 0.8))  # below the first truth, which has no error
         figure.colorbar(mapped, cax=bar, label="absolute error\n(white = 1)", extend="max")
-    return _bytes(figure, "png")
+    return _png(figure)
 
 
-def _bytes(figure: Figure, kind: str) -> bytes:
-    """A figure as svg or as png of 96 colours, the same for the same figure."""
+def _png(figure: Figure) -> bytes:
+    """A figure in 96 colours, the same bytes for the same figure."""
     drawn, file = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    if kind == "svg":
-        return drawn.getvalue()
+    figure.savefig(drawn, metadata={"Software": None})
     Image.open(drawn).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(file, format="png", optimize=True)
     return file.getvalue()

@@ -1,12 +1,12 @@
-"""The generator, whole: SRGAN's residual trunk and the Meta-Upscale stage, by configuration.
+"""The generator: SRGAN's residual trunk and the Meta-Upscale stage. Shapes: N images, H×W low-resolution pixels, C channels.
 
 Tan, Zhu, Liò, *Arbitrary Scale Super-Resolution for Brain MRI Images*, AIAI 2020; Hu et al., *Meta-SR*, CVPR 2019.
-Shapes are written at the line that makes them: N images, H×W low-resolution pixels, C channels, k = 3.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -14,27 +14,19 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from runtime import grid
 
-from .tables import require
-
 LEAST_SIGMA = 1e-3  # of white: less noise than this is none
 SOFT = 3.0  # a band's soft end is multiplied by it: Hann's window is 1
 TOLD, TOLD_HIDDEN = 3, 16  # numbers that are told, and units of the network that turns them into biases
 
-
 Size = Annotated[int, Field(ge=1, le=4096)]
 Mean = Annotated[float, Field(allow_inf_nan=False)]
 Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def _odd(number: int) -> int:
-    require(number % 2 == 1, "a kernel", number, "an odd number")
-    return number
 
 
 @dataclass(frozen=True)
@@ -44,14 +36,12 @@ class GeneratorConfig:
     kind: Literal["meta"] = "meta"
     channels: Size = 64
     blocks: Size = 5
-    head_kernel: Annotated[Size, AfterValidator(_odd)] = 9
+    head_kernel: Literal[1, 3, 5, 7, 9, 11] = 9
     batch_norm: bool = True
     projection: grid.Projection = "corner"
     skip: bool = False  # output = linear interpolation of the input + Meta-Upscale of the features
     predictor_hidden: Size = 256
-    basis: Annotated[int, Field(ge=0, le=4096)] = (
-        0  # 3×3×C filters that predicted ones are sums of; 0: the predictor's last layer
-    )
+    basis: Annotated[int, Field(ge=0, le=4096)] = 0  # 3×3×C filters that predicted ones are sums of; 0: none, all are predicted
     per_axis: bool = False  # the predictor is told 1/r_y and 1/r_x, not 1/r alone
     told: bool = False  # the trunk is told the input's noise and band (`TOLD`): a bias for each channel after the head
     mean: Mean = 0.370
@@ -73,26 +63,28 @@ CONFIGS = {
 }
 
 
-class ResidualBlock(nn.Module):
-    """conv3×3-(BN)-PReLU-conv3×3-(BN), and the input added."""
+def conv(c_in: int, c_out: int, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
 
-    def __init__(self, config: GeneratorConfig) -> None:
+
+class ResidualBlock(nn.Module):
+    """conv3×3-norm-act-conv3×3-norm, times `scale`, and the input added."""
+
+    def __init__(
+        self, channels: int, norm: type[nn.Module], act: Callable[[], nn.Module] = nn.PReLU, scale: float = 1.0
+    ) -> None:
         super().__init__()
-        self.conv1, self.norm1 = _conv(config), _norm(config)
-        self.act = nn.PReLU()
-        self.conv2, self.norm2 = _conv(config), _norm(config)
+        self.conv1, self.norm1 = conv(channels, channels), norm(channels)
+        self.act, self.scale = act(), scale
+        self.conv2, self.norm2 = conv(channels, channels), norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act(self.norm1(self.conv1(x)))
-        return x + self.norm2(self.conv2(y))
+        y: Tensor = self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+        return x + (y if self.scale == 1 else self.scale * y)
 
 
 class MetaUpscale(nn.Module):
-    """Features → pixels at any scale: every output pixel is the 3×3 patch at its source times the filter of its phase.
-
-    All p² filters of a scale are predicted at once, and the patches of all input pixels congruent modulo q, which need
-    the same filters, share one matrix product.
-    """
+    """Features → pixels at any scale: every output pixel is the 3×3 patch at its source times the filter of its phase."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -117,6 +109,7 @@ class MetaUpscale(nn.Module):
         return by_phase(features.permute(0, 2, 3, 1), rows, cols, scales)[:, None]
 
     def _by_table(self, x: Tensor, rows: grid.Axis, cols: grid.Axis, scales: grid.Scales) -> Tensor:
+        """All p² filters are predicted at once; input pixels congruent modulo q, which need the same, share one product."""
         N, H, W, C = x.shape
         row_offsets, col_offsets = (grid.phase_offsets(r, self.projection) for r in scales)
         table = self.filters(row_offsets, col_offsets, scales)  # (p_y, p_x, 9C)
@@ -168,23 +161,20 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        k = config.head_kernel
-        self.head = nn.Conv2d(1, config.channels, k, padding=k // 2)
+        C, norm = config.channels, nn.BatchNorm2d if config.batch_norm else nn.Identity
+        self.head = conv(1, C, config.head_kernel)
         self.head_act = nn.PReLU()
         if config.told:
-            last = nn.Linear(TOLD_HIDDEN, config.channels)
+            last = nn.Linear(TOLD_HIDDEN, C)
             nn.init.zeros_(last.weight)  # a network that was not told goes on as it was
             nn.init.zeros_(last.bias)
             self.condition = nn.Sequential(nn.Linear(TOLD, TOLD_HIDDEN), nn.ReLU(), last)
-        self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.blocks)))
-        self.tail, self.tail_norm = _conv(config), _norm(config)
+        self.blocks = nn.Sequential(*(ResidualBlock(C, norm) for _ in range(config.blocks)))
+        self.tail, self.tail_norm = conv(C, C), norm(C)
         self.upscale = MetaUpscale(config)
 
     def forward(self, image: Tensor, scales: grid.Scales, told: Tensor | None = None) -> Tensor:
-        """(N, 1, H, W) → (N, 1, H·p_y // q_y, W·p_x // q_x), float32.
-
-        `told` (N, 3) is what `runtime.acquired.Acquired.told` says of each image; None: no noise, hard ends.
-        """
+        """(N, 1, H, W) → (N, 1, H·p_y // q_y, W·p_x // q_x), float32. `told` (N, 3): `runtime.acquired.Told`; None: nothing."""
         x = (image - self.config.mean) / self.config.std
         y = self.upscale(self.encode(x, told), scales).float()
         if self.config.skip:
@@ -204,23 +194,15 @@ class Generator(nn.Module):
 
 def interpolate(x: Tensor, scales: grid.Scales, projection: grid.Projection) -> Tensor:
     """Half-pixel-centred linear interpolation with repeated edges, by exactly the scales; (N, 1, H, W), float32."""
-    up_y, up_x = (_linear_matrix(n, r, projection).to(x) for n, r in zip(x.shape[-2:], scales))
+
+    def matrix(n_in: int, scale: Fraction) -> Tensor:
+        axis = grid.project(n_in, scale, projection)
+        taps = grid.skip_taps(scale, projection, axis.offset)  # (n_out, 3)
+        columns = np.clip(axis.source[:, None] + (-1, 0, 1), 0, n_in - 1)
+        weights = np.zeros((axis.n_out, n_in), np.float32)
+        np.add.at(weights, (np.arange(axis.n_out)[:, None], columns), taps)
+        return torch.from_numpy(weights).to(x)
+
+    up_y, up_x = (matrix(n, r) for n, r in zip(x.shape[-2:], scales))
     with torch.autocast(x.device.type, enabled=False):
         return up_y @ x.float() @ up_x.T
-
-
-def _linear_matrix(n_in: int, scale: Fraction, projection: grid.Projection) -> Tensor:
-    axis = grid.project(n_in, scale, projection)
-    taps = grid.skip_taps(scale, projection, axis.offset)  # (n_out, 3)
-    matrix = np.zeros((axis.n_out, n_in), np.float32)
-    for k in range(3):
-        np.add.at(matrix, (np.arange(axis.n_out), np.clip(axis.source + k - 1, 0, n_in - 1)), taps[:, k])
-    return torch.from_numpy(matrix)
-
-
-def _conv(config: GeneratorConfig) -> nn.Conv2d:
-    return nn.Conv2d(config.channels, config.channels, 3, padding=1)
-
-
-def _norm(config: GeneratorConfig) -> nn.Module:
-    return nn.BatchNorm2d(config.channels) if config.batch_norm else nn.Identity()

@@ -22,15 +22,14 @@ _LEAST = 16  # channels on either side of a weight that Muon takes: fewer say no
 def optimisers(network: nn.Module, muon: bool, rate: float) -> list[torch.optim.Optimizer]:
     """Adam, as the paper has it; or Muon (Jordan et al. 2024) for the weights between hidden channels, and Adam for all others.
 
-    Muon's update is the gradient's momentum with all its singular values made equal, so that directions that the images hardly
-    excite are learned as fast as the rest. A convolution's weight is the matrix (out, taps · in) that it is, in its own memory:
-    channels last. Updates are scaled to the size of Adam's (Liu et al. 2025, *Muon is scalable for LLM training*).
+    Muon makes all singular values of the gradient's momentum equal: it learns directions that the images hardly excite as fast
+    as the rest. A convolution's weight is a matrix (out, taps · in) in its own memory, channels last; updates have the size of
+    Adam's (Liu et al. 2025, *Muon is scalable for LLM training*).
     """
-    weights = {
-        p: p.detach().movedim(1, -1).view(len(p), -1) for p in network.parameters() if p.ndim > 1 and min(p.shape[:2]) >= _LEAST
-    }
-    if not muon or not weights:
+    hidden = [p for p in network.parameters() if p.ndim > 1 and min(p.shape[:2]) >= _LEAST]
+    if not muon or not hidden:
         return [torch.optim.Adam(network.parameters(), rate)]
+    weights = {p: p.detach().movedim(1, -1).view(len(p), -1) for p in hidden}
     of_matrices = torch.optim.Muon(weights.values(), rate, weight_decay=_DECAY, adjust_lr_fn="match_rms_adamw")
 
     def take_gradients(*_: Any) -> None:
@@ -59,13 +58,12 @@ class Learner:
         self.perceptual = losses.Perceptual(Path(stage.features)).to(device) if stage.perceptual else None
         self._generator = processes.shared(self.generator)
         self._discriminator = processes.shared(self.discriminator) if self.discriminator else None
-        states: dict[str, Any] = {type(optimiser).__name__: optimiser for optimiser in self.optimisers}
-        states |= {"generator": self.generator, "average": self.average}
-        states |= {"discriminator": self.discriminator, "judge": self.judge}
-        self._states = {name: part for name, part in states.items() if part is not None}
+        parts: dict[str, Any] = {type(optimiser).__name__: optimiser for optimiser in self.optimisers}
+        parts |= {name: getattr(self, name) for name in ("generator", "average", "discriminator", "judge")}
+        self._parts = {name: part for name, part in parts.items() if part is not None}
 
     def _on_device(self, network: nn.Module) -> nn.Module:
-        return network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def kept(self) -> nn.Module:
@@ -74,20 +72,19 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs to go on as if nothing had happened."""
-        return {name: part.state_dict() for name, part in self._states.items()}
+        return {name: part.state_dict() for name, part in self._parts.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        if state.keys() != self._states.keys():
+        if state.keys() != self._parts.keys():
             raise InputFileError("last.pt is of another release: finish its run there, or start another with --set init")
-        for name, part in self._states.items():
+        for name, part in self._parts.items():
             part.load_state_dict(state[name])
 
     def step(self, batch: data.Batch, update: int) -> dict[str, float]:
-        """One update of each network; its losses by name. A loss or gradient that is not finite changes no weights of its
-        network: FloatingPointError.
+        """One update of each network; its losses by name. The generator's is that of pixels and faint discs, and past the
+        warm-up the adversarial and perceptual ones too, each with the stage's weight.
 
-        The generator's loss is that of pixels and of faint discs with the stage's weight, and past the warm-up pixels +
-        adversarial + perceptual too (Tan, Zhu, Liò 2020: L1, and 1, 0.001, 0.006).
+        A loss or gradient that is not finite changes no weights of its network: FloatingPointError.
         """
         stage = self.stage
         lr, hr = (torch.from_numpy(side).to(self.device, memory_format=torch.channels_last) for side in batch[:2])
@@ -102,18 +99,17 @@ class Learner:
         loss = parts["l1"] if stage.loss == "l1" else 10 * nn.functional.mse_loss(sr, hr)  # as large as L1 of 0.02, or near it
         if stage.faint:
             parts["faint"] = losses.faint(sr.float(), hr, stage.twins, (lr.shape[-2], lr.shape[-1]))
-        if stage.is_adversarial(update):
-            if self.discriminator is not None:
-                parts["discriminator"] = self._train_discriminator(self.discriminator, sr.detach(), hr)
-                with self._autocast():
-                    parts["adversarial"] = losses.adversarial_generator(self.discriminator(sr).float())
-            if self.perceptual is not None:
-                with self._autocast():
-                    parts["perceptual"] = self.perceptual(sr, hr).float()
+        if stage.is_adversarial(update) and self.discriminator:
+            parts["discriminator"] = self._train_discriminator(self.discriminator, sr.detach(), hr)
+            with self._autocast():
+                parts["adversarial"] = losses.adversarial_generator(self.discriminator(sr).float())
+        if stage.is_adversarial(update) and self.perceptual:
+            with self._autocast():
+                parts["perceptual"] = self.perceptual(sr, hr).float()
         for name in ("faint", "adversarial", "perceptual"):
             loss = loss + getattr(stage, name) * parts[name] if name in parts else loss
         self._descend(loss, self.generator, *self.optimisers)
-        if self.average is not None:
+        if self.average:
             self.average.update_parameters(self.generator)
         return {name: part.item() for name, part in parts.items()}
 

@@ -10,9 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from . import checkpoint, data, degradations, losses, metrics, models, networks,
 from .config import Config, Stage, parse
 from .generator import GeneratorConfig
 from .learner import Learner
+from .subjects import Split
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +40,10 @@ class TrainingError(MetasrganError, RuntimeError):
 
 
 def train(config: Config, out: Path, resume: bool = False) -> Path:
-    """Train every stage and return the path of the last one's best checkpoint.
+    """Train every stage and return the path of the last one's best checkpoint; docs/training.md says what `out` receives.
 
-    `out` receives `last.pt` (all that a resume needs) at every validation and at a stop; `best.pt`, the current stage's
-    weights with the highest mean PSNR on held-out crops, or past the warm-up of a stage with a perceptual loss the lowest
-    such loss; `<stage>.pt`, a stage's last weights, from which the next one starts; and `tensorboard/`. Ctrl-C or SIGTERM
-    saves, then raises KeyboardInterrupt. Raises OutputFileError where `out` holds a run already and `resume` is false,
-    InputFileError where there is nothing to resume, or it saw other data or another configuration; TrainingError for
+    Ctrl-C or SIGTERM saves, then raises KeyboardInterrupt. Raises OutputFileError where `out` holds a run already and `resume`
+    is false, InputFileError where there is nothing to resume, or it saw other data or another configuration; TrainingError for
     losses that are not finite. Under torchrun, processes share each update, `batch` patches each.
     """
     names, state = list(config.stage), None
@@ -65,12 +61,11 @@ def train(config: Config, out: Path, resume: bool = False) -> Path:
     return out / "best.pt"
 
 
-def prepare(config: Config, names: Sequence[str] | None = None) -> dict[str, subjects.Split]:
-    """The files of these stages, or of all; an error now, rather than after the stages before, for what is missing.
-
-    Raises InputFileError also where a subject would train in one stage and validate in another.
+def prepare(config: Config, names: Sequence[str] | None = None) -> dict[str, Split]:
+    """The files of these stages, or of all. Raises InputFileError for what a later stage lacks too, and where a subject would
+    train in one stage and validate in another.
     """
-    splits: dict[str, subjects.Split] = {}
+    splits: dict[str, Split] = {}
     for name in config.stage if names is None else names:
         stage = config.stage[name]
         if not stage.data:
@@ -81,27 +76,23 @@ def prepare(config: Config, names: Sequence[str] | None = None) -> dict[str, sub
         else:
             splits[name] = subjects.split_by_subject(Path(stage.data), files, stage.subject or None)
         if stage.perceptual and not stage.features:
-            raise InputFileError(
-                f"stage {name} has a perceptual loss but no features: give --set features=FILE, VGG-16 as .npz or "
-                "torchvision's vgg19-dcbb9e9d.pth, or do without by --set perceptual=0"
-            )
+            files_known = "VGG-16 as .npz or torchvision's vgg19-dcbb9e9d.pth"
+            lacks = f"stage {name} has a perceptual loss but no features"
+            raise InputFileError(f"{lacks}: give --set features=FILE, {files_known}, or do without by --set perceptual=0")
         if stage.perceptual:
             losses.Perceptual(Path(stage.features))
     subjects.check_apart({f"stage {name}": split for name, split in splits.items()})
     return splits
 
 
-def load_stage(stage: Stage, split: subjects.Split, most: int | None = None) -> tuple[data.Batches, list[data.Crop]]:
+def load_stage(stage: Stage, split: Split, most: int | None = None) -> tuple[data.Batches, list[data.Crop]]:
     """A stage's batches and its held-out crops; of `most` files on either side, evenly from all, where that is given."""
     train, validation = (data.evenly([*files], most or len(files)) for files in (split.train, split.validation))
-    crops = data.load_crops(train, stage.patch, stage.truths == "acquired")
-    held_out = data.load_crops(validation, stage.patch)
+    crops, held_out = data.load_crops(train, stage.patch, stage.truths), data.load_crops(validation, stage.patch)
     for side, found in (("train", crops), ("validate", held_out)):
         if not found:
-            raise InputFileError(
-                f"no slice to {side} on has {stage.patch}×{stage.patch} pixels or more (JPEGs are halved first): "
-                "give larger images or a smaller patch"
-            )
+            small = f"no slice to {side} on has {stage.patch}×{stage.patch} pixels or more (JPEGs are halved first)"
+            raise InputFileError(f"{small}: give larger images or a smaller patch")
     held_out = [crop._replace(pixels=_middle(crop.pixels)) for crop in data.evenly(held_out, VALIDATION_CROPS)]
     return data.Batches(crops, stage, *processes.place()), held_out
 
@@ -111,62 +102,54 @@ def _middle(image: data.Image) -> data.Image:
     return image[tuple(slice(start, start + VALIDATION_SIZE) for start in starts)].copy()  # not the whole photograph
 
 
+def _digest(stage: Stage, crops: Sequence[data.Crop]) -> str:
+    """SHA-256 of all that a stage reads: images on both sides, and the features of its perceptual loss."""
+    content = hashlib.sha256(Path(stage.features).read_bytes() if stage.perceptual else b"")
+    for crop in crops:
+        content.update(hashlib.sha256(np.ascontiguousarray(crop.pixels).data).digest())
+    return content.hexdigest()
+
+
 class _Stage:
     """A stage as it runs, from its beginning or from the state of `last.pt`. The first process writes and speaks."""
 
     def __init__(
-        self,
-        config: Config,
-        name: str,
-        split: subjects.Split,
-        generator: nn.Module,
-        out: Path,
-        device: torch.device,
-        state: dict[str, Any] | None = None,
+        self, config: Config, name: str, split: Split, generator: nn.Module, out: Path, device: torch.device, state: Any = None
     ) -> None:
         self.config, self.name, self.stage, self.out = config, name, config.stage[name], out
         self.rank, self.world = processes.place()
         self.update, self.best, self.running = 0, (False, -math.inf), math.nan
         log.info("stage %s: %s", name, split.how)
         self.batches, self.held_out = load_stage(self.stage, split)
-        self.digest = self._digest()
+        self.digest = _digest(self.stage, [*self.batches.crops, *self.held_out])
         out.mkdir(parents=True, exist_ok=True)
         self.learner = Learner(generator, self.stage, device)
         counts = len(self.batches.crops), len(self.held_out)
         log.info("%d crops train, %d validate, on %s in %s", *counts, device, self.learner.precision)
         if state:
-            if state["data"] != self.digest:
-                raise InputFileError(f"stage {name} saw other images or features: give the same, or name another --out")
-            if state["processes"] != self.world:
-                raise InputFileError(
-                    f"{out} was trained by {state['processes']} processes, this is {self.world}: resume with as many, or the "
-                    "batches would be others"
-                )
-            self.learner.restore(state["networks"])
-            self.update, self.best, self.running = state["update"], tuple(state["best"]), state["running"]
-            log.info("resuming stage %s at update %d", name, self.update)
+            self._resume(state)
 
-    def _digest(self) -> str:
-        """SHA-256 of all that a stage reads: images on both sides, and the features of its perceptual loss."""
-        content = hashlib.sha256(Path(self.stage.features).read_bytes() if self.stage.perceptual else b"")
-        for crop in [*self.batches.crops, *self.held_out]:
-            content.update(hashlib.sha256(np.ascontiguousarray(crop.pixels).data).digest())
-        return content.hexdigest()
+    def _resume(self, state: dict[str, Any]) -> None:
+        if state["data"] != self.digest:
+            raise InputFileError(f"stage {self.name} saw other images or features: give the same, or name another --out")
+        if state["processes"] != self.world:
+            raise InputFileError(f"{self.out} was trained by {state['processes']} processes: resume with as many")
+        self.learner.restore(state["networks"])
+        self.update, self.best, self.running = state["update"], tuple(state["best"]), state["running"]
+        log.info("resuming stage %s at update %d", self.name, self.update)
 
     def train(self, stop: list[float]) -> nn.Module:
         """Train to the end, or until there is a stop; returns the generator that is kept."""
         name, total = self.name, self.stage.updates
-        # A resumed run's later steps are written anew.
-        writer = partial(SummaryWriter, self.out / "tensorboard" / name, purge_step=self.update + 1 if self.update else None)
+        folder, purge = self.out / "tensorboard" / name, self.update + 1 if self.update else None  # later steps come anew
         with (
-            writer() if self.rank == 0 else nullcontext() as board,
+            SummaryWriter(folder, purge_step=purge) if self.rank == 0 else nullcontext() as board,
             data.bar(total=total, initial=self.update, desc=name, unit="update") as bar,
         ):
             while self.update < total:
                 if processes.anywhere(bool(stop)):
                     self._save_last()
-                    if self.rank == 0:
-                        log.warning("stopped at update %d of %d of stage %s; go on with --resume", self.update, total, name)
+                    log.info("stopped at update %d of %d of stage %s; go on with --resume", self.update, total, name)
                     raise KeyboardInterrupt
                 parts = self._step()
                 self.running = parts["l1"] if math.isnan(self.running) else 0.99 * self.running + 0.01 * parts["l1"]
@@ -179,23 +162,21 @@ class _Stage:
                     if board:
                         self._validate(board)
                     self._save_last()
-        if self.rank == 0:
-            self._save(self.out / f"{name}.pt")
+        self._save(self.out / f"{name}.pt")
         return self.learner.kept
 
     def _step(self) -> dict[str, float]:
+        update, batches = self.update, self.batches
         try:
-            parts = self.learner.step(self.batches[self.update], self.update)
+            parts = self.learner.step(batches[update], update)
         except FloatingPointError as error:
-            rows, cols = self.batches.scales_of(self.update)
-            raise TrainingError(
-                f"stage {self.name}, update {self.update}: {error}, at ×{rows}, ×{cols} with "
-                f"{', '.join(self.batches.sources_of(self.update))}: look at them, or begin anew with a lower learning_rate"
-            ) from None
+            (rows, cols), seen = batches.scales_of(update), ", ".join(batches.sources_of(update))
+            at = f"stage {self.name}, update {update}: {error}, at ×{rows}, ×{cols} with {seen}"
+            raise TrainingError(f"{at}: look at them, or begin anew with a lower learning_rate") from None
         self.update += 1
         return parts
 
-    def _validate(self, board: Any) -> None:
+    def _validate(self, board: SummaryWriter) -> None:
         found, panels = validate(self.learner.kept, self.held_out, self.stage, self.learner.perceptual)
         line = "  ".join(f"{case} {score['psnr']:.2f} dB {score['ssim']:.4f}" for case, score in found.items())
         log.info("stage %s update %d  l1 %.5f  %s", self.name, self.update, self.running, line)
@@ -211,57 +192,43 @@ class _Stage:
             board.add_image(f"{case}: input, output, truth", panels[case], self.update, dataformats="HW")
 
     def _save(self, path: Path, **more: Any) -> None:
-        """A checkpoint of the weights that are kept."""
-        training = self.config.plain(places=False)
-        content = {
-            "generator": training["generator"],
-            "weights": {name: tensor.cpu() for name, tensor in self.learner.kept.state_dict().items()},
-            "training": training,
-            "stage": self.name,
-            "update": self.update,
-        }
-        checkpoint.save(path, {**content, **more})
+        """A checkpoint of the weights that are kept, by the first process."""
+        if self.rank == 0:
+            training = self.config.plain(places=False)
+            weights = {name: tensor.cpu() for name, tensor in self.learner.kept.state_dict().items()}
+            content = {"generator": training["generator"], "weights": weights, "training": training}
+            checkpoint.save(path, {**content, "stage": self.name, "update": self.update, **more})
 
     def _save_last(self) -> None:
-        if self.rank == 0:
-            more = {"networks": self.learner.state(), "best": self.best, "running": self.running, "data": self.digest}
-            self._save(self.out / "last.pt", processes=self.world, **more | {"training": self.config.plain()})
+        more = {"networks": self.learner.state(), "best": self.best, "running": self.running, "data": self.digest}
+        self._save(self.out / "last.pt", processes=self.world, **more, training=self.config.plain())
 
 
 def validate(
     model: nn.Module, crops: list[data.Crop], stage: Stage, perceptual: losses.Perceptual | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, data.Image]]:
-    """Mean scores over held-out crops for each of the stage's inputs, at its scales among `scores.PANEL_SCALES`, in float32;
-    and for each case a picture: input, output and truth side by side.
-    """
+    """By degradation and scale of the stage: mean scores over held-out crops, and input, output and truth side by side."""
     ours = models.Model("ours", "PyTorch", models.upscale_with(model.eval()), told="true")
     measures = [metrics.PSNR, metrics.SSIM]
     measures += [metrics.vgg(perceptual, next(model.parameters()).device)] if perceptual else []
-    inputs = [SCANNER if name == "scanner" else degradations.resampled(name) for name in dict.fromkeys(stage.kernels)]
+    inputs = [SCANNER if name == "scanner" else degradations.resampled(name) for name in dict.fromkeys(stage.degradations)]
     scales = [pair for pair in scores.PANEL_SCALES if pair[0] in stage.scales] or [(stage.scales[0],) * 2]
-    found = scores.evaluate(scores.Comparison([ours], {"": crops}, inputs, scales), measures)
-    cases = [" ".join(names) for names in found.panels]
-    means = [{measure.key: record[measure.key]["mean"] for measure in measures} for record in found.records]
-    panels = [np.hstack([image for _, image, _ in images]) for ((_, images),) in found.panels.values()]
-    return dict(zip(cases, means)), dict(zip(cases, panels))
+    records, _, shown = scores.evaluate(scores.Comparison([ours], {"": crops}, inputs, scales), measures)
+    means = [{measure.key: record[measure.key]["mean"] for measure in measures} for record in records]
+    panels = {" ".join(names): np.hstack([image for _, image, _ in rows[0][1]]) for names, rows in shown.items()}
+    return dict(zip(panels, means)), panels
 
 
 def dry_run(config: Config, seconds: float = 5) -> Iterator[str]:
-    """What a run would be, a line at a time: its data, its size, its speed on this machine, the hours it would take.
-
-    Some of the files are read, and updates made for about so many seconds a stage.
-    """
+    """What a run would be, a line at a time, and the hours it would take, by some of the files and so many seconds a stage."""
     splits = prepare(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = initial(config)
     yield f"network: {config.generator.kind}, {sum(p.numel() for p in generator.parameters()):,} parameters"
     for name, stage in config.stage.items():
-        split = splits[name]
-        yield f"stage {name}: {split.how}"
-        batches, held_out = load_stage(stage, split, _SAMPLE)
-        files = len(split.train) + len(split.validation)
-        read = sum(min(_SAMPLE, len(side)) for side in (split.train, split.validation))
-        yield f"  {len(batches.crops):,} crops train, {len(held_out)} validate" + f", of the {read} files read" * (read < files)
+        yield f"stage {name}: {splits[name].how}"
+        batches, held_out = load_stage(stage, splits[name], _SAMPLE)
+        yield f"  {len(batches.crops):,} crops train, {len(held_out)} validate, of up to {_SAMPLE} files each"
         learner = Learner(generator, stage, device)
         # Past the warm-up if there is a part past it, where an update costs most; the first ones set things up.
         start = stage.warmup if stage.is_adversarial(stage.updates - 1) else 0
@@ -279,19 +246,16 @@ def dry_run(config: Config, seconds: float = 5) -> Iterator[str]:
 
 
 def initial(config: Config) -> nn.Module:
-    """The network that the first stage starts from. Raises InputFileError where `init` holds another.
-
-    A network that is told the noise may start from one that was not.
+    """The network that the first stage starts from: of `init`, which may be one that is not told. Raises InputFileError for
+    another one.
     """
     torch.manual_seed(next(iter(config.stage.values())).seed)
-    if not config.init:
-        return networks.build(config.generator)
-    start, _ = checkpoint.load_network(Path(config.init))
-    wanted = config.generator
-    if start.config not in (wanted, replace(wanted, told=False) if isinstance(wanted, GeneratorConfig) else wanted):
-        raise InputFileError(f"{config.init} holds another network, {start.config}: configure the same, or give no init")
-    network = networks.build(wanted)
-    network.load_state_dict(start.state_dict(), strict=start.config == wanted)
+    start = checkpoint.load_network(Path(config.init))[0] if config.init else None
+    network, wanted = networks.build(config.generator), config.generator
+    if start is not None:
+        if start.config not in (wanted, replace(wanted, told=False) if isinstance(wanted, GeneratorConfig) else wanted):
+            raise InputFileError(f"{config.init} holds another network, {start.config}: configure the same, or give no init")
+        network.load_state_dict(start.state_dict(), strict=start.config == wanted)
     return network
 
 
@@ -302,10 +266,8 @@ def _resumable(last: Path, config: Config) -> dict[str, Any]:
     if "networks" not in state:
         raise InputFileError(f"{last} holds weights alone, no run to resume: start another from it with --set init={last}")
     changed = config.differences(parse(state["training"], where=str(last)))
-    if refused := [key for key in changed if key.split("=")[0].split(".")[-1] not in _MOVABLE]:
-        raise InputFileError(
-            f"{last} was trained otherwise, without {', '.join(refused)}: resume without it, or name another --out"
-        )
+    if refused := ", ".join(key for key in changed if key.split("=")[0].split(".")[-1] not in _MOVABLE):
+        raise InputFileError(f"{last} was trained otherwise, without {refused}: resume without it, or name another --out")
     if changed:
         log.info("resuming with %s", ", ".join(changed))
     return state
@@ -316,7 +278,7 @@ def _stop_signals() -> Iterator[list[float]]:
     """A list of times that becomes non-empty at SIGINT or SIGTERM; one that comes two seconds later stops at once."""
     received: list[float] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(*_: object) -> None:
         received.append(time.monotonic())
         if received[-1] > received[0] + 2:  # torchrun's own second signal comes with the first
             raise KeyboardInterrupt

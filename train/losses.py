@@ -1,14 +1,12 @@
 """The losses beside L1: of faint discs, adversarial by a discriminator, and perceptual by the features of a VGG network.
 
-Tan, Zhu, Liò, AIAI 2020: L1 + 0.001 adversarial + 0.006 perceptual. Goodfellow et al., *GAN*, NIPS 2014; Ledig et al.,
-*SRGAN*, CVPR 2017; Simonyan, Zisserman, *VGG*, ICLR 2015.
+Goodfellow et al., *GAN*, NIPS 2014; Ledig et al., *SRGAN*, CVPR 2017; Simonyan, Zisserman, *VGG*, ICLR 2015.
 """
 
 from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +21,9 @@ _STAGES = ((64, 64, 2), (64, 128, 1), (128, 128, 2), (128, 256, 1), (256, 256, 2
 
 
 def faint(sr: Tensor, hr: Tensor, twins: int, size: tuple[int, int]) -> Tensor:
-    """What outputs lose of faint discs: the mean of (1 - kept)² over the last `twins` images, which are the first with discs.
+    """What outputs (N, 1, H, W) lose of faint discs: mean (1 - kept)² over the last `twins` images, the first ones with discs.
 
-    Images are (N, 1, H, W). Kept is the part of the truth's change that the output shows, both averaged over each of the
-    `size` input pixels. L1 alone irons out what is as faint as the noise, because that has the smallest error on average.
+    Kept is the part of the truth's change that the output shows, both averaged over each of the `size` input pixels.
     """
     shown, there = (F.adaptive_avg_pool2d(image[-twins:] - image[:twins], size) for image in (sr, hr))
     kept = (shown * there).sum((1, 2, 3)) / (there**2).sum((1, 2, 3)).clamp_min(1e-9)
@@ -56,10 +53,7 @@ class Discriminator(nn.Module):
 
 
 def adversarial_generator(fake: Tensor) -> Tensor:
-    """How well the discriminator tells fakes, by its logits (N,) for them: mean -log sigmoid(fake), ln 2 at a guess.
-
-    Goodfellow's non-saturating form, whose gradient is largest where the discriminator is surest.
-    """
+    """Goodfellow's non-saturating form: mean -log sigmoid of the discriminator's logits (N,) for fakes, ln 2 at a guess."""
     return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
 
 
@@ -68,28 +62,12 @@ def adversarial_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return adversarial_generator(real) + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
 
 
-class _Vgg(NamedTuple):
-    """A published VGG: the names of its convolutions a block; its input is (image - mean) / std, of images in [0, 1]."""
-
-    blocks: list[list[str]]
-    mean: list[float]
-    std: list[float]
-    feature_scale: float  # that its features are divided by
-
-
+# Two published VGGs: the names of their convolutions by block, mean and std of their inputs, and what features are divided by.
+_OXFORD = [[f"block{b}_conv{c}" for c in range(1, n + 1)] for b, n in enumerate((2, 2, 3, 3, 3), 1)]
+_TORCHVISION = [[f"features.{k}" for k in ks] for ks in ((0, 2), (5, 7), range(10, 17, 2), range(19, 26, 2), range(28, 35, 2))]
 _VGGS = (
-    _Vgg(  # VGG-16, Oxford's weights: BGR, 0…255
-        [[f"block{b}_conv{c}" for c in range(1, n + 1)] for b, n in enumerate((2, 2, 3, 3, 3), 1)],
-        [103.939 / 255, 116.779 / 255, 123.68 / 255],
-        [1 / 255] * 3,
-        12.75,
-    ),
-    _Vgg(  # VGG-19, torchvision's: RGB, standardised
-        [[f"features.{k}" for k in ks] for ks in ((0, 2), (5, 7), (10, 12, 14, 16), (19, 21, 23, 25), (28, 30, 32, 34))],
-        [0.485, 0.456, 0.406],
-        [0.229, 0.224, 0.225],
-        1.0,
-    ),
+    (_OXFORD, [103.939 / 255, 116.779 / 255, 123.68 / 255], [1 / 255] * 3, 12.75),  # VGG-16: BGR, 0…255
+    (_TORCHVISION, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 1.0),  # VGG-19: RGB, standardised
 )
 _HINT = (
     "give torchvision's VGG-19 weights (vgg19-dcbb9e9d.pth) or the project's VGG-16 (vgg16_conv_fp16.npz), "
@@ -101,12 +79,8 @@ class Perceptual(nn.Module):
     """Mean squared difference of two images' VGG features: the last convolution's, before its activation.
 
     `path` is a file of torchvision's VGG-19 weights or of Oxford's VGG-16 convolutions as .npz (`blockB_convC.weight` and
-    `.bias`), told apart by content. Raises InputFileError for any other file.
-
-    Scale. Features of Oxford's weights, which see 0…255, are large and divided by 12.75, as in SRGAN. On 31 random 96×96
-    patches of T1ce brain crops, shrunk by 2 and enlarged again (bilinear), the distance is then 2.2 (1.1…4.7 over patches),
-    so that 0.006 of it is 0.013 beside an L1 of 0.026. torchvision's weights see standardised images, and their features are
-    left as they are, as in ESRGAN.
+    `.bias`), told apart by content. Raises InputFileError for any other file. Features of Oxford's weights are divided by
+    12.75, as in SRGAN: 0.006 of the distance is then about half of the L1 loss. torchvision's are left, as in ESRGAN.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,12 +88,13 @@ class Perceptual(nn.Module):
         self.path = path
         content = checkpoint.read(path, _HINT)
         held = content.keys() if isinstance(content, dict) else ()
-        known = [vgg for vgg in _VGGS if all(f"{c}.weight" in held and f"{c}.bias" in held for c in chain(*vgg.blocks))]
+        known = [vgg for vgg in _VGGS if all(f"{c}.weight" in held and f"{c}.bias" in held for c in chain(*vgg[0]))]
         if not known:
             raise InputFileError(f"{path} holds neither of the two networks that are known here: {_HINT}")
-        self._vgg, c_in = known[0], 3
+        blocks, mean, std, scale = known[0]
         layers: list[nn.Module] = []
-        for names in self._vgg.blocks:
+        c_in, self.scale = 3, scale
+        for names in blocks:
             layers.append(nn.MaxPool2d(2))
             for name in names:
                 weight, bias = content[f"{name}.weight"].float(), content[f"{name}.bias"].float()
@@ -131,17 +106,15 @@ class Perceptual(nn.Module):
                 layers += [conv, nn.ReLU()]
                 c_in = len(bias)
         self.layers = nn.Sequential(*layers[1:-1]).requires_grad_(False)
-        for name, values in (("mean", self._vgg.mean), ("std", self._vgg.std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
         """The distance of (N, 1, H, W) images, black 0 and white 1: a float32 scalar, whose gradient reaches `sr` alone.
 
         Raises ImageError below 16 pixels an axis.
         """
-        with torch.no_grad():
-            target = self.features(hr)
-        return F.mse_loss(self.features(sr), target)
+        return F.mse_loss(self.features(sr), self.features(hr.detach()))
 
     def features(self, image: Tensor) -> Tensor:
         """(N, 1, H, W) → (N, 512, H // 16, W // 16), float32. Grey is clamped to [0, 1] and fed as all three colours."""
@@ -149,4 +122,4 @@ class Perceptual(nn.Module):
             height, width = image.shape[-2:]
             raise ImageError(f"an image of {height}×{width} is too small for VGG: give {MIN_SIZE}×{MIN_SIZE} or more")
         x: Tensor = self.layers((image.clamp(0, 1) - self.get_buffer("mean")) / self.get_buffer("std"))
-        return x.float() / self._vgg.feature_scale
+        return x.float() / self.scale

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from .losses import Perceptual
+from .resample import Image
 
-Image = NDArray[np.float32]
-Distance = Callable[[Image, Image], float]  # (truth, image) of one shape
 _WINDOW, _TISSUE = 7, 0.15  # pixels an axis, and a part of white
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A score, how it is written, and which end of it is good."""
+    """A score, how it is written, and which end of it is good. `of` gets the truth and an image of its shape."""
 
     key: str
     label: str
-    of: Distance
+    of: Callable[[Image, Image], float]
     how: str
     unit: str = ""
     digits: int = 4
     higher_is_better: bool = True
 
-
-def score(sr: Image | None, hr: Image, measures: Sequence[Distance]) -> list[float]:
-    """How close an output is to its truth, which may be a few pixels larger; NaN where there is none."""
-    return [np.nan if sr is None else measure(hr[: sr.shape[0], : sr.shape[1]], sr) for measure in measures]
+    def score(self, hr: Image, sr: Image | None) -> float:
+        """Of an output, than which the truth may be a few pixels larger; NaN where there is no output."""
+        return np.nan if sr is None else self.of(hr[: sr.shape[0], : sr.shape[1]], sr)
 
 
 def psnr(truth: Image, image: Image) -> float:
@@ -61,9 +58,8 @@ def ssim_of_tissue(truth: Image, image: Image) -> float:
 
 PSNR = Measure("psnr", "PSNR", psnr, "PSNR in dB: data range 1, the whole crop, no border cut", "dB", 2)
 SSIM = Measure("ssim", "SSIM", ssim, "SSIM: data range 1, uniform 7×7 window, wherever it fits into the crop")
-TISSUE = Measure(
-    "tissue", "SSIM of tissue", ssim_of_tissue, "SSIM of tissue: where the truth's 7×7 mean is above 15 % of white, or enclosed"
-)
+_OF_TISSUE = "SSIM of tissue: where the truth's 7×7 mean is above 15 % of white, or enclosed"
+TISSUE = Measure("tissue", "SSIM of tissue", ssim_of_tissue, _OF_TISSUE)
 
 
 def vgg(network: Perceptual, device: torch.device | str = "cpu") -> Measure:

@@ -18,21 +18,19 @@ from runtime.errors import DeviceError
 @contextmanager
 def group() -> Iterator[torch.device]:
     """Join the group that torchrun made, where it did; this process's device. Raises DeviceError."""
-    cuda = torch.cuda.is_available()
+    kind, local = "cuda" if torch.cuda.is_available() else "cpu", int(os.environ.get("LOCAL_RANK", 0))
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield torch.device("cuda" if cuda else "cpu")
+        yield torch.device(kind)
         return
     if not {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
         raise DeviceError("WORLD_SIZE is set but not RANK, LOCAL_RANK and MASTER_ADDR", "start several processes with torchrun")
-    local = int(os.environ["LOCAL_RANK"])
-    if cuda and local >= torch.cuda.device_count():
-        raise DeviceError(f"process {local + 1} of this machine has no GPU of {torch.cuda.device_count()}", "start fewer")
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    if kind == "cuda":
+        if local >= torch.cuda.device_count():
+            raise DeviceError(f"process {local + 1} of this machine has no GPU of {torch.cuda.device_count()}", "start fewer")
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
-        yield device
+        yield torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
     finally:
         dist.destroy_process_group()
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from runtime import InputFileError, grid, measure
+from runtime import InputFileError, grid
+from runtime.measure import estimate
 from runtime.preview import upright
 
 from . import data, scores
@@ -19,33 +20,28 @@ from .augment import disc
 from .data import Image, Stack
 from .degradations import percent
 from .models import Model
-from .scores import name_of, table
 
 Mask = NDArray[np.bool_]
 WHOLE = grid.parse_scales(1)
 
-SLICES = 9  # of a scan, evenly
-LOOKED_AT = 16  # slices of a scan, evenly, that the estimate is made of: as many as the runtime looks at
-MIN_TISSUE = 0.05  # a slice with a smaller part of it is left out
-TISSUE = 0.15  # of white: what is brighter is tissue
+SLICES, LOOKED_AT = 9, 16  # of a scan, evenly: that are scored, and that the estimate is made of, as many as the runtime's
+MIN_TISSUE, TISSUE = 0.05, 0.15  # of a slice, or it is left out; of white: what is brighter is tissue
 # σ of Gaussians, in input pixels: what is finer than the first is ripple, tissue is flat after the second, edges steep after
 # the third. With them the network of before this measure has the figures that were known of it: ripple 1.4 to 1.6, edges 1.1.
 FINE, COARSE, EDGE = 0.75, 1.5, 0.5
-INSIDE = 4  # input pixels: flat tissue is farther than this from what is no tissue, along both axes
+INSIDE, VIEW = 4, 40  # input pixels: flat tissue is farther than this from any other; an axis of a picture's crops
 FLATTEST, STEEPEST = 0.30, 0.05  # parts of the tissue
-VIEW = 40  # input pixels an axis of a picture's crops
 
 DIAMETERS, CONTRASTS = (3, 5, 8), (1, 2, 3)  # truth pixels; parts of the noise's σ
 RING = (3, 6)  # truth pixels from a disc's edge: what lies there is what its inside is compared with
 PLACES = 4  # discs in a crop, all of one kind
 
 HOW_REAL = (
-    f"up to {SLICES} slices a scan, evenly from those with {100 * MIN_TISSUE:g} % of tissue; medians over them",
-    f"ripple: standard deviation of the image less its Gaussian of σ = {FINE} input pixels, in the flattest "
-    f"{100 * FLATTEST:g} % of the tissue: where bicubic less what is finer than {COARSE} has the least gradient, and is above "
-    f"{100 * TISSUE:g} % of white {INSIDE} input pixels around; a model's over bicubic's",
-    f"edges: mean size of the gradient, after a Gaussian of σ = {EDGE} input pixels, in the {100 * STEEPEST:g} % of bicubic's "
-    f"pixels above {100 * TISSUE:g} % of white where bicubic's is largest; a model's over bicubic's",
+    f"medians over up to {SLICES} slices, evenly from those with {percent(MIN_TISSUE)} of tissue, of a model's number over "
+    f"bicubic's; tissue is above {percent(TISSUE)} of white; lengths are in input pixels",
+    f"ripple: standard deviation of the image less its Gaussian of σ = {FINE}, where bicubic's image after one of {COARSE} "
+    f"has the {percent(FLATTEST)} least gradients of all tissue that is {INSIDE} from anything else",
+    f"edges: mean gradient after a Gaussian of σ = {EDGE}, where bicubic's is among the {percent(STEEPEST)} largest in tissue",
     "acquired, taper and σ: the runtime's estimate from the volume's spectrum; headers were not asked",
 )
 HOW_DISCS = (
@@ -89,8 +85,7 @@ def in_tissue(coarse: Image, size: int | Sequence[int]) -> Mask:
 def flat_tissue(image: Image, scales: grid.Scales) -> Mask:
     """Where an image, `scales` times as large as its input, shows the flattest tissue."""
     coarse = smooth(image, COARSE, scales)
-    inside = in_tissue(coarse, [2 * int(INSIDE * r) + 1 for r in scales])
-    slope = gradient(coarse, scales)
+    inside, slope = in_tissue(coarse, [2 * int(INSIDE * r) + 1 for r in scales]), gradient(coarse, scales)
     return inside & (slope <= np.quantile(slope[inside], FLATTEST) if inside.any() else False)
 
 
@@ -100,53 +95,44 @@ def steepest(image: Image, scales: grid.Scales) -> Mask:
     return tissue & (slope >= np.quantile(slope[tissue], 1 - STEEPEST) if tissue.any() else False)
 
 
-def ripple(image: Image, flat: Mask, scales: grid.Scales) -> float:
-    """The standard deviation of what is finer than `FINE` input pixels; NaN without a pixel of `flat` tissue."""
-    fine = image - smooth(image, FINE, scales)
-    return float(fine[flat].std()) if flat.any() else np.nan
+def ripple_and_edges(image: Image, flat: Mask, steep: Mask, scales: grid.Scales) -> tuple[float, float]:
+    """The standard deviation of what is finer than `FINE` where it is `flat`, and the mean gradient where it is `steep`.
 
-
-def steepness(image: Image, steep: Mask, scales: grid.Scales) -> float:
-    """The mean size of the gradient at `steep` pixels; NaN without one."""
-    return float(gradient(smooth(image, EDGE, scales), scales)[steep].mean()) if steep.any() else np.nan
-
-
-def examine(models: Sequence[Model], scan: Stack, scales: grid.Scales) -> tuple[scores.Record, scores.Panel]:
-    """A scan's ripple and edges, and its picture; the first model is the one that others are compared with.
-
-    Raises InputFileError where no slice has flat tissue.
+    NaN without such a pixel.
     """
+    fine, slope = image - smooth(image, FINE, scales), gradient(smooth(image, EDGE, scales), scales)
+    return float(fine[flat].std()) if flat.any() else np.nan, float(slope[steep].mean()) if steep.any() else np.nan
+
+
+def examine(models: Sequence[Model], scan: Stack, scales: grid.Scales) -> tuple[list[scores.Record], scores.Panel]:
+    """A scan's ripple and edges by model, over the first one's, and its picture. Raises InputFileError without flat tissue."""
     slices = [*scan.slices.values()]
-    seen = np.unique(np.linspace(0, len(slices) - 1, LOOKED_AT).round().astype(int))
-    acquired = measure.estimate([slices[k] for k in seen])
-    chosen = data.evenly([*filter(_shows_tissue, slices)], SLICES)
-    each = np.full((len(models), len(chosen), 2), np.nan)
-    middle: dict[int, Image] = {}
+    acquired = estimate([slices[k] for k in np.unique(np.linspace(0, len(slices) - 1, LOOKED_AT).round().astype(int))])
+    each, chosen = [], data.evenly([*filter(_shows_tissue, slices)], SLICES)
+    middle: dict[str, Image] = {}
     for k, lr in enumerate(chosen):
-        outputs = {m: sr for m, model in enumerate(models) if (sr := model.output(lr, scales, acquired)) is not None}
-        flat, steep = flat_tissue(outputs[0], scales), steepest(outputs[0], scales)
-        for m, sr in outputs.items():
-            each[m, k] = ripple(sr, flat, scales), steepness(sr, steep, scales)
+        outputs = {model.name: sr for model in models if (sr := model.output(lr, scales, acquired)) is not None}
+        bicubic = outputs[models[0].name]
+        flat, steep = flat_tissue(bicubic, scales), steepest(bicubic, scales)
+        each.append([ripple_and_edges(sr, flat, steep, scales) for sr in outputs.values()])
         middle = outputs if k == len(chosen) // 2 else middle
-    usable = (each[0] > 0).all(-1)  # with tissue that is not painted
-    if not usable.any():
+    found = np.array([its for its in each if all(value > 0 for value in its[0])])  # slices with tissue that is not painted
+    if not len(found):
         raise InputFileError(f"{scan.name} shows no flat tissue in {len(chosen)} slices: give another scan")
-    medians = np.median(each[:, usable] / each[:1, usable], axis=1)
-
-    record: scores.Record = {"scan": scan.name, "scale": [float(r) for r in scales], "stored": list(lr.shape)}
-    record |= {"acquired": list(acquired.matrix(lr.shape)), "estimate": asdict(acquired)}
-    record["models"] = [
-        {"model": models[m].name, "ripple": float(medians[m, 0]), "edges": float(medians[m, 1]), "slices": int(usable.sum())}
-        for m in middle
-    ]
+    medians = dict(zip(middle, np.median(found / found[:, :1], axis=0).tolist()))
+    shape = slices[0].shape
+    case = {"scan": scan.name, "scale": [float(r) for r in scales], "slices": len(found), "estimate": asdict(acquired)}
+    case |= {"stored": list(shape), "acquired": list(acquired.matrix(shape)), "noise": acquired.sigma}
+    case["taper"] = [band.taper for band in acquired.bands]
+    records = [{**case, "model": name, "ripple": its[0], "edges": its[1]} for name, its in medians.items()]
     panel = []
-    for shown, window in _views(middle[0], scales).items():
-        named = ((models[m].name, sr, "ripple {:.2f}, edges {:.2f}".format(*medians[m])) for m, sr in middle.items())
+    for shown, window in _views(middle[models[0].name], scales).items():
+        named = ((name, sr, "ripple {:.2f}, edges {:.2f}".format(*medians[name])) for name, sr in middle.items())
         panel.append((shown, [(name, upright(sr[window], scan.axes), score) for name, sr, score in named]))
-    return record, panel
+    return records, panel
 
 
-def _views(bicubic: Image, scales: grid.Scales) -> dict[str, tuple[slice, slice]]:
+def _views(bicubic: Image, scales: grid.Scales) -> dict[str, tuple[slice, ...]]:
     """Two places of a slice: where most tissue is flat, and where a steep edge lies at air."""
     size = [min(n, round(VIEW * float(r))) for n, r in zip(bicubic.shape, scales)]
     inner = tuple(slice(s // 2, n - (s - 1) // 2) for n, s in zip(bicubic.shape, size))  # centres of whole windows
@@ -156,26 +142,9 @@ def _views(bicubic: Image, scales: grid.Scales) -> dict[str, tuple[slice, slice]
 
     coarse = smooth(bicubic, COARSE, scales)
     edge = mean(steepest(bicubic, scales)) * mean(coarse > TISSUE) * mean(coarse < TISSUE / 2)
-    views = {}
-    for name, means in (("flat tissue", mean(flat_tissue(bicubic, scales))), ("edge", edge)):
-        top, left = map(int, np.unravel_index(np.argmax(means), means.shape))
-        views[name] = slice(top, top + size[0]), slice(left, left + size[1])
-    return views
-
-
-def markdown(models: Sequence[Model], records: Sequence[scores.Record]) -> str:
-    """What was measured of each scan, and what models make of it."""
-    scans = {}
-    rows = [["scan", "scale", *(f"{what} {model.name}" for what in ("ripple", "edges") for model in models[1:])]]
-    for record in records:
-        matrices = ["×".join(map(str, record[key])) for key in ("stored", "acquired")]
-        taper = ", ".join(f"{band['taper']:.2g}" for band in record["estimate"]["bands"])
-        scans[record["scan"]] = [record["scan"], *matrices, taper, percent(record["estimate"]["sigma"])]
-        of = {line["model"]: line for line in record["models"]}
-        cells = [f"{of[m.name][key]:.2f}" if m.name in of else "–" for key in ("ripple", "edges") for m in models[1:]]
-        rows.append([record["scan"], name_of(record["scale"]), *cells])
-    measured = table([["scan", "stored", "acquired", "taper", "σ"], *scans.values()])
-    return f"## What was measured\n\n{measured}\n\n## Ripple in flat tissue and edges, over bicubic's\n\n{table(rows)}\n\n"
+    means = {"flat tissue": mean(flat_tissue(bicubic, scales)), "edge": edge}
+    corners = {name: np.unravel_index(np.argmax(of), of.shape) for name, of in means.items()}
+    return {name: tuple(slice(int(k), int(k) + n) for k, n in zip(corner, size)) for name, corner in corners.items()}
 
 
 def contrast(image: Image, place: tuple[int, int], diameter: float) -> float:
@@ -198,18 +167,17 @@ def flat_places(truth: Image, count: int = PLACES) -> list[tuple[int, int]]:
 
 
 def keep_discs(compared: scores.Comparison) -> list[scores.Record]:
-    """How much of discs in all samples each model keeps: a record an input, scale, diameter and contrast."""
-    kinds = [*product(DIAMETERS, CONTRASTS)]
-    records = []
+    """How much of discs in all samples each model keeps: a record an input, scale, diameter, contrast and model."""
+    kinds, records = [*product(DIAMETERS, CONTRASTS)], []
     for samples in scores.cases(compared):
         places = [flat_places(sample.crop.pixels) for sample in samples]
         kept = np.array([_kept(compared.models, sample, at, kinds) for sample, at in zip(samples, places) if at]).sum(0)
         if not kept.any():
             raise InputFileError("no crop shows flat tissue that a disc could be put into: give other images")
         for (diameter, strength), (bicubic, *others, truth) in zip(kinds, kept):
-            of = {model.name: scores.number(its / bicubic) for model, its in zip(compared.models[1:], others)}
-            kind = {"diameter": diameter, "contrast": strength, "discs": sum(map(len, places))}
-            records.append({**samples[0].case, **kind, "bicubic": float(bicubic / truth), "models": of})
+            case = {**samples[0].case, "diameter": diameter, "contrast": strength, "discs": sum(map(len, places))}
+            parts = [bicubic / truth, *(its / bicubic for its in others)]
+            records += [{**case, "model": m.name, "kept": scores.number(of)} for m, of in zip(compared.models, parts)]
     return records
 
 
@@ -217,7 +185,8 @@ def _kept(
     models: Sequence[Model], sample: scores.Sample, places: Sequence[tuple[int, int]], kinds: Sequence[tuple[int, int]]
 ) -> list[list[float]]:
     """(kinds of discs, models and the truth): the contrast that discs at these places have, summed over them."""
-    truth, degradation, without, kept = sample.crop.pixels, sample.degradation, sample.outputs(models), []
+    truth, degradation, kept = sample.crop.pixels, sample.degradation, []
+    without = sample.outputs(models, sample.lr)
     for diameter, strength in kinds:
         discs: Image = np.sum([disc(truth.shape, place, diameter) for place in places], axis=0)
         discs = discs * np.float32(strength * degradation.noise)
@@ -225,15 +194,3 @@ def _kept(
         changes = [None if a is None or b is None else a - b for a, b in zip(made, without)]
         kept.append([np.nan if c is None else sum(contrast(c, at, diameter) for at in places) for c in (*changes, discs)])
     return kept
-
-
-def disc_rows(models: Sequence[Model], records: Sequence[scores.Record]) -> list[list[str]]:
-    """Headings, and a row a record."""
-    names = [model.name for model in models[1:]]
-    rows = [["input", "scale", "noise", "diameter", "contrast", "bicubic keeps", *(f"{name} over bicubic" for name in names)]]
-    for line in records:
-        made = " ".join(filter(None, (line["input"], line["measured"])))
-        cells = [made, name_of(line["scale"]), percent(line["noise"]), str(line["diameter"]), f"{line['contrast']} σ"]
-        kept = [line["bicubic"], *(line["models"][name] for name in names)]
-        rows.append([*cells, *("–" if value is None else f"{value:.2f}" for value in kept)])
-    return rows

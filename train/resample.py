@@ -8,61 +8,53 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image as Picture
 
 from runtime import grid
 from runtime.acquired import Band, resampling
 
-Kernel = Literal["bilinear", "bicubic", "kspace"]
-KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+Image = NDArray[np.float32]
+Method = Literal["bilinear", "bicubic", "kspace"]
+METHODS: tuple[Method, ...] = get_args(Method)
 TAPER = 0.5  # of the kept band, at its edge: Tukey's window as scipy has it by default
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def upsample(
-    image: NDArray[np.float32], scales: grid.Scales, kernel: Literal["bilinear", "bicubic"] = "bicubic"
-) -> NDArray[np.float32]:
+def upsample(image: Image, scales: grid.Scales, method: Literal["bilinear", "bicubic"] = "bicubic") -> Image:
     """(H, W) → (H·p_y // q_y, W·p_x // q_x), half-pixel centres, by exactly the scales; bicubic is Keys' with a = -1/2."""
     height, width = (grid.output_size(n, r) for n, r in zip(image.shape, scales))
-    box = (0.0, 0.0, float(width / scales[1]), float(height / scales[0]))
-    return _resize(image, (height, width), box, kernel)
+    return resize(image, (height, width), method, (0.0, 0.0, float(width / scales[1]), float(height / scales[0])))
 
 
 def downsample(
-    image: NDArray[np.float32],
+    image: Image,
     scales: grid.Scales,
-    kernel: Kernel,
+    method: Method,
     start: tuple[int, int] = (0, 0),
     shape: tuple[int, int] | None = None,
     taper: float = TAPER,
-) -> NDArray[np.float32]:
-    """The low-resolution image of `shape` whose field of view begins at pixel `start` of `image`, antialiased.
+) -> Image:
+    """The antialiased low-resolution image of `shape` (without it, all that fits), whose field of view begins at pixel `start`.
 
-    Pixels are half-pixel-centred and exactly r times as large; pixels of `image` around the field of view take part, as
-    they would in a larger image. Without `shape`, as much as fits: floor(n / r) an axis. bilinear and bicubic widen their
-    kernel by r. kspace keeps the central 1/r of the spectrum of the image mirrored at its borders, as a scanner that
-    measures less of k-space, with the outer `taper` of what it keeps rolled off by a raised cosine (a Tukey window).
+    Pixels are half-pixel-centred and exactly r times as large; pixels around the field of view take part. bilinear and bicubic
+    widen their kernel by r; kspace keeps the central 1/r of the mirrored image's spectrum through a Tukey window of `taper`.
     """
-    if shape is None:
-        shape = (int((image.shape[0] - start[0]) / scales[0]), int((image.shape[1] - start[1]) / scales[1]))
-    if kernel == "kspace":
-        rows, cols = (_band_limited(*axis, taper) for axis in zip(image.shape, scales, start, shape))
-        return rows @ np.asarray(image, np.float32) @ cols.T
     top, left = start
-    box = (float(left), float(top), float(left + shape[1] * scales[1]), float(top + shape[0] * scales[0]))
-    return _resize(image, shape, box, kernel)
+    height, width = shape or (int((n - first) / r) for n, first, r in zip(image.shape, start, scales))
+    if method == "kspace":
+        axes = zip(image.shape, scales, start, (height, width))
+        rows, cols = (_band_limited(*axis, taper) for axis in axes)
+        return rows @ np.asarray(image, np.float32) @ cols.T
+    box = (float(left), float(top), float(left + width * scales[1]), float(top + height * scales[0]))
+    return resize(image, (height, width), method, box)
 
 
-def _resize(
-    image: NDArray[np.float32], shape: tuple[int, int], box: tuple[float, float, float, float], kernel: Kernel
-) -> NDArray[np.float32]:
-    if kernel not in _FILTERS:
-        raise ValueError(f"kernel {kernel!r} is unknown: use one of {', '.join(_FILTERS)}")
-    picture = Image.fromarray(np.ascontiguousarray(image, np.float32))
-    return np.array(picture.resize((shape[1], shape[0]), _FILTERS[kernel], box=box))
+def resize(image: Image, shape: tuple[int, int], method: str, box: tuple[float, float, float, float] | None = None) -> Image:
+    """The part of an image within `box` (left, top, right, bottom), or all of it, antialiased, as `shape`."""
+    picture = Picture.fromarray(np.ascontiguousarray(image, np.float32))
+    return np.array(picture.resize(shape[::-1], Picture.Resampling[method.upper()], box=box))
 
 
-def _band_limited(size: int, scale: Fraction, start: int, count: int, taper: float) -> NDArray[np.float32]:
+def _band_limited(size: int, scale: Fraction, start: int, count: int, taper: float) -> Image:
     """The matrix (count, size) from the pixels of an axis to band-limited samples of it, by way of their cosine transform."""
     if scale == 1:
         return np.eye(count, size, start, dtype=np.float32)
@@ -70,17 +62,16 @@ def _band_limited(size: int, scale: Fraction, start: int, count: int, taper: flo
     return resampling(size, start + (np.arange(count) + 0.5) * float(scale), window)
 
 
-def rician(image: NDArray[np.float32], sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def rician(image: Image, sigma: float, rng: np.random.Generator) -> Image:
     """A magnitude image with the noise that its complex one has: normal, of standard deviation `sigma` in both parts."""
     real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * np.float32(sigma)
     return np.hypot(image + real, imaginary)
 
 
-def brain_crop(image: NDArray[np.float32], threshold: float = 0.05) -> tuple[slice, slice]:
-    """The maximal-information crop: the smallest rectangle with every pixel above `threshold` of the image's maximum, or of 1.
+def brain_crop(image: Image, threshold: float = 0.05) -> tuple[slice, slice]:
+    """The smallest rectangle with every pixel above `threshold` of the image's maximum, or of white where that is brighter.
 
-    A voxel above white, 1, does not hide the rest. An image without any (all black, say) gives the empty crop
-    (slice(0, 0), slice(0, 0)).
+    An image without any (all black, say) gives the empty crop (slice(0, 0), slice(0, 0)).
     """
     bright = image > threshold * min(image.max(initial=0.0), 1.0)
     rows, cols = (np.flatnonzero(bright.any(axis)) for axis in (1, 0))

@@ -1,22 +1,20 @@
 """A scanner, as far as an image shows it: part of k-space, a window on it, zeros around it, noise, the magnitude.
 
-k-space is that of the image mirrored at its borders, as in `runtime.acquired`: an axis of n pixels has n cosines, and a scanner
-that measures the fraction f of a matrix of n / r pixels measures the first f · n / r of them.
+k-space is that of the image mirrored at its borders, as in `runtime.acquired`: of an axis of n pixels, a scanner that measures
+the fraction f of a matrix of n / r pixels measures the first f · n / r cosines.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime import grid
 from runtime.acquired import Band, Told, resampling
 
-Image = NDArray[np.float32]
+from .resample import Image
 
 HAMMING = Band(taper=1.0, floor=0.08)
 
@@ -36,8 +34,7 @@ def acquire(
 ) -> tuple[Image, Image]:
     """The magnitude image of `shape` that a scanner stores of `image`, its pixels `scales` times as large; and its truth.
 
-    The outer edges of the first pixels lie together. `seen` is the part of the noise's standard deviation that is in the truth
-    too, which is as fine as `image`, and `image` itself where that is 0.
+    The outer edges of the first pixels lie together. The truth is `image`, with the part `seen` of the noise's σ in it.
     """
     sizes = [n / float(r) for n, r in zip(image.shape, scales)]
     bands = [n * band.fraction for n, band in zip(sizes, how.bands)]
@@ -72,11 +69,11 @@ def acquire(
 def canonical_patch(
     around: Image, scales: grid.Scales, start: tuple[int, int], shape: tuple[int, int], sigma: float, rng: np.random.Generator
 ) -> tuple[Image, Image, Told]:
-    """A scan of `around`, brought to its canonical form as the runtime would, errors of its estimate included.
+    """A scan of `around` in canonical form, with the runtime's errors: the patch (of `shape` pixels, `scales` times as large,
+    from pixel `start` on), its truth, as large as `around`, and what the runtime would tell.
 
-    Returns the patch of `shape` pixels, `scales` times as large as `around`'s, that begins at pixel `start` of it; the truth,
-    as large as `around`; and what the runtime would tell. In a quarter of the noisy patches a part of the noise is in the
-    truth, and not told: a network learns to take off what it is told, and no more.
+    In a quarter of the noisy patches a part of the noise is in the truth and not told: a network learns to take off what it is
+    told, and no more.
     """
     first = _draw(rng)
     drawn = (first, first if rng.random() < 0.5 else _draw(rng))
@@ -115,11 +112,11 @@ def _draw(rng: np.random.Generator) -> tuple[Band, Band, float]:
     return band, Band(taper=float(np.clip(taper, 0, 1))), float(np.exp((0.008 + 0.015 * band.taper) * rng.standard_normal()))
 
 
-def _waves(wave: np.ufunc, places: NDArray[Any], count: int, size: int) -> Image:
+def _waves(wave: np.ufunc, places: np.ndarray, count: int, size: int) -> Image:
     """The first `count` cosines (or sines) of an axis of `size` pixels, orthonormal over them, at places in pixels."""
     k = np.arange(count)
     return np.asarray(wave(np.pi / size * np.outer(places, k)) * np.where(k, np.sqrt(2 / size), np.sqrt(1 / size)), np.float32)
 
 
-def _image(waves: list[Image], coefficients: NDArray[np.floating]) -> NDArray[np.floating]:
-    return waves[0] @ coefficients @ waves[1].T
+def _image(waves: list[Image], coefficients: np.ndarray) -> np.ndarray:
+    return np.asarray(waves[0] @ coefficients @ waves[1].T)

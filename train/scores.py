@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from itertools import groupby, product
@@ -13,31 +13,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from runtime import InputFileError, grid, measure
+from runtime import InputFileError, grid
 from runtime.acquired import Acquired
+from runtime.measure import estimate
 from runtime.preview import upright
 
 from . import data, metrics, subjects
 from .data import Crop, Image
 from .degradations import Degradation, percent
 from .metrics import Measure
-from .models import Model, nearest
+from .models import Model
 
 MIN_CROP = 64  # pixels an axis: at ×4 there must be something left
 PANEL_SCALES = tuple((r, r) for r in (Fraction(2), Fraction(5, 2), Fraction(4)))
 PANEL_SUBJECTS = 3
 
-Record = dict[str, Any]
+# What tells a record's case, whichever keys it has, and how it is shown.
+CASE = ("scan", "stored", "acquired", "taper", "input", "measured", "scale", "noise", "diameter", "contrast")
+Record = dict[str, Any]  # of a case and a model; models in one order, the first the one that gains are over
 Panel = list[tuple[str, list[tuple[str, Image, str]]]]  # a row (subject, [(heading, image, its score), …]) a crop
 
 
 class Results(NamedTuple):
-    """`records`: one an input, scale and model, models in one order, the first the one that gains are over; of each measure the
-    mean over subjects, its standard error and the subjects' own means over their crops. None where there is no number.
-    """
-
     records: list[Record]
     estimates: list[Record]  # of each input, scale and volume
     panels: dict[tuple[str, str], Panel]  # by input and scale
@@ -63,10 +61,9 @@ class Sample(NamedTuple):
     lr: Image
     estimate: Acquired | None
 
-    def outputs(self, models: Sequence[Model], lr: Image | None = None) -> list[Image | None]:
+    def outputs(self, models: Sequence[Model], lr: Image) -> list[Image | None]:
         """What models make of the input, or of another one of its kind."""
-        image = self.lr if lr is None else lr
-        return [model.output(image, self.scales, self.estimate, self.degradation.acquired) for model in models]
+        return [model.output(lr, self.scales, self.estimate, self.degradation.acquired) for model in models]
 
     @property
     def case(self) -> Record:
@@ -80,13 +77,12 @@ def load_subjects(folder: Path, subject: str | None = None) -> dict[str, list[Cr
     `subject` as in `subjects.split_by_subject`. Raises InputFileError where no subject has any.
     """
     files = subjects.find_files(folder)
-    names = subjects.subjects(folder, files, subject)
-    crops: dict[str, list[Crop]] = {name: [] for name in names}
-    for file, name in data.bar([*zip(files, names)], desc="reading", unit="file", leave=False):
+    crops: dict[str, list[Crop]] = defaultdict(list)
+    for file, name in data.bar([*zip(files, subjects.subjects(folder, files, subject))], desc="reading", leave=False):
         crops[name] += data.load_crops([file], MIN_CROP)
     if not any(crops.values()):
         raise InputFileError(f"{folder} holds no slice with a brain of {MIN_CROP}×{MIN_CROP} pixels: give larger images")
-    return crops
+    return dict(crops)
 
 
 def cases(compared: Comparison) -> Iterator[list[Sample]]:
@@ -100,7 +96,7 @@ def cases(compared: Comparison) -> Iterator[list[Sample]]:
             volumes = defaultdict(list)
             for k, lr in lrs.items():
                 volumes[crops[k].volume].append(lr)
-            found = {volume: measure.estimate(its) for volume, its in volumes.items()} if estimated else {}
+            found = {volume: estimate(its) for volume, its in volumes.items()} if estimated else {}
             samples += [Sample(name, crops[k], degradation, scales, lrs[k], found.get(crops[k].volume)) for k in chosen]
         yield samples
 
@@ -110,43 +106,46 @@ def evaluate(compared: Comparison, measures: Sequence[Measure] = (metrics.PSNR, 
 
     The largest crop of the first subjects is shown, at `PANEL_SCALES`, or where none of them is scored at the first.
     """
-    models, results = compared.models, Results([], [], {})
-    distances = [measure.of for measure in measures]
-    panel_scales = [pair for pair in compared.scales if pair in PANEL_SCALES] or compared.scales[:1]
+    models, panel_scales = compared.models, [pair for pair in compared.scales if pair in PANEL_SCALES] or compared.scales[:1]
+    records, estimates, panels = results = Results([], [], {})
     for samples in cases(compared):
-        case, rows, means = samples[0].case, [], {}
+        (first, *_), panel, scores = samples, [], {}
         for name, its in groupby(samples, lambda sample: sample.subject):
-            every, each = [*its], []
-            shown = max(every, key=lambda sample: sample.crop.pixels.size)
-            for sample in every:
-                outputs = sample.outputs(models)
-                each.append([metrics.score(sr, sample.crop.pixels, distances) for sr in outputs])
+            of_subject, each = [*its], []
+            shown = max(of_subject, key=lambda sample: sample.crop.pixels.size)
+            for sample in of_subject:
+                outputs = sample.outputs(models, sample.lr)
+                each.append([[measure.score(sample.crop.pixels, sr) for measure in measures] for sr in outputs])
                 if sample is shown:
-                    rows.append((name, _images(models, sample, outputs)))
-            means[name] = np.mean(each, axis=0)
-        results.records.extend(record(case, *of, [*means], measures) for of in zip(models, np.stack([*means.values()], -1)))
-        degradation = samples[0].degradation
-        truth = asdict(degradation.acquired)
-        for volume, estimate in {sample.crop.volume: sample.estimate for sample in samples}.items():
-            if estimate:
-                results.estimates.append({**case, "volume": volume, "estimate": asdict(estimate), "truth": truth})
-        if samples[0].scales in panel_scales:
-            results.panels[degradation.name, name_of(samples[0].scales)] = rows[:PANEL_SUBJECTS]
+                    panel.append((name, _images(models, sample, outputs)))
+            scores[name] = np.mean(each, axis=0)
+        records.extend(records_of(first.case, [model.name for model in models], scores, measures))
+        truth = asdict(first.degradation.acquired)
+        volumes = {sample.crop.volume: sample.estimate for sample in samples if sample.estimate}
+        for volume, of in volumes.items():
+            estimates.append({**first.case, "volume": volume, "estimate": asdict(of), "truth": truth})
+        if first.scales in panel_scales:
+            panels[first.degradation.name, name_of(first.scales)] = panel[:PANEL_SUBJECTS]
     return results
 
 
-def record(
-    case: Record, model: Model, scores: NDArray[np.float64], subjects: Sequence[str], measures: Sequence[Measure]
-) -> Record:
-    """A model's scores (measures, subjects) of one case."""
-    return {**case, "model": model.name} | {
-        measure.key: {
-            "mean": number(of.mean()),
-            "standard_error": number(of.std(ddof=1) / math.sqrt(len(of))) if len(of) > 1 else None,
-            "subjects": dict(zip(subjects, map(number, of))),
-        }
-        for measure, of in zip(measures, scores)
-    }
+def records_of(
+    case: Record, models: Sequence[str], scores: dict[str, np.ndarray], measures: Sequence[Measure]
+) -> Iterator[Record]:
+    """Of each measure the mean over subjects and the gain over the first model, both with their standard errors, and the
+    subjects' own scores (models, measures), which are given. None where there is no number.
+    """
+    values = np.stack([*scores.values()], -1)  # (models, measures, subjects)
+
+    def error(of: np.ndarray) -> float | None:
+        return number(of.std(ddof=1) / math.sqrt(len(of))) if len(of) > 1 else None
+
+    for name, its in zip(models, values):
+        line = {**case, "model": name}
+        for measure, of, over in zip(measures, its, its - values[0]):
+            line[measure.key] = {"mean": number(of.mean()), "standard_error": error(of), "gain": number(over.mean())}
+            line[measure.key] |= {"gain_error": error(over), "subjects": dict(zip(scores, map(number, of)))}
+        yield line
 
 
 def number(value: float) -> float | None:
@@ -155,9 +154,10 @@ def number(value: float) -> float | None:
 
 def _images(models: Sequence[Model], sample: Sample, outputs: Sequence[Image | None]) -> list[tuple[str, Image, str]]:
     """(heading, upright image, its score): the input, what each model that serves the scale makes of it, the truth."""
-    shown = [("input, nearest", nearest(sample.lr, sample.scales))]
+    rows, cols = (grid.project(n, r, "centred").source for n, r in zip(sample.lr.shape, sample.scales))
+    truth = sample.crop.pixels[: len(rows), : len(cols)]
+    shown = [("input, nearest", sample.lr[rows][:, cols])]
     shown += [(model.name, sr) for model, sr in zip(models, outputs) if sr is not None]
-    truth = sample.crop.pixels[: shown[0][1].shape[0], : shown[0][1].shape[1]]
     images = [(name, sr, f"{metrics.psnr(truth, sr):.2f} dB, {metrics.ssim(truth, sr):.4f}") for name, sr in shown]
     images.append(("truth", truth, "PSNR, SSIM"))
     return [(heading, upright(np.clip(image, 0, 1), sample.crop.axes), score) for heading, image, score in images]
@@ -173,74 +173,78 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], "", ""])
 
 
-def markdown(records: Sequence[Record], measures: Sequence[Measure]) -> str:
-    """A table a kind of input, the best of each row in bold; a summary of scans."""
-    noisy = any(line["noise"] for line in records)
-    parts = []
-    for kind in dict.fromkeys(line["input"] for line in records):
-        cases = [[*lines] for _, lines in groupby((line for line in records if line["input"] == kind), _key)]
-        scan = kind == "scan"
-        first, columns = measures[0], [(m, k, line["model"]) for m in measures for k, line in enumerate(cases[0])]
-        heading = [f"{m.label} {model}" + " (gain)" * (k > 0 and m is first) for m, k, model in columns]
-        rows = [["measured"] * scan + ["scale"] + ["noise"] * noisy + heading]
-        for lines in cases:
-            _, measured, noise, scales = _key(lines[0])
-            row = [measured] * scan + [name_of(scales)] + [percent(noise)] * noisy
-            rows.append([*row, *(cell for measure in measures for cell in _cells(lines, measure, measure is first))])
-        parts += ["## Inputs of a scanner" if scan else f"## Inputs made by {kind}", table(rows)]
-    if short := summary(records, measures):
-        rows = [["inputs of a scanner", "model", "cases", "mean gain", "least gain", "at", "mean SSIM gain", "least", "at"]]
-        for line in short:
-            cells = [f"{line['psnr']['mean']:+.2f} dB", f"{line['psnr']['least']:+.2f} dB", line["psnr"]["at"]]
-            cells += [f"{line['ssim']['mean']:+.4f}", f"{line['ssim']['least']:+.4f}", line["ssim"]["at"]]
-            rows.append([line["over"], line["model"], str(line["cases"]), *cells])
-        parts += ["## The scanner's inputs in short: gains over bicubic", table(rows)]
-    return "\n\n".join(parts) + "\n\n"
+def by_model(records: Sequence[Record], columns: dict[str, Callable[[Record, Sequence[Record]], str]]) -> str:
+    """A table with a row a case and a column for each model and kind of cell, which is made of a record and all of its case."""
+    keys = [key for key in CASE if any(r.get(key) for r in records)]
+    models = [*dict.fromkeys(r["model"] for r in records)]
+    shown: dict[str, Callable[[Any], str]] = {"scale": name_of, "noise": percent, "contrast": "{} σ".format}
+    shown |= dict.fromkeys(("stored", "acquired"), lambda axes: "×".join(map(str, axes)))
+    shown["taper"] = lambda axes: ", ".join(f"{taper:.2g}" for taper in axes)
+    rows = [[*keys, *(f"{heading} {model}" for heading in columns for model in models)]]
+    for case, lines in groupby(records, itemgetter(*keys)):
+        its = [*lines]
+        of = {line["model"]: line for line in its}
+        cells = (cell(of[name], its) if name in of else "–" for cell in columns.values() for name in models)
+        rows.append([*(shown.get(key, str)(value) for key, value in zip(keys, case)), *cells])
+    return table(rows)
 
 
-def _key(line: Record) -> tuple[str, str, float, list[float]]:
-    """The case that a record is of."""
-    return line["input"], line["measured"], line["noise"], line["scale"]
+def plain(key: str) -> Callable[[Record, Sequence[Record]], str]:
+    """A number of a record, with two digits."""
+    return lambda line, _: "–" if line[key] is None else f"{line[key]:.2f}"
 
 
-def _cells(lines: Sequence[Record], measure: Measure, with_gain: bool) -> Iterator[str]:
-    """Of one case, a cell a model: 32.73 ± 0.41 (+3.97)."""
-    means = [line[measure.key]["mean"] for line in lines]
-    best = (max if measure.higher_is_better else min)(mean for mean in means if mean is not None)
-    for k, (line, mean) in enumerate(zip(lines, means)):
-        if mean is None:
-            yield "–"
-            continue
-        shown, error = f"{mean:.{measure.digits}f}", line[measure.key]["standard_error"]
-        cell = shown if error is None else f"{shown} ± {error:.{measure.digits}f}"
-        cell = f"**{cell}**" if shown == f"{best:.{measure.digits}f}" else cell
-        yield cell + (f" ({mean - means[0]:+.{measure.digits}f})" if k and with_gain else "")
+def cell_of(measure: Measure) -> Callable[[Record, Sequence[Record]], str]:
+    """32.73 ± 0.41 (+3.97), in bold if it is the best of its case."""
+
+    def cell(line: Record, case: Sequence[Record]) -> str:
+        score, digits = line[measure.key], measure.digits
+        if score["mean"] is None:
+            return "–"
+        best = (max if measure.higher_is_better else min)(m for r in case if (m := r[measure.key]["mean"]) is not None)
+        text = f"{score['mean']:.{digits}f}"
+        bold = "**" * (text == f"{best:.{digits}f}")
+        error = "" if score["standard_error"] is None else f" ± {score['standard_error']:.{digits}f}"
+        gain = "" if score["gain"] is None or line is case[0] else f" ({score['gain']:+.{digits}f})"
+        return f"{bold}{text}{error}{bold}{gain}"
+
+    return cell
 
 
 def summary(records: Sequence[Record], measures: Sequence[Measure]) -> list[Record]:
     """Of all scans, and of those at each scale and noise: each model's mean and least gain over bicubic, and where it is."""
-    noisy = any(line["noise"] for line in records)
-    gains = defaultdict(list)
-    for (kind, measured, noise, scales), lines in groupby(records, _key):
-        bicubic, *others = lines
-        over, shown = name_of(scales), percent(noise)
-        at = " ".join(filter(None, (kind, measured, shown * (noise > 0), over)))
-        for line in others if kind == "scan" else ():
-            if all(line[measure.key]["mean"] is not None for measure in measures):
-                gain = [line[measure.key]["mean"] - bicubic[measure.key]["mean"] for measure in measures]
-                gains[over + f", noise {shown}" * noisy].append((line["model"], at, gain))
-    if len(gains) > 1:
-        gains["all"] = [case for cases in gains.values() for case in cases]
+    noisy, groups = any(line["noise"] for line in records), defaultdict(list)
+    for line in records:
+        served = all(line[measure.key]["gain"] is not None for measure in measures)
+        if served and line["input"] == "scan" and line["model"] != records[0]["model"]:
+            over = name_of(line["scale"]) + f", noise {percent(line['noise'])}" * noisy
+            for group in (over, "all"):
+                groups[group, line["model"]].append(line)
     found = []
-    for group, cases in gains.items():
-        for model in dict.fromkeys(model for model, _, _ in cases):
-            its = [(gain, at) for name, at, gain in cases if name == model]
-            summed: Record = {"over": group, "model": model, "cases": len(its)}
-            for q, by in enumerate(measures):
-                least, at = (min if by.higher_is_better else max)(((gain[q], at) for gain, at in its), key=itemgetter(0))
-                summed[by.key] = {"mean": float(np.mean([gain[q] for gain, _ in its])), "least": least, "at": at}
-            found.append(summed)
+    for (group, model), lines in sorted(groups.items(), key=lambda item: item[0][0] == "all"):
+        row: Record = {"over": group, "model": model, "cases": len(lines)}
+        for measure in measures:
+            gains = [line[measure.key]["gain"] for line in lines]
+            least = (min if measure.higher_is_better else max)(gains)
+            worst = lines[gains.index(least)]
+            noise = percent(worst["noise"]) * (worst["noise"] > 0)
+            at = " ".join(filter(None, (worst["measured"], noise, name_of(worst["scale"]))))
+            row[measure.key] = {"mean": float(np.mean(gains)), "least": least, "at": at}
+        found.append(row)
     return found
+
+
+def markdown(records: Sequence[Record], measures: Sequence[Measure]) -> str:
+    """A table of all scores, and a summary of those of scans."""
+    text = "## Scores\n\n" + by_model(records, {measure.label: cell_of(measure) for measure in measures})
+    columns = [column for measure in measures for column in (f"mean gain, {measure.label}", "least", "at")]
+    rows = [["inputs of a scanner", "model", "cases", *columns]]
+    for line in summary(records, measures):
+        row = [line["over"], line["model"], str(line["cases"])]
+        for m in measures:
+            row += [f"{line[m.key][part]:+.{m.digits}f} {m.unit}".strip() for part in ("mean", "least")] + [line[m.key]["at"]]
+        rows.append(row)
+    return text + (f"## The scanner's inputs in short: gains over bicubic\n\n{table(rows)}" if rows[1:] else "")

@@ -2,17 +2,13 @@
 
 The first rule that applies tells the subject from a file's path below the data's folder, written with /:
 
-1. `subject`, a regular expression: its first group, or all that it matches. It decides for every file.
+1. `subject`, a regular expression: its first group, or all that it matches.
 2. A BIDS label `sub-…` anywhere in the path.
 3. Pictures that all lie loose in the folder name no subject: they are split in blocks with gaps.
-4. The first sub-folder that is no group (t1, HGG, imagesTr, ses-1, …); where there is none, a volume's own name. Words of
-   sequence, plane, time and processing are left out of a name wherever _ - . or spaces set them off, and so are numbers
-   after one of three digits or more: IXI002-Guys-0828-T1 is IXI002-Guys-0828, BraTS-GLI-00003-001 is BraTS-GLI-00003.
+4. The first sub-folder that is no group (`_GROUP`: HGG, imagesTr, ses-1, …), or a volume's own name; of either without the
+   words of `_WORD` and numbers after one of three digits: IXI002-Guys-0828-T1 is IXI002-Guys-0828.
 
-Where rule 4 may be wrong the folder is refused: volumes beside pictures, subjects' folders beside files, two to four folders
-that may be classes, folders that differ in a short number or in a word after a number (anna_1, anna_2; 7_x, 7_y), files that
-begin with the same word (anna_x, anna_y). Numbers after such a word as "patient" are trusted, and so are files that differ
-in one long last number only (BRATS_001). All other names that differ are different subjects.
+A folder in which rule 4 may take one subject for two is refused: `_check` says when.
 """
 
 from __future__ import annotations
@@ -21,13 +17,14 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from runtime.errors import InputFileError, reason
+from runtime.errors import InputFileError
 from runtime.io import nifti, pictures
 
 log = logging.getLogger(__name__)
@@ -68,24 +65,13 @@ class Split(NamedTuple):
 
 
 def find_files(folder: Path, pattern: str = "*") -> list[Path]:
-    """Every image and NIfTI file below a folder whose name matches the glob, in order of name.
-
-    Hidden files and folders are passed over, and so are segmentations and masks, whose number is logged. Raises
-    InputFileError where nothing is left, and for a pattern that is no glob below the folder.
+    """Every image and NIfTI file below a folder whose name matches the pattern, in order of path; not hidden ones, nor
+    segmentations and masks, whose number is logged. Raises InputFileError where nothing is left.
     """
     if not folder.is_dir():
         raise InputFileError(f"{folder} is not a folder: give one of image slices or NIfTI volumes")
-    try:
-        if not pattern:
-            raise ValueError("it is empty")
-        found = sorted(folder.rglob(pattern))
-    except (ValueError, NotImplementedError) as error:  # pathlib's, of "a**" and of "/abs/*"
-        raise InputFileError(f"pattern {pattern!r} is no glob below {folder} ({reason(error)}): try '*t1ce*'") from None
-    paths = {
-        f: f.relative_to(folder).as_posix()
-        for f in found
-        if (f.suffix.lower() in pictures.SUFFIXES or nifti.suffix(f)) and f.is_file()
-    }
+    found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in pictures.SUFFIXES or nifti.suffix(f))
+    paths = {f: f.relative_to(folder).as_posix() for f in found if fnmatchcase(f.name, pattern) and f.is_file()}
     seen = [f for f, path in paths.items() if not re.search(r"(?:^|/)\.", path)]
     files = [f for f in seen if not _SEGMENTATION.search(paths[f])]
     also = f"; {len(seen) - len(files)} segmentations or masks are left out" if len(seen) > len(files) else ""
@@ -96,26 +82,22 @@ def find_files(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def split_by_subject(folder: Path, files: Sequence[Path], subject: str | None = None, fraction: float = 0.1) -> Split:
-    """Set about `fraction` of the subjects aside for validation, spread over their names in order.
+    """Set about `fraction` of the subjects aside for validation, spread over their names in order; of loose slices that name
+    none, `BLOCKS` runs in order of their numbers, with `GAP` slices on either side of each that are used for nothing.
 
-    Loose slices that name no subject are taken in order of their numbers: `BLOCKS` runs of them validate, and `GAP` slices
-    on either side of each run are used for nothing. Raises InputFileError where there are too few of either, and as
-    `subjects` does.
+    Raises InputFileError where there are too few of either, and as `subjects` does.
     """
-    of_file = subjects(folder, files, subject)
-    names = sorted(set(of_file))
+    of = dict(zip(files, subjects(folder, files, subject)))
+    names = sorted(set(of.values()))
     if names == [""]:
         return _split_numbered(folder, files, fraction)
     if len(names) < 2:
         raise _unclear(folder, f"holds one subject only ({', '.join(names)}), so that nothing is left to validate on")
     count = min(len(names) - 1, max(1, round(fraction * len(names))))
     held = {names[k] for k in np.linspace(0, len(names), count, endpoint=False).astype(int)}
-    of = dict(zip(files, of_file))
-    return Split(
-        {f: name for f, name in of.items() if name not in held},
-        {f: name for f, name in of.items() if name in held},
-        f"{len(names) - len(held)} subjects train, {len(held)} validate: {', '.join(sorted(held))}",
-    )
+    train, validation = ({f: name for f, name in of.items() if (name in held) == side} for side in (False, True))
+    how = f"{len(names) - count} subjects train, {count} validate: {', '.join(sorted(held))}"
+    return Split(train, validation, how)
 
 
 def split_as_given(train: Sequence[Path], validation: Sequence[Path]) -> Split:
@@ -130,29 +112,34 @@ def check_apart(splits: dict[str, Split]) -> None:
         files = {f.resolve() for f in split.train} & {f.resolve() for f in other.validation}
         names = {*split.train.values()} & {*other.validation.values()} - {""}
         if both := sorted(map(str, files)) or sorted(names):
-            raise InputFileError(
-                f"{both[0]} would train in {a} and validate in {b}, {len(both)} such in all: give other subjects, for both "
-                "the same data, pattern and subject, or a validation=FOLDER"
-            )
+            seen = f"{both[0]} would train in {a} and validate in {b}, {len(both)} such in all"
+            advice = "give other subjects, for both the same data, pattern and subject, or a validation=FOLDER"
+            raise InputFileError(f"{seen}: {advice}")
 
 
 def subjects(folder: Path, files: Sequence[Path], subject: str | None = None) -> list[str]:
     """The subject of each file by the rules above; of loose slices that name none, "".
 
-    Raises InputFileError for a regular expression that is none or leaves a file without a subject, and where a guess may
-    be wrong.
+    Raises InputFileError for an expression that is none or leaves a file without a subject, and where a guess may be wrong.
     """
     paths = [f.relative_to(folder).as_posix() for f in files]
     if subject is not None:
         return [_matched(subject, path) for path in paths]
-    _same(folder, paths, [bool(nifti.suffix(f)) for f in files], "holds volumes such as {} beside pictures such as {}")
-    labels = [_BIDS.search(path) for path in paths]
-    _same(folder, paths, [bool(label) for label in labels], "holds {}, which has a BIDS label, and {}, which has none")
+    volumes, labels = [bool(nifti.suffix(f)) for f in files], [_BIDS.search(path) for path in paths]
+    _same(folder, paths, volumes, "holds volumes such as {} beside pictures such as {}")
+    _same(folder, paths, labels, "holds {}, which has a BIDS label, and {}, which has none")
     if all(labels):
         return [label[1] for label in labels if label]
-    if not any("/" in path or nifti.suffix(Path(path)) for path in paths):
+    if not any(volumes) and not any("/" in path for path in paths):
         return [""] * len(paths)
-    return _guessed(folder, paths)
+    guesses = [_guess(path) for path in paths]
+    in_folders = [inside is not None for _, inside in guesses]
+    _same(folder, paths, in_folders, "holds {} in a subject's folder and {} in none")
+    for path, (name, _), volume in zip(paths, guesses, volumes):
+        if not name or not (in_folders[0] or volume):
+            raise _unclear(folder, f"holds {path}, whose path names no subject")
+    _check(folder, guesses, in_folders[0])
+    return [name for name, _ in guesses]
 
 
 def _matched(pattern: str, path: str) -> str:
@@ -160,38 +147,31 @@ def _matched(pattern: str, path: str) -> str:
         match = re.search(pattern, path)
     except re.error as error:
         raise InputFileError(f"subject {pattern!r} is no regular expression ({error}): try 'patient[0-9]+'") from None
-    name = match[1 if match.re.groups else 0] if match else None
-    if not name:
-        raise InputFileError(f"subject {pattern!r} finds none in {path}: give a regular expression that matches every file")
-    return name
+    if name := match and match[1 if match.re.groups else 0]:
+        return name
+    raise InputFileError(f"subject {pattern!r} finds none in {path}: give a regular expression that matches every file")
 
 
-def _guessed(folder: Path, paths: Sequence[str]) -> list[str]:
-    guesses = [_guess(path) for path in paths]
-    names = [name for name, _ in guesses]
-    _same(folder, paths, [inside is not None for _, inside in guesses], "holds {} in a subject's folder and {} in none")
-    by_folder = guesses[0][1] is not None
-    for path, name in zip(paths, names):
-        if not name or not (by_folder or nifti.suffix(Path(path))):
-            raise _unclear(folder, f"holds {path}, whose path names no subject")
+def _check(folder: Path, guesses: Sequence[tuple[str, str | None]], in_folders: bool) -> None:
+    """Raise InputFileError where one subject may be taken for two.
 
-    doubtful = r"[_\-. ]+\d{1,2}$|(?<=\d)[_\-. ]+[A-Za-z]+\d*$" if by_folder else r"[_\-. ].*"
-    alike = defaultdict(set)
-    for name in names:
+    So are folders that differ in a short number or in a word after a number, files that begin with the same word, and two to
+    `_FEW` folders that may be classes or sequences. Trusted are numbers after such a word as "patient", and one long last
+    number in which all differ (BRATS_001).
+    """
+    held, alike = defaultdict(set), defaultdict(set)
+    doubtful = r"[_\-. ]+\d{1,2}$|(?<=\d)[_\-. ]+[A-Za-z]+\d*$" if in_folders else r"[_\-. ].*"
+    for name, inside in guesses:
+        held[name].add(inside or "")
         alike[re.sub(doubtful, "", name)].add(name)
     for group in alike.values():
         numbered = len(alike) == 1 and len({re.sub(r"\d{3,}$", "", name) for name in group}) == 1
         if len(group) > 1 and not numbered and not all(map(_SUBJECT.fullmatch, group)):
             raise _unclear(folder, f"names {' and '.join(sorted(group)[:2])}, which may be one subject or two")
-
-    held = defaultdict(set)
-    for name, inside in guesses:
-        held[name].add(inside or "")
-    if by_folder and 1 < len(held) <= _FEW and not all(map(_SUBJECT.fullmatch, held)):
+    if in_folders and 1 < len(held) <= _FEW and not all(map(_SUBJECT.fullmatch, held)):
         shared = [inside for inside in set.intersection(*held.values()) if inside and not inside.isdecimal()]
         if len(shared) > 1 or max(map(len, held.values())) > _MANY:
             raise _unclear(folder, f"has {len(held)} folders that may be classes or sequences ({', '.join(sorted(held))})")
-    return names
 
 
 def _guess(path: str) -> tuple[str, str | None]:
@@ -214,16 +194,15 @@ def _stem(name: str) -> str:
     return name[: len(name) - len(nifti.suffix(Path(name)) or Path(name).suffix)]
 
 
-def _same(folder: Path, paths: Sequence[str], traits: Sequence[bool], seen: str) -> None:
-    if len(set(traits)) > 1:
-        raise _unclear(folder, seen.format(paths[traits.index(True)], paths[traits.index(False)]))
+def _same(folder: Path, paths: Sequence[str], traits: Sequence[object], seen: str) -> None:
+    first = {bool(trait): path for trait, path in reversed([*zip(traits, paths)])}
+    if len(first) > 1:
+        raise _unclear(folder, seen.format(first[True], first[False]))
 
 
 def _unclear(folder: Path, seen: str) -> InputFileError:
-    return InputFileError(
-        f"{folder} {seen}: say with subject=REGEX which part of a path is the subject, "
-        "or choose files, such as pattern='*t1ce*'"
-    )
+    way_out = "say with subject=REGEX which part of a path is the subject, or choose files, such as pattern='*t1ce*'"
+    return InputFileError(f"{folder} {seen}: {way_out}")
 
 
 def _split_numbered(folder: Path, files: Sequence[Path], fraction: float) -> Split:

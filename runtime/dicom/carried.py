@@ -22,37 +22,26 @@ from .frames import Frame
 _NOT_CARRIED = """
     InstanceCreatorUID ReferencedImageSequence SourceImageSequence ReferencedPerformedProcedureStepSequence
     ReferencedInstanceSequence ReferencedSeriesSequence StudiesContainingOtherReferencedInstancesSequence
-    SourceImageEvidenceSequence ReferencedImageEvidenceSequence ReferencedPresentationStateSequence
-    IconImageSequence SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries
-    LargestPixelValueInSeries PixelAspectRatio NominalScannedPixelSpacing ImagerPixelSpacing SpatialResolution
-    ImagesInAcquisition NumberOfFrames FrameIncrementPointer PerFrameFunctionalGroupsSequence
-    SharedFunctionalGroupsSequence DimensionOrganizationSequence DimensionIndexSequence
-    DimensionOrganizationType InConcatenationNumber InConcatenationTotalNumber ConcatenationUID
-    ConcatenationFrameOffsetNumber SOPInstanceUIDOfConcatenationSource ConversionSourceAttributesSequence
-    ContentCreatorName StorageMediaFileSetUID ExtendedOffsetTable ExtendedOffsetTableLengths
-    PixelDataProviderURL MACParametersSequence DigitalSignaturesSequence EncryptedAttributesSequence
-    OriginalAttributesSequence DataSetTrailingPadding DataSetType
+    SourceImageEvidenceSequence ReferencedImageEvidenceSequence ReferencedPresentationStateSequence IconImageSequence
+    SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries LargestPixelValueInSeries PixelAspectRatio
+    NominalScannedPixelSpacing ImagerPixelSpacing SpatialResolution ImagesInAcquisition NumberOfFrames FrameIncrementPointer
+    PerFrameFunctionalGroupsSequence SharedFunctionalGroupsSequence DimensionOrganizationSequence DimensionIndexSequence
+    DimensionOrganizationType InConcatenationNumber InConcatenationTotalNumber ConcatenationUID ConcatenationFrameOffsetNumber
+    SOPInstanceUIDOfConcatenationSource ConversionSourceAttributesSequence ContentCreatorName StorageMediaFileSetUID
+    ExtendedOffsetTable ExtendedOffsetTableLengths PixelDataProviderURL MACParametersSequence DigitalSignaturesSequence
+    EncryptedAttributesSequence OriginalAttributesSequence DataSetTrailingPadding DataSetType
 """
 _DEEPEST = 16  # sequences within each other
 _DROPPED = frozenset(tag_for_keyword(keyword) for keyword in _NOT_CARRIED.split())
 
-# What a multi-frame keeps for each frame, by the name that a single one has for it.
-_OF_A_FRAME = {
-    "AcquisitionDateTime": "FrameAcquisitionDateTime",
-    "AcquisitionNumber": "FrameAcquisitionNumber",
-    "EchoTime": "EffectiveEchoTime",
-    "ImageLaterality": "FrameLaterality",
-    "ImagedNucleus": "ResonantNucleus",
-    "ImagingFrequency": "TransmitterFrequency",
-    "InversionTime": "InversionTimes",
-} | {
-    keyword: keyword
-    for keyword in (
-        *("EchoTrainLength", "FlipAngle", "InPlanePhaseEncodingDirection", "NumberOfAverages", "PercentPhaseFieldOfView"),
-        *("PercentSampling", "PixelBandwidth", "RepetitionTime", "RescaleIntercept", "RescaleSlope", "RescaleType"),
-        *("SliceThickness", "TemporalPositionIndex", "WindowCenter", "WindowCenterWidthExplanation", "WindowWidth"),
-    )
-}
+# What a multi-frame keeps for each frame, and the name that it has there where that is another.
+_OF_A_FRAME = """
+    AcquisitionDateTime=FrameAcquisitionDateTime AcquisitionNumber=FrameAcquisitionNumber EchoTime=EffectiveEchoTime
+    ImageLaterality=FrameLaterality ImagedNucleus=ResonantNucleus ImagingFrequency=TransmitterFrequency
+    InversionTime=InversionTimes EchoTrainLength FlipAngle InPlanePhaseEncodingDirection NumberOfAverages
+    PercentPhaseFieldOfView PercentSampling PixelBandwidth RepetitionTime RescaleIntercept RescaleSlope RescaleType
+    SliceThickness TemporalPositionIndex WindowCenter WindowCenterWidthExplanation WindowWidth AnatomicRegionSequence
+"""
 _SCANNING = {"SPIN": "SE", "GRADIENT": "GR", "BOTH": ["SE", "GR"]}  # of EchoPulseSequence
 
 
@@ -62,23 +51,21 @@ def carried(frame: Frame) -> Dataset:
     charset = dataset.get("SpecificCharacterSet")
     if isinstance(charset, str) and charset.startswith("ISO 2022"):  # which left the default out, that it begins from
         dataset.SpecificCharacterSet = ["", charset]
-    dataset.SOPClassUID = frame.single_frame_class
+    dataset.SOPClassUID = frame.kind
     if not frame.groups:
         return dataset
-    for keyword, name in _OF_A_FRAME.items():
-        value = frame.value(name)
-        if value is not None and not (isinstance(value, MutableSequence) and dictionary_VM(keyword) == "1"):
+    for keyword, _, there in (pair.partition("=") for pair in _OF_A_FRAME.split()):
+        value = frame.value(there or keyword)
+        several = isinstance(value, MutableSequence) and dictionary_VR(keyword) != "SQ" and dictionary_VM(keyword) == "1"
+        if value is not None and not several:
             _put(dataset, keyword, value)
-    if region := frame.value("AnatomicRegionSequence"):
-        _put(dataset, "AnatomicRegionSequence", region)
     if dataset.get("InPlanePhaseEncodingDirection") == "COLUMN":
         dataset.InPlanePhaseEncodingDirection = "COL"
     if dataset.get("Modality") == "MR":
         dataset.ScanningSequence = _SCANNING.get(frame.text("EchoPulseSequence"), "RM")
         dataset.SequenceVariant = "NONE"
         for keyword in ("ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength"):
-            if keyword not in dataset:
-                setattr(dataset, keyword, None)
+            dataset.setdefault(keyword, None)
     return dataset
 
 
@@ -86,12 +73,10 @@ def _without_private(source: Dataset, dropped: frozenset[int | None] = frozenset
     """A copy of what the standard defines, and pydicom can read and write, with sequences; no pixels, overlays or curves."""
     copy = Dataset()
     for tag in sorted(source.keys()):
-        if tag in dropped or tag.is_private or tag.element == 0:
-            continue
-        if not 8 <= tag.group < 0x7FE0 or tag.group & 0xFF00 in (0x5000, 0x6000):  # the lowest are not of a dataset
-            continue
-        with contextlib.suppress(Exception):  # of what pydicom's parsers stumble over
-            _put(copy, tag, source[tag].value, source[tag].VR, depth)
+        skipped = tag in dropped or tag.is_private or tag.element == 0 or tag.group & 0xFF00 in (0x5000, 0x6000)
+        if not skipped and 8 <= tag.group < 0x7FE0:  # the lowest are not of a dataset
+            with contextlib.suppress(Exception):  # of what pydicom's parsers stumble over
+                _put(copy, tag, source[tag].value, source[tag].VR, depth)
     return copy
 
 
@@ -101,7 +86,7 @@ def _put(dataset: Dataset, name: str | BaseTag, value: Any, vr: str = "UN", dept
     known = dictionary_VR(tag) if dictionary_has_tag(tag) else vr
     with contextlib.suppress(Exception):
         if known == "SQ":
-            value = [_without_private(item, depth=depth + 1) for item in value] if depth < _DEEPEST else []
+            value = [_without_private(part, depth=depth + 1) for part in value] if depth < _DEEPEST else []
         elif known == "DS" and isinstance(value, float) and not isinstance(value, DSfloat):
             value = decimal(value)
         element = DataElement(tag, vr if vr in known else known, value)
@@ -112,11 +97,17 @@ def _put(dataset: Dataset, name: str | BaseTag, value: Any, vr: str = "UN", dept
             dataset.add(element)
 
 
+def item(**attributes: Any) -> Dataset:
+    """An item of a sequence."""
+    dataset = Dataset()
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
 def coded(code: Code) -> Dataset:
     """A code as an item of a sequence."""
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
-    return item
+    return item(CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning)
 
 
 def decimal(value: float) -> DSfloat | None:

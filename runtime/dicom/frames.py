@@ -19,12 +19,12 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
 from ..errors import line
-from ..inputs import quiet
-from .source import Skipped, Source, decoder_advice, has_decoder
+from .source import Skipped, Source, decoder
 
 Rescale = tuple[float, float]  # slope, intercept
+Floats = NDArray[np.float64]
 _LONGEST = 10_240  # characters of a text, as of LT, the longest but unlimited ones
-_FARTHEST = 1e6  # mm
+FARTHEST = 1e6  # mm
 _LEAST = 1e-30  # of slopes
 _PERPENDICULAR = 1e-3  # how far products of direction cosines may be from 0 and 1, where their digits would tell more
 
@@ -38,7 +38,10 @@ _SINGLE_FRAME = {
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Frame `index` of a file. `groups` are its functional groups, its own before the shared ones; a classic file has none."""
+    """Frame `index` of a file, its geometry NaN where the file does not tell.
+
+    `groups` are its functional groups, its own before the shared ones; a classic file has none.
+    """
 
     source: Source
     header: Dataset
@@ -48,19 +51,24 @@ class Frame:
     def value(self, keyword: str) -> Any:
         """An attribute of the frame, wherever its file keeps it; None where it has none, or none that can be read."""
         for place in (*self.groups, self.header):
-            with quiet("pydicom"), contextlib.suppress(Exception):  # pydicom's parsers raise whatever they stumble over
+            with contextlib.suppress(Exception):  # pydicom's parsers raise whatever they stumble over
                 if (value := place.get(keyword)) not in (None, ""):
                     return value
         return None
 
-    def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
-        """So many finite numbers, or None."""
-        value = self.value(keyword)
+    def numbers(self, keyword: str, count: int) -> Floats:
+        """So many finite numbers (count,); all NaN where the attribute is anything else."""
+        unknown = np.full(count, np.nan)
         try:
-            numbers = tuple(float(v) for v in (value if count > 1 else (value,)))
-        except (TypeError, ValueError):
-            return None
-        return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+            numbers = np.array(self.value(keyword), np.float64).reshape(count)
+        except Exception:  # of text, of lists of another length, of sequences
+            return unknown
+        return numbers if np.isfinite(numbers).all() else unknown
+
+    def number(self, keyword: str, default: float = math.nan) -> float:
+        """A finite number, or the default."""
+        (number,) = self.numbers(keyword, 1).tolist()
+        return default if math.isnan(number) else number
 
     def text(self, keyword: str) -> str:
         """An attribute in one line."""
@@ -78,7 +86,7 @@ class Frame:
         return str(self.header.SeriesInstanceUID)
 
     @property
-    def single_frame_class(self) -> UID | None:
+    def kind(self) -> UID | None:
         """The SOP class of a file that holds this frame alone; None where there is none."""
         kind = UID(self.header.SOPClassUID, IGNORE)
         return _SINGLE_FRAME.get(kind) if self.groups else kind
@@ -89,31 +97,32 @@ class Frame:
         return int(self.header.Rows), int(self.header.Columns)
 
     @cached_property
-    def spacing(self) -> tuple[float, float] | None:
+    def spacing(self) -> Floats:
         """Millimetres between rows and between columns."""
         spacing = self.numbers("PixelSpacing", 2)
-        return (spacing[0], spacing[1]) if spacing and 1 / _FARTHEST < min(spacing) <= max(spacing) < _FARTHEST else None
+        return np.where(((spacing > 1 / FARTHEST) & (spacing < FARTHEST)).all(), spacing, np.nan)
 
     @cached_property
-    def position(self) -> NDArray[np.float64] | None:
+    def position(self) -> Floats:
         """The first pixel's centre, in millimetres towards the patient's left, back and head."""
         position = self.numbers("ImagePositionPatient", 3)
-        return np.array(position) if position and max(map(abs, position)) < _FARTHEST else None
+        return np.where((np.abs(position) < FARTHEST).all(), position, np.nan)
 
     @cached_property
-    def orientation(self) -> NDArray[np.float64] | None:
-        """Unit vectors (2, 3) along a row and down a column, perpendicular to each other.
+    def axes(self) -> Floats:
+        """The perpendicular unit vectors (2, 3) along a row and down a column that are nearest to the header's.
 
-        They are the nearest ones to the header's. None where those are no such vectors, rounded to the digits that they have.
+        NaN where those are not such vectors, rounded to the digits that they have.
         """
-        cosines = self.numbers("ImageOrientationPatient", 6)
-        if cosines is None:
-            return None
-        axes = np.reshape(cosines, (2, 3))
+        axes = self.numbers("ImageOrientationPatient", 6).reshape(2, 3)
         if not np.abs(axes @ axes.T - np.eye(2)).max() <= max(_PERPENDICULAR, 4 * self.rounding):
-            return None
+            return np.full((2, 3), np.nan)
         left, _, right = np.linalg.svd(axes, full_matrices=False)
         return np.asarray((left @ right).round(12) + 0.0)
+
+    @property
+    def normal(self) -> Floats:
+        return np.cross(*self.axes)
 
     @cached_property
     def rounding(self) -> float:
@@ -125,22 +134,6 @@ class Frame:
         places = min((int(c.as_tuple().exponent) for c in cosines if abs(c) > _PERPENDICULAR), default=0)
         return 10.0**places if places < -1 else 0.0
 
-    @cached_property
-    def thickness(self) -> float:
-        """Millimetres from a lone slice to where the next would be; 1 where the header does not tell."""
-        said = self.numbers("SpacingBetweenSlices", 1) or self.numbers("SliceThickness", 1) or (1.0,)
-        return abs(said[0]) if 1 / _FARTHEST < abs(said[0]) < _FARTHEST else 1.0
-
-    @property
-    def axes(self) -> NDArray[np.float64]:
-        """The orientation of a frame that has one."""
-        assert self.orientation is not None
-        return self.orientation
-
-    @property
-    def normal(self) -> NDArray[np.float64]:
-        return np.cross(*self.axes)
-
     @property
     def inverted(self) -> bool:
         """Whether small numbers are shown bright."""
@@ -149,8 +142,7 @@ class Frame:
     @cached_property
     def rescale(self) -> Rescale:
         """Slope and intercept from stored values to real ones."""
-        slope, intercept = self.numbers("RescaleSlope", 1), self.numbers("RescaleIntercept", 1)
-        return (slope[0] if slope else 1.0) or 1.0, intercept[0] if intercept else 0.0
+        return self.number("RescaleSlope", 1.0) or 1.0, self.number("RescaleIntercept", 0.0)
 
     @cached_property
     def limits(self) -> tuple[int, int]:
@@ -160,23 +152,19 @@ class Frame:
 
     @cached_property
     def padding(self) -> tuple[int, int] | None:
-        """The smallest and largest stored number that stand for no measurement; None where the header names none, or only 0.
-
-        0 is the background. A number that was written with the wrong sign is put right.
-        """
-        ends = [self.numbers(f"PixelPadding{of}", 1) for of in ("Value", "RangeLimit")]
-        span, least = 1 << self.header.BitsAllocated, self.limits[0]
-        first = -(span // 2) if least else 0
-        found = sorted((int(end[0]) - first) % span + first for end in ends if end)
-        inside = ends[0] and (found[0] or found[-1]) and least <= found[0] and found[-1] <= self.limits[1]
+        """The smallest and largest stored number that stand for no measurement, or None; 0 alone is the background."""
+        value, limit = self.number("PixelPaddingValue"), self.number("PixelPaddingRangeLimit")
+        span, (least, most) = 1 << self.header.BitsAllocated, self.limits
+        first = -(span // 2) if least else 0  # some are written with the wrong sign
+        found = sorted((int(end) - first) % span + first for end in (value, limit) if not math.isnan(end))
+        inside = not math.isnan(value) and any(found) and least <= found[0] and found[-1] <= most
         return (found[0], found[-1]) if inside else None
 
     @cached_property
     def problem(self) -> str:
         """Why such a frame can be no slice of a volume, or nothing."""
-        header = self.header
+        header, colours, (slope, intercept) = self.header, self.text("PhotometricInterpretation"), self.rescale
         allocated, stored, high = header.BitsAllocated, header.BitsStored, header.HighBit
-        colours = self.text("PhotometricInterpretation")
         if header.SamplesPerPixel != 1 or not colours.startswith("MONOCHROME"):
             return f"is in colour ({colours or 'of no known kind'}): only grey pictures can be upscaled"
         if allocated not in (8, 16):
@@ -185,36 +173,32 @@ class Frame:
             return f"says that {stored} of {allocated} bits, up to bit {high}, are its pixels: its header is damaged"
         if "MOSAIC" in self.words("ImageType"):
             return "is a mosaic, a volume's slices side by side in one picture: export it as single slices"
-        slope, intercept = self.rescale
         if not _LEAST < abs(slope) < 1 / _LEAST or not abs(intercept) < 1 / _LEAST:
             return f"has a slope of {slope:g} and an intercept of {intercept:g}, which no float32 holds: its header is damaged"
         if "ModalityLUTSequence" in header:
             return "maps its pixels by a table (Modality LUT), not by slope and intercept: export it without"
-        if self.groups and self.single_frame_class is None:
-            kind = UID(header.SOPClassUID, IGNORE).name
-            return f"is a {kind}, for which no kind of single slices is known: export it as such"
+        if not self.kind:
+            return (
+                f"is a {UID(header.SOPClassUID, IGNORE).name}, for which no kind of single slices is known: export it as such"
+            )
         if (header.get("NumberOfFrames") or 1) > 1 and not self.groups:
             return "has many frames and no functional groups to tell where they lie: export it as single slices"
-        geometry = {"Position": self.position, "Orientation": self.orientation}
-        places = {f"Image{of}Patient": found for of, found in geometry.items()} | {"PixelSpacing": self.spacing}
-        if missing := [name for name, found in places.items() if found is None]:
+        places = {"ImagePositionPatient": self.position, "ImageOrientationPatient": self.axes, "PixelSpacing": self.spacing}
+        if missing := [name for name, found in places.items() if np.isnan(found).any()]:
             return f"does not tell where it lies ({', '.join(missing)}): missing or impossible, so it is no slice of a volume"
-        if not has_decoder(header):
-            syntax = header.file_meta.TransferSyntaxUID.name
-            return f"is compressed ({syntax}), and nothing here reads that: {decoder_advice(header)}"
-        return ""
+        decoded, advice = decoder(header)
+        syntax = header.file_meta.TransferSyntaxUID.name
+        return "" if decoded else f"is compressed ({syntax}), and nothing here reads that: {advice or 'save it uncompressed'}"
 
 
 def frames_of(source: Source, header: Dataset) -> list[Frame]:
     """The frames of a file: one, or as many as its functional groups describe. Raises Skipped where these are damaged."""
-    with quiet("pydicom"):
-        try:
-            own = header.get("PerFrameFunctionalGroupsSequence") or ()
-            shared = _items((header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
-            count = min(len(own), header.get("NumberOfFrames") or 1)
-            groups = [(*_items(own[k]), *shared) for k in range(count)]
-        except Exception as error:  # pydicom's parsers raise whatever they stumble over
-            raise Skipped(f"damaged ({type(error).__name__})", str(header.SeriesInstanceUID), damaged=True) from None
+    try:
+        own = header.get("PerFrameFunctionalGroupsSequence") or ()
+        shared = _items((header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
+        groups = [(*_items(one), *shared) for one in own[: header.get("NumberOfFrames") or 1]]
+    except Exception as error:  # pydicom's parsers raise whatever they stumble over
+        raise Skipped(f"damaged ({type(error).__name__})", str(header.SeriesInstanceUID), damaged=True) from None
     return [Frame(source, header, k, items) for k, items in enumerate(groups or [()])]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections import defaultdict
@@ -10,21 +9,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import headers
 from ..errors import ImageError, InputFileError
-from ..measure import Fractions
+from ..inputs import quiet
+from ..intensity import rescaled
 from ..memory import allocate
 from ..scan import Scan
-from .frames import Frame, Rescale, frames_of
-from .source import Skipped, Source, in_memory, sources
+from .frames import FARTHEST, Floats, Frame, Rescale, frames_of
+from .source import Skipped, Source, in_memory, sources, stored_type
+
+Item = TypeVar("Item")
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-TOLERANCE_MM = 0.05  # between a slice and where even steps would put it; or 1 % of a step
+_TOLERANCE_MM = 0.05  # between a slice and where even steps would put it; or 1 % of a step
+_ONE_PLACE = 1e-3  # mm
 _SAME_DIRECTION = 2e-3  # of cosines; a tenth of a degree
 _LOCALIZER = re.compile(r"\b(locali[sz]er|scout|survey|3[ -]?plane|aahead)", re.IGNORECASE)
 _LISTED = 5  # series, at most, in an error's line
@@ -53,15 +55,16 @@ class Series:
     modality: str
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
-    affine: NDArray[np.float64] = field(repr=False)
+    affine: Floats = field(repr=False)
     notes: tuple[str, ...]
     problem: str
     frames: tuple[Frame, ...] = field(repr=False)
     doubt: str = ""
     damaged: tuple[str, ...] = ()  # a line about each file that belongs to it and cannot be read: slices may be missing
 
+    @quiet("pydicom")
     def volume(self) -> Scan:
-        """The real values, array axes (columns, rows, slices): integers where they are, or as stored, with slope and intercept.
+        """The values as stored, array axes (columns, rows, slices), with slope and intercept; or real ones where slices differ.
 
         Bright is large even where small numbers are shown bright (MONOCHROME1): those are mirrored in the range of their
         bits. Raises ImageError where there is a `problem`, InputFileError for pixels that are damaged or cannot be decoded.
@@ -69,23 +72,25 @@ class Series:
         if self.problem:
             raise ImageError(f"the series cannot be upscaled: it {self.problem}")
         rows, columns, slices = self.shape
-        dtype, shift, slope, intercept = self._layout
-        data = allocate((columns, rows, slices), dtype, "F")
-        for place, frame, pixels in self._pixels():
-            if pixels.shape != (rows, columns):
-                raise InputFileError(
-                    f"{frame.source.name} holds a picture of {pixels.shape}, not {(rows, columns)}: copy it again"
-                )
-            values = sum(self.limits) - pixels.astype(np.int32) if frame.inverted else pixels
-            if self.rescale is None:
-                values = values * frame.rescale[0] + frame.rescale[1]
-            elif shift:
-                values = values.astype(np.int32) + shift
-            data[:, :, place] = values.T
-        spacing = tuple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist())
-        notes = (f"it {self.doubt}", *self.notes) if self.doubt else self.notes
-        known: dict[str, Any] = {"acquired": self.acquired, "padding": self.padding, "header": self, "notes": notes}
-        return Scan(data, spacing, self.affine, slope=slope, inter=intercept, **known)
+        data = allocate((columns, rows, slices), self.dtype if self.rescale else np.float32, "F")
+        for places in _grouped(range(slices), lambda k: self.frames[k].source).values():  # many frames are dear to open
+            first = self.frames[places[0]]
+            found = first.source.frames(first.header, [self.frames[k].index for k in places])
+            for k, pixels in zip(places, found, strict=True):
+                values = sum(self.limits) - pixels.astype(np.int32) if first.inverted else pixels
+                data[:, :, k] = values.T if self.rescale else rescaled(values, *self.frames[k].rescale).T
+        first, (slope, intercept) = self.frames[0], self.rescale or (1.0, 0.0)
+        return Scan(
+            data,
+            tuple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist()),
+            self.affine,
+            slope=slope,
+            inter=intercept,
+            acquired=headers.of_dicom(first.numbers, first.text("InPlanePhaseEncodingDirection"), first.shape),
+            padding=self.padding,
+            header=self,
+            notes=(f"it {self.doubt}", *self.notes) if self.doubt else self.notes,
+        )
 
     @cached_property
     def rescale(self) -> Rescale | None:
@@ -94,51 +99,23 @@ class Series:
         return kinds.pop() if len(kinds) == 1 else None
 
     @cached_property
-    def padding(self) -> tuple[int, int] | None:
-        """The lowest and highest number of the array of `volume`, before its slope, that stand for no measurement.
+    def dtype(self) -> np.dtype[Any]:
+        """The type of all stored values."""
+        return np.result_type(*{stored_type(frame.header) for frame in self.frames})
 
-        None where the header names none, where slices differ in it, and where each has a slope of its own.
-        """
+    @cached_property
+    def padding(self) -> tuple[int, int] | None:
+        """The lowest and highest number in `volume`'s array that stand for no measurement; None where slices differ in it."""
         found = set() if self.problem else {frame.padding for frame in self.frames}
         ends = found.pop() if len(found) == 1 and self.rescale else None
-        if not ends:
-            return None
-        low, high = (sum(self.limits) - end for end in ends[::-1]) if self.frames[0].inverted else ends
-        return low + self._layout[1], high + self._layout[1]
-
-    @cached_property
-    def _layout(self) -> tuple[np.dtype[Any], int, float, float]:
-        """How `volume` stores real values: type, what is added to stored numbers, slope and intercept."""
-        stored = np.result_type(*{_dtype(*frame.limits) for frame in self.frames})
-        if self.rescale is None:
-            return np.dtype(np.float32), 0, 1.0, 0.0
-        slope, intercept = self.rescale
-        if slope != 1 or not intercept.is_integer() or abs(intercept) >= 1 << 30:
-            return stored, 0, slope, intercept
-        shift = int(intercept)
-        return _dtype(*(limit + shift for limit in self.limits)) if shift else stored, shift, 1.0, 0.0
-
-    @cached_property
-    def acquired(self) -> Fractions:
-        """The parts of the stored columns, rows and slices that the header says were measured; None where it does not."""
-        first = self.frames[0]
-        return headers.of_dicom(first.numbers, first.text("InPlanePhaseEncodingDirection"), first.shape)
+        if ends and self.frames[0].inverted:
+            return sum(self.limits) - ends[1], sum(self.limits) - ends[0]
+        return ends
 
     @cached_property
     def limits(self) -> tuple[int, int]:
         """The smallest and largest number that the bits of all slices can hold."""
         return min(f.limits[0] for f in self.frames), max(f.limits[1] for f in self.frames)
-
-    def _pixels(self) -> Iterator[tuple[int, Frame, NDArray[Any]]]:
-        """(slice, frame, stored values), file by file, as a file of many frames is dear to open."""
-        by_file: dict[int, list[int]] = defaultdict(list)
-        for place, frame in enumerate(self.frames):
-            by_file[id(frame.source)].append(place)
-        for places in by_file.values():
-            first = self.frames[places[0]]
-            frames = first.source.frames(first.header, [self.frames[place].index for place in places])
-            for place, pixels in zip(places, frames, strict=True):
-                yield place, self.frames[place], pixels
 
 
 def read(path: Path, number: int | None = None, allow_gaps: bool = False) -> Scan:
@@ -146,26 +123,23 @@ def read(path: Path, number: int | None = None, allow_gaps: bool = False) -> Sca
 
     Raises InputFileError where there is none, or where it may lack slices, unless that is allowed.
     """
-    found, chosen = find_series(path), number is not None
-    name = f"{path} (series {number + 1})" if number is not None else str(path)
-    if number is None:
-        several = usable(found)
-        if len(several) > 1:
-            listed = ", ".join(f"{k + 1} of {'×'.join(map(str, found[k].shape))}" for k in several[:_LISTED])
-            listed += f", and {len(several) - _LISTED} more" if len(several) > _LISTED else ""
-            raise InputFileError(f"{path} holds several series ({listed}): choose one by --series, or give a folder, -o DIR/")
-        number = (several or [0])[0]
-    if not 0 <= number < len(found):
-        raise InputFileError(f"{path} holds {len(found)} series, none of which is number {number + 1}")
-    series = found[number]
-    if series.problem or (series.doubt and not chosen):
-        advice = "" if series.problem else f"; take it all the same by --series {number + 1}"
-        raise InputFileError(f"{name} cannot be upscaled: it {series.problem or series.doubt}{advice}")
+    found = find_series(path)
+    sure, chosen = usable(found), number is not None
+    if len(sure) > 1 and not chosen:
+        listed = ", ".join(f"{k + 1} of {'×'.join(map(str, found[k].shape))}" for k in sure[:_LISTED])
+        listed += f", and {len(sure) - _LISTED} more" if len(sure) > _LISTED else ""
+        raise InputFileError(f"{path} holds several series ({listed}): choose one by --series, or give a folder, -o DIR/")
+    k = (sure or [0])[0] if number is None else number
+    if not 0 <= k < len(found):
+        raise InputFileError(f"{path} holds {len(found)} series, none of which is number {k + 1}")
+    series, name = found[k], f"{path} (series {k + 1})" if chosen else str(path)
+    if series.problem:
+        raise InputFileError(f"{name} cannot be upscaled: it {series.problem}")
+    if series.doubt and not chosen:
+        raise InputFileError(f"{name} cannot be upscaled: it {series.doubt}; take it all the same by --series {k + 1}")
     if series.damaged and not allow_gaps:
-        raise InputFileError(
-            f"{name} may lack {len(series.damaged)} slices, the first by {series.damaged[0]}: copy it again, or take what is "
-            "there by --allow-gaps"
-        )
+        lost = f"{len(series.damaged)} slices, the first by {series.damaged[0]}"
+        raise InputFileError(f"{name} may lack {lost}: copy it again, or take what is there by --allow-gaps")
     return series.volume()
 
 
@@ -175,10 +149,7 @@ def usable(found: Sequence[Series]) -> list[int]:
 
 
 def find_series(path: Path) -> list[Series]:
-    """The series in a folder with all that is below it, in a file or in a zip, which is read in memory; at least one.
-
-    Raises InputFileError where there is none, and says what there is.
-    """
+    """The series in a folder and all below it, in a file or in a zip. Raises InputFileError where there is none."""
     return _find(sources(path), str(path))
 
 
@@ -187,6 +158,7 @@ def series_of(files: Iterable[bytes]) -> list[Series]:
     return _find(in_memory(files), "what came")
 
 
+@quiet("pydicom")
 def _find(found: Iterable[Source], where: str) -> list[Series]:
     by_uid: dict[str, list[Frame]] = defaultdict(list)
     notes: dict[str, list[str]] = defaultdict(list)  # by series; those that belong to none, under ""
@@ -194,23 +166,23 @@ def _find(found: Iterable[Source], where: str) -> list[Series]:
     for source in found:
         try:
             frames = frames_of(source, source.header())
+            by_uid[frames[0].uid] += frames
         except (Skipped, InputFileError) as error:
             skipped = error if isinstance(error, Skipped) else Skipped("it could not be read", damaged=True)
             notes[skipped.uid].append(f"{source.name} was left out: {skipped}")
-            if skipped.damaged:
-                damaged[skipped.uid].append(f"{source.name}: {skipped}")
-            continue
-        by_uid[frames[0].uid] += frames
+            damaged[skipped.uid] += [f"{source.name}: {skipped}"] * skipped.damaged
     if not by_uid:
         said = [note for lines in notes.values() for note in lines]
         more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
         raise InputFileError(f"{where} holds no DICOM picture: {'; '.join(said[:3]) or 'no file'}{more}")
-    series = [one for uid, frames in by_uid.items() for one in _series(frames, [*notes.pop(uid, []), *notes[""]])]
-    for uid in notes.keys() - {""}:  # series of which no file could be used
-        series = [replace(one, notes=(*one.notes, *notes[uid])) for one in series]
+    others = [note for uid, lines in notes.items() if uid and uid not in by_uid for note in lines]
     lost = damaged[""] if len(by_uid) == 1 else []  # they say nothing about their series
-    series = [replace(one, damaged=(*damaged[one.uid], *lost)) for one in series]
-    return sorted(series, key=lambda one: (one.frames[0].numbers("SeriesNumber", 1) or (0.0,), one.uid))
+    series = [
+        replace(one, notes=(*one.notes, *others), damaged=(*damaged[uid], *lost))
+        for uid, frames in by_uid.items()
+        for one in _series(frames, [*notes[uid], *notes[""]])
+    ]
+    return sorted(series, key=lambda one: (one.frames[0].number("SeriesNumber", 0.0), one.uid))
 
 
 def _series(frames: list[Frame], notes: list[str]) -> Iterator[Series]:
@@ -218,13 +190,13 @@ def _series(frames: list[Frame], notes: list[str]) -> Iterator[Series]:
     first = frames[0]
     if any(tag.is_private for tag in first.header.keys()):  # noqa: SIM118
         notes = [*notes, "the manufacturer's private data is not carried into a derived series"]
-    if modality := first.text("Modality"):
-        notes += [f"the modality is {modality}: the network was made for MR"] * (modality != "MR")
+    if (modality := first.text("Modality")) not in ("", "MR"):
+        notes = [*notes, f"the modality is {modality}: the network was made for MR"]
     by_problem = _grouped(frames, lambda f: f.problem)
-    usable = by_problem.pop("", [])
+    sound = by_problem.pop("", [])
     for problem, same in by_problem.items():
         yield _measured(same, notes, problem)
-    directions = _by_direction(usable)
+    directions = _by_direction(sound)
     stacks = [(stack, kind) for same in directions for stack, kind in _by_kind(same)]
     localizer = len(directions) > 1 and max(map(len, directions)) <= _FEW
     for stack, kind in stacks:
@@ -235,20 +207,17 @@ def _series(frames: list[Frame], notes: list[str]) -> Iterator[Series]:
 def _stack(frames: list[Frame], notes: list[str], localizer: bool) -> Series:
     """Slices of one direction and kind, in order along their normal."""
     normal = frames[0].normal
-    ordered = sorted(frames, key=lambda f: (along(f, normal), f.source.name, f.index))
     kept: list[Frame] = []
     problem = ""
-    for frame in ordered:
-        if not kept or along(frame, normal) - along(kept[-1], normal) > 1e-3:
+    for frame in sorted(frames, key=lambda f: (f.position @ normal, f.source.name, f.index)):
+        if not kept or (frame.position - kept[-1].position) @ normal > _ONE_PLACE:
             kept.append(frame)
-        elif _digest(frame) == _digest(kept[-1]):
+        elif _pixels(frame) == _pixels(kept[-1]):
             notes = [*notes, f"{frame.source.name} was left out: the same slice as {kept[-1].source.name}"]
         else:
+            names = f"{frame.source.name} and {kept[-1].source.name}"
+            problem = problem or f"has several slices at one place ({names}), and nothing tells them apart"
             kept.append(frame)
-            problem = problem or (
-                f"has several slices at one place ({frame.source.name} and {kept[-2].source.name}), "
-                "and nothing tells them apart"
-            )
     first = kept[0]
     titles = f"{first.text('SeriesDescription')} {first.text('ProtocolName')}"
     localizer = localizer or "LOCALIZER" in first.words("ImageType") or bool(_LOCALIZER.search(titles))
@@ -257,26 +226,24 @@ def _stack(frames: list[Frame], notes: list[str], localizer: bool) -> Series:
 
 
 def _measured(frames: list[Frame], notes: list[str], problem: str, doubt: str = "") -> Series:
-    first, count = frames[0], len(frames)
-    affine, spacing = np.eye(4), (0.0, 0.0, 0.0)
-    if first.position is not None and first.orientation is not None and first.spacing is not None:
-        step = _step(frames)
-        columns = [first.axes[0] * first.spacing[1], first.axes[1] * first.spacing[0], step, first.position]
-        affine[:3] = np.array(columns).T
-        affine = LPS_TO_RAS @ affine
-        spacing = (*first.spacing, float(np.linalg.norm(step)))
+    first, step = frames[0], _step(frames)
+    affine = np.eye(4)
+    affine[:3] = np.transpose([first.axes[0] * first.spacing[1], first.axes[1] * first.spacing[0], step, first.position])
+    placed = bool(np.isfinite(affine).all())
+    spacing = (*first.spacing.tolist(), float(np.linalg.norm(step))) if placed else (0.0, 0.0, 0.0)
     said = first.uid, first.text("SeriesDescription"), first.text("Modality")
-    shape = (*first.shape, count)
-    doubt = "" if problem else doubt
+    shape, doubt = (*first.shape, len(frames)), "" if problem else doubt
+    affine = LPS_TO_RAS @ affine if placed else np.eye(4)
     return Series(*said, shape, spacing, affine, tuple(dict.fromkeys(notes)), problem, tuple(frames), doubt)
 
 
-def _step(frames: list[Frame]) -> NDArray[np.float64]:
-    """From a slice to the next, in mm; of a single one, along its normal by the thickness that it says."""
+def _step(frames: list[Frame]) -> Floats:
+    """From a slice to the next, in mm; of a single one, along its normal by the thickness that it says, or by 1."""
     first, last = frames[0], frames[-1]
-    if len(frames) > 1 and first.position is not None and last.position is not None:
-        return np.asarray((last.position - first.position) / (len(frames) - 1))
-    return np.asarray(first.normal * first.thickness)
+    if len(frames) > 1:
+        return (last.position - first.position) / (len(frames) - 1)
+    said = abs(first.number("SpacingBetweenSlices", first.number("SliceThickness", 1.0)))
+    return first.normal * (said if 1 / FARTHEST < said < FARTHEST else 1.0)
 
 
 def _unevenness(frames: list[Frame]) -> str:
@@ -287,91 +254,67 @@ def _unevenness(frames: list[Frame]) -> str:
     even = positions[0] + np.arange(len(frames))[:, None] * _step(frames)
     steps = np.diff(positions @ frames[0].normal)
     usual = float(np.median(steps))
-    if np.linalg.norm(positions - even, axis=1).max() <= max(TOLERANCE_MM, 0.01 * usual):
+    if np.linalg.norm(positions - even, axis=1).max() <= max(_TOLERANCE_MM, 0.01 * usual):
         return ""
     missing = np.rint(steps / usual) - 1
     if missing.sum() > 0 and np.abs(steps / usual - 1 - missing).max() < 0.1:
-        at = int(np.argmax(missing))
-        return (
-            f"has a gap: {int(missing.sum())} of {len(frames) + int(missing.sum())} slices are missing, the first between "
-            f"{frames[at].source.name} and {frames[at + 1].source.name}"
-        )
+        count, at = int(missing.sum()), int(np.argmax(missing))
+        between = f"{frames[at].source.name} and {frames[at + 1].source.name}"
+        return f"has a gap: {count} of {len(frames) + count} slices are missing, the first between {between}"
     return f"has slices at uneven distances, {steps.min():.3g} to {steps.max():.3g} mm: export them evenly spaced"
 
 
 def _tilt(frames: list[Frame]) -> str:
     """Why slices are not parallel, beyond what rounding in headers and the tolerance of their places allow; or nothing."""
     first = frames[0]
-    size = np.multiply(first.shape, first.spacing or 0)[::-1]  # mm along a row and down a column
+    size = np.multiply(first.shape, first.spacing)[::-1]  # mm along a row and down a column
     off = max(float(size @ np.linalg.norm(frame.axes - first.axes, axis=1)) for frame in frames)
     rounding = 2 * float(size.sum()) * max(frame.rounding for frame in frames)
-    if off <= max(TOLERANCE_MM, 0.01 * float(np.linalg.norm(_step(frames))), rounding):
+    if off <= max(_TOLERANCE_MM, 0.01 * float(np.linalg.norm(_step(frames))), rounding):
         return ""
     return f"has slices that are not quite parallel: their corners lie up to {off:.2g} mm from where a volume has them"
 
 
-def _by_kind(frames: list[Frame]) -> Iterator[tuple[list[Frame], str]]:
+def _by_kind(frames: list[Frame]) -> list[tuple[list[Frame], str]]:
     """Frames of one direction, apart where several lie at one place and an attribute tells which is which; (frames, kind)."""
-    normal = frames[0].normal
-
-    def crowded(some: list[Frame]) -> bool:
-        places = sorted(along(frame, normal) for frame in some)
-        return any(b - a <= 1e-3 for a, b in itertools.pairwise(places))
-
-    if not crowded(frames):
-        yield frames, ""
-        return
+    places = sorted(float(frame.position @ frames[0].normal) for frame in frames)
+    if all(b - a > _ONE_PLACE for a, b in itertools.pairwise(places)):
+        return [(frames, "")]
     for keyword in _KINDS:
         groups = _grouped(frames, lambda f, keyword=keyword: f.text(keyword))  # type: ignore[misc]
         if len(groups) > 1 and len(set(map(len, groups.values()))) == 1:
-            for value, same in groups.items():
-                shown = f"{keyword} {value}"
-                yield from ((stack, f"{shown}, {kind}" if kind else shown) for stack, kind in _by_kind(same))
-            return
-    yield frames, ""
+            kinds = ((stack, value, kind) for value, same in groups.items() for stack, kind in _by_kind(same))
+            return [(stack, f"{keyword} {value}{f', {kind}' if kind else ''}") for stack, value, kind in kinds]
+    return [(frames, "")]
 
 
 def _by_direction(frames: list[Frame]) -> list[list[Frame]]:
     """Frames of one size and direction each, to what rounding in headers leaves."""
     groups: list[list[Frame]] = []
     for frame in frames:
-        for same in groups:
-            if _alike(frame, same[0]):
-                same.append(frame)
-                break
-        else:
-            groups.append([frame])
+        same = next((group for group in groups if _alike(frame, group[0])), None)
+        if same is None:
+            groups.append(same := [])
+        same.append(frame)
     return groups
 
 
 def _alike(a: Frame, b: Frame) -> bool:
-    return (
-        (a.shape, a.inverted) == (b.shape, b.inverted)
-        and np.allclose(a.spacing or 0, b.spacing or 0, rtol=1e-4)
-        and bool(np.abs(a.axes - b.axes).max() < max(_SAME_DIRECTION, 2 * a.rounding, 2 * b.rounding))
-    )
+    same = (a.shape, a.inverted) == (b.shape, b.inverted) and np.allclose(a.spacing, b.spacing, rtol=1e-4)
+    return same and bool(np.abs(a.axes - b.axes).max() < max(_SAME_DIRECTION, 2 * a.rounding, 2 * b.rounding))
 
 
-def _grouped(frames: list[Frame], key: Callable[[Frame], Any]) -> dict[Any, list[Frame]]:
-    """Frames by what is equal about them, in the order of its first appearance."""
-    groups: dict[Any, list[Frame]] = defaultdict(list)
-    for frame in frames:
-        groups[key(frame)].append(frame)
+def _grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Items by what is equal about them, in the order of its first appearance."""
+    groups: dict[Any, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
     return groups
 
 
-def along(frame: Frame, normal: NDArray[np.float64]) -> float:
-    """How far along the normal a frame lies, in mm."""
-    return float(np.dot(frame.position, normal)) if frame.position is not None else 0.0
-
-
-def _digest(frame: Frame) -> bytes:
+def _pixels(frame: Frame) -> bytes:
+    """Its stored values; its file's name where they cannot be read, as `volume` will tell."""
     try:
-        return hashlib.sha256(next(iter(frame.source.frames(frame.header, [frame.index]))).tobytes()).digest()
+        return bytes(frame.source.frames(frame.header, [frame.index])[0].tobytes())
     except InputFileError:
-        return frame.source.name.encode()  # like no other; `volume` will say what is wrong with it
-
-
-def _dtype(low: int, high: int) -> np.dtype[Any]:
-    """The smallest integer type that holds both."""
-    return np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)) if low < 0 else np.min_scalar_type(high)
+        return frame.source.name.encode()

@@ -1,17 +1,19 @@
-"""DICOM files in a folder, in a zip or in memory: their headers, read with distrust, and their pixels.
+"""DICOM files in a folder, in a zip or in memory: headers, read with distrust, and pixels.
 
-Believes no size before it has looked at the file's own, and makes no path of anything that it reads.
+No size is believed before it is compared with the file, and no path is made of anything that is read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
+import re
+import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,30 +27,16 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import InputFileError, line, reason
-from ..inputs import quiet
+from ..inputs import INFLATION, reading
 
-_PIXELS = 0x7FE00010
+_KIND = "DICOM"
 _LONGEST_HEADER = 1 << 24  # bytes, which take seconds to parse; those of ten thousand frames are half as long
-_UNDEFINED = 0xFFFFFFFF
 _LINE = 200  # characters of a name or of a value, in a line
-_MAX_INFLATION = 1032  # of deflate: a zip's member cannot hold more for each byte that it takes
 _MAX_COMPRESSION = 1 << 16  # of a picture: a black slice of 2 MB takes a hundred bytes in JPEG 2000
-
-# Who decodes what pydicom and Pillow do not; the second half is what pip is told.
-_DECODERS = {
-    "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
-    "High-Throughput JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
-    "JPEG-LS": "pyjpegls",
-    "JPEG": "pylibjpeg pylibjpeg-libjpeg",
-    "RLE": "pylibjpeg pylibjpeg-rle",
-}
 
 
 class Skipped(Exception):
-    """A file that is no picture to upscale; its text says why. `uid` is its series', where it could be read.
-
-    A `damaged` one was a picture, or may have been.
-    """
+    """Why a file is no picture to upscale. `uid` is its series', where known; a `damaged` file may have been a picture."""
 
     def __init__(self, why: str, uid: str = "", damaged: bool = False) -> None:
         super().__init__(line(why, _LINE))
@@ -57,57 +45,46 @@ class Skipped(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Where a DICOM file's bytes are: a path, a member of a zip, or memory. `name` is for a person's eyes alone.
-
-    `problem` says why it cannot be looked at, or nothing.
-    """
+    """A DICOM file on disk or in memory. `name` is only shown; `problem` says why it cannot be looked at, or nothing."""
 
     name: str
     size: int
-    content: Path | bytes | tuple[zipfile.ZipFile, zipfile.ZipInfo] = field(repr=False)
+    content: Path | Callable[[], bytes] = field(repr=False)
     problem: str = ""
 
     def open(self) -> _Bounded:
         """The file's bytes. Raises InputFileError where they are gone or damaged."""
-        try:
+        with reading(self.name, _KIND):
             if isinstance(self.content, Path):
                 return _Bounded(io.FileIO(self.content), self.content.stat().st_size)
-            content = self.content if isinstance(self.content, bytes) else self.content[0].read(self.content[1])
+            content = self.content()
             return _Bounded(io.BytesIO(content), len(content))
-        except Exception as error:  # the unpackers of damaged members raise whatever they stumble over
-            why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-            raise InputFileError(f"{self.name} could not be read ({why}): copy it again") from None
 
     def header(self) -> Dataset:
-        """All of it but the pixels, which are promised and there. Raises Skipped."""
+        """All of it but the pixels, which are promised and there. Raises Skipped, and InputFileError as `open` does."""
         if self.problem:
             raise Skipped(self.problem)
-        with self.open() as file, quiet("pydicom"):
+        with self.open() as file:
             return _header(file, self.size)
 
-    def frames(self, header: Dataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
-        """The stored values (rows, columns) of some of its frames, sign and unused bits in order.
-
-        Raises InputFileError where pixels are damaged, or where no decoder for them is installed.
-        """
-        with self.open() as file, quiet("pydicom"):
+    def frames(self, header: Dataset, indices: Sequence[int]) -> list[NDArray[Any]]:
+        """The stored values (rows, columns) of some frames. Raises InputFileError where they cannot be decoded."""
+        with self.open() as file:
             try:
                 dataset = _read(file)
                 _check_codestreams(dataset)
-                frames = [_stored(frame, header) for frame in iter_pixels(dataset, indices=indices, raw=True)]
-            except (InputFileError, MemoryError):
+                return [_stored(frame, header) for frame in iter_pixels(dataset, indices=indices, raw=True)]
+            except MemoryError:
                 raise
             except Exception as error:  # decoders raise whatever they stumble over
-                compressed = header.file_meta.TransferSyntaxUID.is_encapsulated
-                advice = f"copy it again, or {decoder_advice(header)}" if compressed else "copy it again"
+                advice = ", or ".join(filter(None, ("copy it again", decoder(header)[1])))
                 raise InputFileError(f"{self.name} holds pixels that cannot be read ({reason(error)}): {advice}") from None
-        yield from frames
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which no more is ever asked for than `most` bytes, or than there is: a header that lies costs no memory."""
+    """A file of which no more is asked for than `most` bytes: a header that lies about lengths costs no memory."""
 
-    name = ""  # which pydicom asks for, and memory has not
+    name = ""  # pydicom asks for it
 
     def __init__(self, file: Any, most: int) -> None:
         super().__init__(file)
@@ -118,27 +95,15 @@ class _Bounded(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
-class _Archive(zipfile.ZipFile):
-    """A zip that is silent about its members' damage when it is closed for good; Python's own asserts there."""
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            super().__del__()
-
-
 def sources(path: Path) -> Iterator[Source]:
     """The files of a folder and all folders in it, or of a zip. Raises InputFileError where `path` itself cannot be read."""
-    if not os.path.exists(path):
-        raise InputFileError(f"{path} does not exist, or may not be read: check the name")
-    try:
+    with reading(path, _KIND):
         if path.is_dir():
             yield from _in_folder(path)
         elif zipfile.is_zipfile(path):
             yield from _in_zip(path)
         else:
             yield Source(path.name, path.stat().st_size, path)
-    except Exception as error:  # the reader of a damaged zip's directory raises whatever it stumbles over
-        raise InputFileError(f"{path} could not be read ({reason(error)}): copy it again") from None
 
 
 def _in_folder(folder: Path) -> Iterator[Source]:
@@ -154,41 +119,36 @@ def _in_folder(folder: Path) -> Iterator[Source]:
 
 
 def _in_zip(path: Path) -> Iterator[Source]:
-    archive = _Archive(path)
+    archive, held = zipfile.ZipFile(path), path.stat().st_size
     for member in archive.infolist():
-        problem = ""
+        size, packed, problem = member.file_size, member.compress_size, ""
         if member.flag_bits & 1:
             problem = "encrypted: unpack the zip first"
         elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA takes what memory a header says
             problem = "neither stored nor deflated: unpack the zip first"
-        elif member.compress_size > path.stat().st_size:
-            problem = f"claims {member.compress_size:,} bytes, more than the zip has: damaged"
-        elif member.file_size > _MAX_INFLATION * member.compress_size + 1024:
-            problem = f"claims {member.file_size:,} bytes in {member.compress_size:,}: damaged"
-        shown = line(f"{path.name}:{member.filename}", _LINE)
+        elif packed > held or size > INFLATION * packed + 1024:
+            problem = f"claims {size:,} bytes in {packed:,} of {held:,}: damaged"
         if not member.is_dir():
-            yield Source(shown, member.file_size, (archive, member), problem)
+            yield Source(line(f"{path.name}:{member.filename}", _LINE), size, partial(archive.read, member), problem)
 
 
 def in_memory(files: Iterable[bytes]) -> Iterator[Source]:
     """DICOM files that came by another way than the disk."""
     for number, content in enumerate(files, 1):
-        yield Source(f"file {number}", len(content), content)
+        yield Source(f"file {number}", len(content), partial(bytes, content))
 
 
-def decoder_advice(header: Dataset) -> str:
-    """The pip command that brings a decoder for this file's compression."""
-    name = header.file_meta.TransferSyntaxUID.name
-    packages = next((pip for kind, pip in _DECODERS.items() if name.startswith(kind)), "pylibjpeg")
-    return f"pip install {packages}"
-
-
-def has_decoder(header: Dataset) -> bool:
+def decoder(header: Dataset) -> tuple[bool, str]:
+    """Whether a file's pixels can be decoded here, and the pip command for a decoder that is missing, or nothing."""
     syntax = header.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return True, ""
     try:
-        return bool(not syntax.is_encapsulated or get_decoder(syntax).is_available)
+        known = get_decoder(syntax)
     except NotImplementedError:
-        return False
+        return False, ""
+    missing = [re.findall(r"\bpy[\w-]+(?=>=)", said) for said in known.missing_dependencies]
+    return known.is_available, f"pip install {' '.join(missing[-1])}" if missing and missing[-1] else ""
 
 
 def _header(file: _Bounded, size: int) -> Dataset:
@@ -227,7 +187,7 @@ def _header(file: _Bounded, size: int) -> Dataset:
 
 
 def _read(file: BinaryIO, **options: Any) -> FileDataset:
-    """A file's dataset; one without meta information is told apart from what it begins with, and says so from then on."""
+    """A file's dataset, with the transfer syntax that its bytes show where its meta information names none."""
     dataset = dcmread(file, force=True, **options)
     if not dataset.file_meta.get("TransferSyntaxUID"):
         implicit, little = dataset.original_encoding
@@ -237,29 +197,26 @@ def _read(file: BinaryIO, **options: Any) -> FileDataset:
 
 
 def _pixel_bytes(file: BinaryIO, header: FileDataset, size: int) -> int | None:
-    """How many bytes of pixels really follow where the header ended; None where none are announced, 0 where they break off."""
+    """How many bytes of pixels follow a header; None where none are announced, 0 where they break off."""
     implicit, little = header.original_encoding
-    order = "little" if little else "big"
-
-    def number(count: int) -> int:
-        return int.from_bytes(file.read(count), order)  # type: ignore[arg-type]
-
-    tag = number(2) << 16 | number(2)
-    if tag != _PIXELS:
+    order = "<" if little else ">"
+    try:
+        *tag, length = struct.unpack(f"{order}HH{'' if implicit else '4x'}L", file.read(8 if implicit else 12))
+    except struct.error:
         return None
-    if not implicit:
-        file.read(4)  # OB or OW, and two bytes of nothing
-    length = number(4)
-    begin = file.tell()
-    if length != _UNDEFINED:
-        return max(min(length, size - begin), 0)
-    while True:  # items, until the sequence is delimited
-        tag, length = number(2) << 16 | number(2), number(4)
-        if tag == 0xFFFEE0DD:
+    begin: int = file.tell()
+    if tag != [0x7FE0, 0x0010]:
+        return None
+    if length != 0xFFFFFFFF:
+        return max(min(int(length), size - begin), 0)
+    while len(item := file.read(8)) == 8:  # of a sequence, until that is delimited
+        *tag, length = struct.unpack(f"{order}HHL", item)
+        if tag == [0xFFFE, 0xE0DD]:
             return file.tell() - begin
-        if tag != 0xFFFEE000 or file.tell() + length > size:
+        if tag != [0xFFFE, 0xE000] or file.tell() + length > size:
             return 0
         file.seek(length, os.SEEK_CUR)
+    return 0
 
 
 def _check_codestreams(dataset: Dataset) -> None:
@@ -268,31 +225,32 @@ def _check_codestreams(dataset: Dataset) -> None:
         return
     for stream in generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)):
         size = codestream_size(stream)
-        if size is not None and size != (dataset.Rows, dataset.Columns):
+        if size and size != (dataset.Rows, dataset.Columns):
             raise ValueError(f"a picture of {size[0]}×{size[1]} in a header of {dataset.Rows}×{dataset.Columns}")
 
 
 def codestream_size(stream: bytes) -> tuple[int, int] | None:
     """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream says of itself; None for another, such as RLE."""
     if (at := stream.find(b"\xff\x4f\xff\x51", 0, 1024)) >= 0:  # SOC, SIZ
-        right, bottom, left, top = (int.from_bytes(stream[at + k : at + k + 4], "big") for k in (8, 12, 16, 20))
+        right, bottom, left, top = struct.unpack(">4L", stream[at + 8 : at + 24].ljust(16, b"\0"))
         return bottom - top, right - left
-    if stream[:2] != b"\xff\xd8":
-        return None
-    at = 2
+    at = 2 if stream[:2] == b"\xff\xd8" else len(stream)
     while at + 9 <= len(stream):
-        marker = stream[at + 1]
+        marker, length, rows, columns = struct.unpack(">xBHxHH", stream[at : at + 9])
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # SOF; not tables
-            return int.from_bytes(stream[at + 5 : at + 7], "big"), int.from_bytes(stream[at + 7 : at + 9], "big")
-        at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+            return rows, columns
+        at += 2 + length
     return None
+
+
+def stored_type(header: Dataset) -> np.dtype[Any]:
+    """The type of a picture's stored values."""
+    return np.dtype(f"{'ui'[header.PixelRepresentation]}{header.BitsAllocated // 8}")
 
 
 def _stored(frame: NDArray[Any], header: Dataset) -> NDArray[Any]:
     """Values of BitsStored bits out of their place in BitsAllocated, whatever else, such as an overlay, lies beside them."""
-    allocated, stored, high = (int(header[k].value) for k in ("BitsAllocated", "BitsStored", "HighBit"))
-    signed = bool(header.PixelRepresentation)
-    frame = frame.astype(np.dtype(f"{'i' if signed else 'u'}{allocated // 8}"), copy=False)
+    frame = frame.astype(stored_type(header), copy=False)
     if header.file_meta.TransferSyntaxUID.is_encapsulated:  # its decoder put them right
         return frame
-    return np.asarray((frame << (allocated - 1 - high)) >> (allocated - stored))
+    return np.asarray((frame << (header.BitsAllocated - 1 - header.HighBit)) >> (header.BitsAllocated - header.BitsStored))

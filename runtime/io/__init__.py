@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -16,9 +17,11 @@ from . import itk, nifti, pictures
 Kind = Literal["nifti", "itk", "dicom", "picture"]
 
 VOLUMES = (*nifti.SUFFIXES, *itk.WRITTEN)  # what a volume may be written to
+_WRITTEN = (*VOLUMES, *pictures.SUFFIXES)
 READ = (*nifti.SUFFIXES, *itk.SUFFIXES, *pictures.SUFFIXES)
-_DICOM = (".dcm", ".ima", ".zip")
 _MODULES: dict[Kind, Any] = {"nifti": nifti, "itk": itk, "picture": pictures}
+_SUFFIXES: dict[str, Kind] = {suffix: kind for kind, module in _MODULES.items() for suffix in module.SUFFIXES}
+_SUFFIXES |= {".dcm": "dicom", ".ima": "dicom", ".zip": "dicom"}
 
 
 def kind(path: Path) -> Kind:
@@ -26,14 +29,14 @@ def kind(path: Path) -> Kind:
 
     Raises InputFileError for what does not exist, or is of no known format.
     """
-    if os.path.isdir(path):
-        return "dicom"
-    known = _by_name(path)
-    if known is None and os.path.exists(path) and not _begins_like_dicom(path):
-        raise InputFileError(f"{path} has no suffix of a known format: give {', '.join(READ)}, or a DICOM folder, file or zip")
     if not os.path.exists(path):
         raise InputFileError(f"{path} does not exist, or may not be read: check the name")
-    return known or "dicom"
+    if known := "dicom" if os.path.isdir(path) else _by_name(path):
+        return known
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(132)[128:] == b"DICM":
+            return "dicom"
+    raise InputFileError(f"{path} has no suffix of a known format: give {', '.join(READ)}, or a DICOM folder, file or zip")
 
 
 def files_of(path: Path) -> list[Path]:
@@ -56,9 +59,13 @@ def read(path: Path, series: int | None = None, allow_gaps: bool = False) -> Sca
 def writer(path: Path, scan: Scan, anonymous: bool = False) -> Callable[[IO[bytes]], Any]:
     """What writes a scan to an open file in the format that the path's suffix names, its pixels as they are then.
 
-    Raises OutputFileError or ImageError where the format cannot hold it.
+    An `anonymous` NIfTI file lacks the words of its header. Raises OutputFileError or ImageError where the format cannot hold
+    the scan, MetasrganError for a missing library.
     """
-    return nifti.writer(path, scan, anonymous) if nifti.suffix(path) else _MODULES[_by_name(path) or "nifti"].writer(path, scan)
+    _check(path, _WRITTEN, f"{path} cannot be written")
+    if nifti.suffix(path):
+        return nifti.writer(path, scan, anonymous)
+    return itk.writer(path, scan) if _by_name(path) == "itk" else pictures.writer(path, scan)
 
 
 def write(path: Path, scan: Scan, overwrite: bool = False) -> None:
@@ -73,49 +80,35 @@ def dicom() -> Any:
 
 def suffix(path: Path) -> str:
     """The suffix of a known format that a name ends with, as it is spelled, or nothing."""
-    if os.path.isdir(path):
-        return ""
-    return nifti.suffix(path) or (path.suffix if _by_name(path) else "")
+    return "" if os.path.isdir(path) else path.name[len(path.name) - len(_suffix(path)) :]
 
 
 def check_becomes(path: Path, source: Kind, out: Path) -> None:
     """Raise OutputFileError where an input cannot be written as what the output's name says.
 
+    DICOM becomes DICOM, a folder, or a volume, other volumes a volume, and pictures, which have no place in space, a picture.
     Raises MetasrganError where the library that writes it is missing.
     """
-    becomes = _by_name(out)
-    if source == "picture":
-        if becomes not in ("picture", None):
-            raise OutputFileError(
-                f"{path} cannot become {out}: pictures and arrays, which have no place in space, stay pictures or arrays"
-            )
-    elif becomes == "picture":
-        raise OutputFileError(f"{path} cannot become {out}, which has no place in space: write {', '.join(VOLUMES)}")
-    elif becomes == "dicom" or (becomes is None and source != "dicom"):
-        raise OutputFileError(f"{path} cannot become {out}: end its name in {', '.join(VOLUMES)}")
-    elif becomes == "itk":
-        itk.check_writable_as(out)
+    if source != "dicom" or _suffix(out):
+        _check(out, pictures.SUFFIXES if source == "picture" else VOLUMES, f"{path} cannot become {out}")
 
 
 def check_writable(out: Path) -> None:
     """Raise OutputFileError for a suffix that nothing is written to, MetasrganError for one whose library is missing."""
-    becomes = _by_name(out)
-    if becomes in (None, "dicom"):
-        raise OutputFileError(f"{out.name[1:]!r} is no format: give one of {', '.join((*VOLUMES, *pictures.SUFFIXES))}")
-    if becomes == "itk":
-        itk.check_writable_as(out)
+    _check(out, _WRITTEN, f"{out.name[1:]!r} is no format")
+
+
+def _check(out: Path, formats: Sequence[str], problem: str) -> None:
+    if _suffix(out) not in formats:
+        raise OutputFileError(f"{problem}: end its name in {', '.join(formats)}")
+    if _by_name(out) == "itk":
+        itk.simple_itk()
+
+
+def _suffix(path: Path) -> str:
+    found = (suffix for suffix in _SUFFIXES if path.suffix and path.name.lower().endswith(suffix))
+    return max(found, key=len, default="")
 
 
 def _by_name(path: Path) -> Kind | None:
-    if nifti.suffix(path):
-        return "nifti"
-    known = next((name for name, module in _MODULES.items() if path.suffix.lower() in module.SUFFIXES), None)
-    return known or ("dicom" if path.suffix.lower() in _DICOM else None)
-
-
-def _begins_like_dicom(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return _SUFFIXES.get(_suffix(path))

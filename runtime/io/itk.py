@@ -1,7 +1,6 @@
-"""NRRD and MetaImage ↔ scans: ITK's LPS millimetres ↔ ours, RAS. SimpleITK, an optional library, writes them.
+"""NRRD and MetaImage ↔ scans: ITK's LPS millimetres ↔ ours, RAS. Names, comments and a scanner's fields are not carried over.
 
-They are read here because ITK's readers crash the process at some damaged headers. What the two formats hold beyond pixels and
-their place (names, comments, a scanner's fields) is not carried over.
+SimpleITK, an optional library, writes them. It does not read them, as damaged headers crash its readers and the process.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError, InputFileError, MetasrganError, OutputFileError, reason
-from ..inputs import believe, inflated, library, unreadable
+from ..errors import ImageError, InputFileError, OutputFileError
+from ..inputs import believe, inflated, library, reading
 from ..intensity import exact_float
 from ..scan import Scan
 
@@ -48,16 +47,9 @@ _SAMPLED = ("domain", "space", "time", "???", "none")  # NRRD's kinds of axis al
 _SPACES = "(r|l|right|left)(a|p|anterior|posterior)(s|superior)(t|time)?|((scannerxyz|3drighthanded|3dlefthanded)(time)?)?"
 
 
-def check_writable_as(path: Path) -> None:
-    """Raise OutputFileError for a name that would be two files, MetasrganError where SimpleITK is missing."""
-    if path.suffix.lower() not in WRITTEN:
-        raise OutputFileError(f"{path} would be two files, of which one may be lost: write {' or '.join(WRITTEN)}")
-    _simple_itk()
-
-
 def files_of(path: Path) -> list[Path]:
     """The file, and the one beside it that a detached header names. Raises InputFileError for a name that leads elsewhere."""
-    return list(dict.fromkeys((path, _Header.of(path).pixels)))
+    return list(dict.fromkeys((path, _header(path).pixels)))
 
 
 def read(path: Path) -> Scan:
@@ -66,12 +58,11 @@ def read(path: Path) -> Scan:
     Raises InputFileError for a file that is missing, truncated, not what its name says, or whose pixels lie elsewhere than
     beside it, and ImageError for pixels that are not real numbers.
     """
-    header = _Header.of(path)
-    spatial = min(3, len(header.origin))
-    affine = np.eye(4)
+    header = _header(path)
+    spatial, affine = min(3, len(header.origin)), np.eye(4)
     affine[:spatial, :spatial] = header.steps[:spatial, :spatial]
     affine[:spatial, 3] = header.origin[:spatial]
-    steps = [float(step) for step in np.linalg.norm(header.steps, axis=0)]
+    steps = np.linalg.norm(header.steps, axis=0).tolist()
     timed = len(steps) == 4
     return Scan(header.read(), tuple(steps[:3]), _TO_RAS @ affine, alike=timed, seconds=steps[3] if timed else 0.0)
 
@@ -79,13 +70,11 @@ def read(path: Path) -> Scan:
 def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], None]:
     """What writes a scan's pixels, as they are then, to an open file in the format of the name, compressed.
 
-    A slope, which neither format has, is applied: real values are written, in a float type that holds them.
-    Raises OutputFileError where the format cannot hold the scan.
+    A slope, which neither format has, is applied. Raises OutputFileError where the format cannot hold the scan.
     """
-    check_writable_as(path)
     if not 2 <= scan.pixels.ndim <= 4:
         raise OutputFileError(f"{path} cannot hold an image of shape {scan.shape}: write .nii.gz")
-    sitk = _simple_itk()
+    sitk = simple_itk()
     try:
         _to_itk(sitk, replace(scan, pixels=scan.pixels[(slice(1),) * scan.pixels.ndim]))
     except (TypeError, KeyError, NotImplementedError):
@@ -94,12 +83,8 @@ def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], None]:
         raise OutputFileError(f"{path} cannot hold the volume's place ({_last_line(error)}): write .nii.gz") from None
 
     def write(file: IO[bytes]) -> None:
-        itk_writer = sitk.ImageFileWriter()
-        itk_writer.SetImageIO(_LIBRARIES[path.suffix.lower()])
-        itk_writer.SetFileName(str(file.name))  # ITK writes to names alone
-        itk_writer.SetUseCompression(True)
         try:
-            itk_writer.Execute(_to_itk(sitk, scan))
+            sitk.WriteImage(_to_itk(sitk, scan), str(file.name), useCompression=True, imageIO=_LIBRARIES[path.suffix.lower()])
         except RuntimeError as error:
             raise OSError(_last_line(error)) from None
 
@@ -112,11 +97,10 @@ def _to_itk(sitk: Any, scan: Scan) -> Any:
         data = data.astype(exact_float(scan.pixels.dtype))
     if data.ndim == 2:
         data = data[..., None]  # with two axes it would have no place in space
-    affine = _TO_RAS @ scan.affine
+    affine, later = _TO_RAS @ scan.affine, data.ndim - 3
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     directions = np.eye(data.ndim)
     directions[:3, :3] = (affine[:3, :3] / spacing).round(15)  # or ITK prints doubts of numbers such as 1e-40
-    later = data.ndim - 3
     result = sitk.GetImageFromArray(data.T, isVector=False)
     result.SetOrigin([*affine[:3, 3], *[0.0] * later])
     result.SetSpacing([*spacing, *[scan.seconds if scan.seconds > 0 else 1.0] * later])  # ITK knows no other
@@ -126,7 +110,7 @@ def _to_itk(sitk: Any, scan: Scan) -> Any:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a header says, checked: where the pixels are, what they are, and where in space they lie."""
+    """What a header says: where the pixels are, what they are, and where in space they lie. Raises ValueError for nonsense."""
 
     path: Path
     pixels: Path
@@ -137,22 +121,6 @@ class _Header:
     listed: int | None  # the axis that is a list of volumes
     steps: NDArray[np.float64]  # along each other axis, in columns: mm as ITK counts them, seconds
     origin: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, path: Path) -> _Header:
-        """Raises InputFileError for a header that is damaged or unknown, ImageError for pixels that are not real numbers."""
-        read = _nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else _meta
-        try:
-            with open(path, "rb") as file:
-                return read(path, file)
-        except FileNotFoundError:
-            raise InputFileError(f"{path} does not exist: check the name") from None
-        except MetasrganError:
-            raise
-        except KeyError as error:
-            raise unreadable(path, _KIND, f"it has no field {error}") from None
-        except (OSError, ValueError) as error:
-            raise unreadable(path, _KIND, reason(error)) from None
 
     def __post_init__(self) -> None:
         axes = len(self.origin) + (self.listed is not None)
@@ -166,48 +134,49 @@ class _Header:
 
     def read(self) -> NDArray[Any]:
         """The pixels, a listed axis last. Raises InputFileError for a file that does not hold them."""
-        count = math.prod(self.sizes)
-        promised = count * self.dtype.itemsize
-        content: Any = bytearray()
-        try:
+        promised, content = math.prod(self.sizes) * self.dtype.itemsize, bytearray()
+        with reading(self.path, _KIND):
             size = self.pixels.stat().st_size
             start = max(0, size - promised) if self.start < 0 else self.start
 
-            def inflate() -> Iterator[bytes]:
+            def kept() -> Iterator[bytes]:
                 for piece in inflated(self.pixels, start):
                     content.extend(piece)
                     yield piece
 
-            believe(self.path, _KIND, promised, max(0, size - start), inflate if self.compressed else None)
-            if not self.compressed:
-                content = np.fromfile(self.pixels, np.uint8, promised, offset=start)
-            array = np.frombuffer(content, self.dtype, count).reshape(self.sizes, order="F")
-        except FileNotFoundError:
-            raise InputFileError(f"{self.pixels} does not exist: check the name") from None
-        except MetasrganError:
-            raise
-        except (OSError, ValueError) as error:  # of a folder, or of a file that becomes shorter meanwhile
-            raise unreadable(self.path, _KIND, reason(error)) from None
+            believe(self.path, _KIND, promised, max(0, size - start), kept() if self.compressed else None)
+            packed: Any = content if self.compressed else np.fromfile(self.pixels, np.uint8, promised, offset=start)
+            array = np.frombuffer(packed, self.dtype, math.prod(self.sizes)).reshape(self.sizes, order="F")
         array = array.astype(self.dtype.newbyteorder("="), copy=False)
         return array if self.listed is None else np.moveaxis(array, self.listed, -1)
+
+
+class _Fields(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        raise ValueError(f"it has no field {name!r}")
+
+
+def _header(path: Path) -> _Header:
+    """Raises InputFileError for a header that is damaged or unknown, ImageError for pixels that are not real numbers."""
+    with reading(path, _KIND), open(path, "rb") as file:
+        return _nrrd(path, file) if path.suffix.lower() in (".nrrd", ".nhdr") else _meta(path, file)
 
 
 def _nrrd(path: Path, file: IO[bytes]) -> _Header:
     if not re.fullmatch(rb"NRRD00(\.01|0[1-5])\s*", file.readline(20)):
         raise ValueError("it does not begin with NRRD0001 to NRRD0005")
     fields = _fields(file, nrrd=True)
-    if unknown := [name for name in ("axismins", "axismaxs", "lineskip") if name in fields]:
+    if unknown := sorted({"axismins", "axismaxs", "lineskip"} & fields.keys()):
         raise ValueError(f"its field {unknown[0]} is not understood")
     encoding = fields["encoding"].lower()
     if encoding not in ("raw", "gzip", "gz"):
         raise InputFileError(f"{path} is encoded as {encoding!r}: save it raw or as gzip")
     dtype = _type(fields["type"])
-    if (order := fields["endian"].lower() if dtype.itemsize > 1 else "little") not in ("little", "big"):
-        raise ValueError(f"its endian is {order!r}")
+    order = fields["endian"].lower() if dtype.itemsize > 1 else "little"
     sizes = [int(size) for size in fields["sizes"].split()]
     kinds = fields.get("kinds", "domain " * len(sizes)).lower().split()
-    if not len(sizes) == len(kinds) == int(fields["dimension"]):
-        raise ValueError("it does not have one size and one kind for each dimension")
+    if not len(sizes) == len(kinds) == int(fields["dimension"]) or order not in ("little", "big"):
+        raise ValueError(f"it has {len(sizes)} sizes and {len(kinds)} kinds of {fields['dimension']} axes, in {order} order")
     sampled = [axis for axis, kind in enumerate(kinds) if kind in _SAMPLED]
     others = [axis for axis in range(len(kinds)) if axis not in sampled]
     count = len(sampled)
@@ -251,7 +220,7 @@ def _meta(path: Path, file: IO[bytes]) -> _Header:
         raise InputFileError(f"{path} holds its pixels as text (BinaryData = False): save it as binary")
     dtype = _type(fields["elementtype"]).newbyteorder(">" if true("binarydatabyteordermsb", "elementbyteordermsb") else "<")
     sizes = [int(size) for size in fields["dimsize"].split()[:axes]]
-    identity = "1 " + ("0 " * axes + "1 ") * (axes - 1)
+    identity = " ".join(map(str, np.eye(axes).ravel()))
     cosines = _numbers(first("transformmatrix", "rotation", "orientation", default=identity), axes * axes)
     spacing = _numbers(first("elementspacing", "elementsize", default="1 " * axes), axes)
     origin = _numbers(first("origin", "offset", "position", default="0 " * axes), axes)
@@ -262,9 +231,9 @@ def _meta(path: Path, file: IO[bytes]) -> _Header:
     return _Header(path, pixels, start, true("compresseddata"), dtype, sizes, None, steps, origin)
 
 
-def _fields(file: IO[bytes], nrrd: bool) -> dict[str, str]:
+def _fields(file: IO[bytes], nrrd: bool) -> _Fields:
     """The fields of a header by their names, in lower case without spaces. The file is left at the first byte after it."""
-    fields: dict[str, str] = {}
+    fields = _Fields()
     pattern = "([^:=]+):(?!=)(.*)" if nrrd else "([^:=]+)[:=](.*)"  # NRRD's `key:=value` is no field
     for line in iter(lambda: file.readline(_LONGEST_HEADER - file.tell()), b""):
         text = line.decode("utf-8", "surrogateescape").strip()
@@ -308,7 +277,8 @@ def _numbers(text: str, count: int) -> NDArray[np.float64]:
     return numbers
 
 
-def _simple_itk() -> Any:
+def simple_itk() -> Any:
+    """The library that writes. Raises MetasrganError where it is missing."""
     return library("SimpleITK", "NRRD or MetaImage")
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
-import zlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from .. import grid, headers
-from ..errors import ImageError, InputFileError, OutputFileError, reason
-from ..inputs import believe, quiet, unreadable
+from ..errors import ImageError, InputFileError, reason
+from ..inputs import believe, quiet, reading, unreadable
 from ..intensity import real_array
 from ..measure import UNKNOWN, Fractions
 from ..scan import Scan
@@ -30,7 +28,6 @@ _MILLIMETRES = {1: 1000.0, 3: 0.001}  # by the code of a unit; every other is ta
 _SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}
 _LARGEST = 1e30  # slopes, with which values stay within floats
 _FARTHEST = 1 << 26  # bytes before the pixels: headers' extensions
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, ValueError, EOFError, zlib.error, OverflowError, MemoryError)
 
 
 def suffix(path: Path) -> str:
@@ -40,36 +37,40 @@ def suffix(path: Path) -> str:
 
 
 def read(path: Path) -> Scan:
-    """A NIfTI file, with what the BIDS sidecar beside it says of the acquired matrix.
-
-    Raises InputFileError for a file that is missing, truncated or not NIfTI, and ImageError for what is no image.
-    """
+    """A NIfTI file, with what the BIDS sidecar beside it says of the acquired matrix. Raises as `load` and `of_image` do."""
     image = load(path)
     return of_image(image, headers.beside(path, image.shape))
 
 
 def load(path: Path) -> Any:
     """A NIfTI image whose pixels stay on disk. Raises InputFileError for a file that is missing, truncated or not NIfTI."""
-    try:
-        _check_start(path)
-        with quiet("nibabel.global"), np.errstate(all="ignore"):
-            image = nib.load(path)
-            size = path.stat().st_size
-            if not isinstance(image, nib.Nifti1Image):
-                raise InputFileError(f"{path} is a {type(image).__name__}, not NIfTI: convert it to .nii.gz")
-            proxy, start = image.dataobj, int(image.header.single_vox_offset)
-            if proxy.offset == 0:  # which some tools leave unset
-                spec = (proxy.shape, proxy.dtype, start, proxy.slope, proxy.inter)
-                image = type(image)(nib.arrayproxy.ArrayProxy(proxy.file_like, spec), image.affine, image.header)
-    except FileNotFoundError:
-        raise InputFileError(f"{path} does not exist: check the name") from None
-    except InputFileError:
-        raise
-    except _UNREADABLE as error:
-        raise unreadable(path, _KIND, reason(error)) from None
-    promised = max(start, proxy.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
-    believe(path, _KIND, promised, size, partial(_gunzipped, path) if path.suffix.lower() == ".gz" else None)
-    return image
+    with reading(path, _KIND), quiet("nibabel.global"), np.errstate(all="ignore"):
+        kind, head = _head(path)
+        header = kind.header_class.from_fileobj(io.BytesIO(head))
+        header["vox_offset"] = max(header["vox_offset"], header.single_vox_offset)  # which some tools leave at 0
+        files = kind.filespec_to_file_map(path)
+        image = kind(nib.arrayproxy.ArrayProxy(path, header), header.get_best_affine(), header, file_map=files)
+        promised = int(header["vox_offset"]) + math.prod(image.shape) * image.get_data_dtype().itemsize
+        believe(path, _KIND, promised, path.stat().st_size, _gunzipped(path) if _is_packed(path) else None)
+        return image
+
+
+def _head(path: Path) -> tuple[Any, bytes]:
+    """The image's class, and the bytes before the pixels: no length in them makes nibabel ask for more."""
+    with open(path, "rb") as file:
+        start = file.read(348)
+    plain = start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2")
+    if plain if _is_packed(path) else start[:2] == b"\x1f\x8b":
+        said, right = ("not compressed", ".nii") if plain else ("compressed", ".nii.gz")
+        raise InputFileError(f"{path} is {said} by gzip, but its name says otherwise: rename it to {right}")
+    with gzip.open(path) if _is_packed(path) else open(path, "rb") as file:
+        start = file.read(544)
+        kind = nib.Nifti2Image if 540 in (int.from_bytes(start[:4], order) for order in ("little", "big")) else nib.Nifti1Image
+        size = kind.header_class.template_dtype.itemsize
+        offset = float(kind.header_class(start[:size].ljust(size, b"\0"), check=False)["vox_offset"])
+        if not offset <= _FARTHEST:
+            raise unreadable(path, _KIND, f"its pixels would begin at byte {offset:g}")
+        return kind, start + file.read(max(0, int(offset) - len(start)))
 
 
 def of_image(image: Any, acquired: Fractions = UNKNOWN) -> Scan:
@@ -87,10 +88,8 @@ def of_image(image: Any, acquired: Fractions = UNKNOWN) -> Scan:
     pixels = proxy
     if isinstance(proxy, nib.arrayproxy.ArrayProxy):
         slope, inter = float(proxy.slope), float(proxy.inter)
-        try:
+        with reading(image.get_filename(), _KIND):
             pixels = proxy.get_unscaled()
-        except _UNREADABLE as error:
-            raise unreadable(image.get_filename(), _KIND, reason(error)) from None
     if not 1 / _LARGEST < abs(slope) < _LARGEST or not abs(inter) < _LARGEST:
         raise ImageError(f"the header scales values by {slope:g} and adds {inter:g}: repair scl_slope and scl_inter")
     units = int(header["xyzt_units"])
@@ -144,10 +143,8 @@ def writer(path: Path, scan: Scan, anonymous: bool = False) -> Callable[[IO[byte
     """What writes a scan's pixels, as they are then, to an open file; .gz in the name compresses it, with no time stamp.
 
     An `anonymous` file lacks what the header said in words, and its extensions, which may hold a whole DICOM header. Raises
-    OutputFileError for another name, and ImageError as `image_of` does.
+    ImageError as `image_of` does.
     """
-    if not suffix(path):
-        raise OutputFileError(f"{path} does not end like a NIfTI file: use {' or '.join(SUFFIXES)}")
     image = image_of(scan)
     if anonymous:
         for name in ("descrip", "aux_file", "db_name", "intent_name"):
@@ -156,7 +153,7 @@ def writer(path: Path, scan: Scan, anonymous: bool = False) -> Callable[[IO[byte
         image.header.extensions.clear()
 
     def write(file: IO[bytes]) -> None:
-        if path.suffix.lower() == ".gz":
+        if _is_packed(path):
             with gzip.GzipFile("", "wb", 1, file, mtime=0) as stream:
                 image.to_stream(stream)
         else:
@@ -165,58 +162,21 @@ def writer(path: Path, scan: Scan, anonymous: bool = False) -> Callable[[IO[byte
     return write
 
 
-def _check_start(path: Path) -> None:
-    """Raise InputFileError for a suffix that says wrongly whether the file is compressed, and for extensions without an end.
-
-    nibabel would make room for what an extension promises.
-    """
-    named = path.suffix.lower() == ".gz"
-    with open(path, "rb") as file:
-        start = file.read(544)
-    plain = start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2")
-    if (named and plain) or (not named and start[:2] == b"\x1f\x8b"):
-        said, right = ("not compressed", ".nii") if named else ("compressed", ".nii.gz")
-        raise InputFileError(f"{path} is {said} by gzip, but its name says otherwise: rename it to {right}")
-    with gzip.open(path) if named else open(path, "rb") as file:
-        start = file.read(544)
-        second = 540 in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))
-        kind = nib.Nifti2Header if second else nib.Nifti1Header
-        header = kind(start.ljust(544, b"\0")[: kind.template_dtype.itemsize], check=False)
-        order: Literal["little", "big"] = "little" if header.endianness == "<" else "big"
-        offset, here = float(header["vox_offset"]), kind.template_dtype.itemsize + 4
-        extended = start[here - 4 : here - 3] not in (b"", b"\0")
-        if not offset <= _FARTHEST or (extended and offset < here):
-            raise unreadable(path, _KIND, f"its pixels would begin at byte {offset:g}")
-        file.seek(here)
-        while extended and here + 16 <= offset:
-            size = int.from_bytes(file.read(4), order)
-            if size > offset - here:
-                raise unreadable(path, _KIND, f"an extension of its header promises {size:,} bytes of {offset - here:g}")
-            if size < 8:
-                break
-            here += size
-            file.seek(here)
-
-
 def _voxel_size(image: Any) -> tuple[float, ...]:
-    """The length of a voxel along each of up to three axes, in the header's unit.
-
-    It is that of the affine, which places the voxels. `pixdim`, which many tools forget, is its short form where both agree.
-    """
+    """The length of a voxel along each of up to three axes, in the header's unit: the affine's, as many tools forget pixdim."""
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
         return tuple(
-            float(said) if abs(length - said) <= _AGREE * length else float(f"{length:.6g}")
+            float(said) if abs(length - said) <= _AGREE * length else float(f"{length:.6g}")  # the shorter, where both agree
             for length, said in zip(lengths, image.header.get_zooms()[:3])
         )
 
 
 def _move(header: Any, scan: Scan) -> None:
-    """Place finer voxels where the header has those that it is of.
+    """Place finer voxels where the header has those that it is of; slice timing goes where the slices were upscaled.
 
-    Each of sform and qform moves by itself and keeps its code; where only one is coded, both hold it. Without either, the
-    place that nibabel assumes is written down, because it would assume another one for the new size. Slice timing goes
-    where the slices that it counts were upscaled.
+    Each of sform and qform keeps its code; where only one is coded, both hold it. Without either, the place that nibabel
+    assumes is written down, because it would assume another one for the new size.
     """
     image, scales = scan.header, scan.scales
     codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
@@ -247,6 +207,10 @@ def _place(header: Any, scan: Scan) -> None:
     header.set_xyzt_units("mm", "sec" if scan.alike else None)
     if scan.pixels.ndim > 3:
         header.set_zooms((*header.get_zooms()[:3], scan.seconds, *header.get_zooms()[4:]))
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
 def _gunzipped(path: Path) -> Iterator[bytes]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-import re
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -18,14 +16,16 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from ..errors import ImageError, InputFileError, MetasrganError, OutputFileError, reason
-from ..inputs import believe, library, quiet, unreadable
+from ..errors import ImageError, InputFileError, OutputFileError
+from ..inputs import believe, library, quiet, reading, unreadable
 from ..intensity import real_array
 from ..scan import Scan
 
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 SUFFIXES = (*_PICTURES, ".npy")
 _KIND = "a picture"
+_PLUGINS: dict[bytes, Callable[[Path], Image.Image]] = {b"\x89P": PngImageFile, b"\xff\xd8": JpegImageFile, b"BM": BmpImageFile}
+_ORIENTATION = 274  # which corner the first pixel has, in EXIF and TIFF
 _DENSEST = 4096  # bytes of pixels that a byte of a picture's file makes at most, but for small blank ones
 _SMALL = 1 << 24
 _LONGEST_JPEG = 65_500  # pixels an axis
@@ -35,10 +35,6 @@ _BAND = 1 << 20  # pixels that are converted at a time
 _MODES = {(0, 1): "L", (1, 1): "L", (1, 2): "LA", (2, 3): "RGB", (2, 4): "RGBA", (3, 1): "P", (5, 4): "CMYK", (6, 3): "RGB"}
 _JPEG_IN_TIFF = (6, 7)
 _UNPACKED = (1, 2, 3, 4, 5, *_JPEG_IN_TIFF, 8, 32773, 32946, 34925, 50000)  # CCITT, LZW, deflate, PackBits, LZMA, Zstandard
-# EXIF's entry, of either byte order: its number, a 16-bit integer, one of them, and which corner the first pixel has.
-_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0([\x01-\x08])\0|\x01\x12\0\x03\0\0\0\x01\0([\x01-\x08])")
-# Of NPY: Python warns of the first, numpy of the second, and makes room for the third, a very long text.
-_ODD_HEADER = re.compile(rb"[^{]*\{[^}]*?(\\|\d[A-Za-z_]|[A-Za-z]\d{4})")
 
 
 def read(path: Path) -> Scan:
@@ -66,70 +62,46 @@ def load(path: Path) -> NDArray[Any]:
 
 def _load(path: Path) -> tuple[NDArray[Any], bool]:
     """The pixels, and whether they are colours."""
-    try:
+    with reading(path, _KIND), quiet("PIL"):
         if path.suffix.lower() == ".npy":
             return _array(path), False
         with open(path, "rb") as file:
             start = file.read(2)
-            if start in (b"II", b"MM"):
-                return _tiff(path, library("tifffile", "TIFF"))
-            if start == b"\x89P":
-                _check_png(path, file)
-        plugins: dict[bytes, Callable[[Path], Image.Image]] = {b"\x89P": PngImageFile, b"\xff\xd8": _Jpeg, b"BM": BmpImageFile}
-        if start not in plugins:
+        if start in (b"II", b"MM"):
+            return _tiff(path, library("tifffile", "TIFF"))
+        if start not in _PLUGINS:
             raise InputFileError(f"{path} is no PNG, JPEG, TIFF or BMP file: check what it is, or save it as one")
-        with plugins[start](path) as picture:  # Image.open would warn of large pictures
-            pixels = _pixels(path, picture)
-            turned = _ORIENTATION.search(picture.info.get("exif", b""))
-            return _upright(pixels, ord(turned[1] or turned[2]) if turned else 1), pixels.ndim == 3
-    except MetasrganError:
-        raise
-    except FileNotFoundError:
-        raise InputFileError(f"{path} does not exist: check the name") from None
-    except MemoryError:
-        raise InputFileError(f"{path} claims to hold more than this machine's memory: it is damaged, or too large") from None
-    except Exception as error:  # the readers of damaged headers raise whatever they stumble over
-        raise unreadable(path, _KIND, reason(error)) from None
+        if start == b"\x89P":
+            _check_png(path)
+        with _PLUGINS[start](path) as picture:  # Image.open refuses large pictures
+            pixels, turned = _pixels(path, picture), None
+            with contextlib.suppress(Exception):  # of damaged EXIF, which is no reason to refuse a picture
+                turned = picture.getexif().get(_ORIENTATION)
+            return _upright(pixels, turned), pixels.ndim == 3
 
 
 def _array(path: Path) -> NDArray[Any]:
     """The array of an NPY file; np.load would make room for what a header promises."""
+    formats = np.lib.format
     with open(path, "rb") as file:
-        start = file.read(_LONGEST_HEADER)
-        header = io.BytesIO(start)
-        version = np.lib.format.read_magic(header)
-        if version not in ((1, 0), (2, 0)) or _ODD_HEADER.match(start):
-            raise unreadable(path, "a NumPy array", "its header is damaged, or of Python 2")
-        formats = np.lib.format
+        header = io.BytesIO(file.read(_LONGEST_HEADER))
+        version = formats.read_magic(header)
         read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
         shape, fortran, dtype = read(header)
-        if dtype.hasobject or min(shape, default=0) < 0:
-            raise unreadable(path, "a NumPy array", f"it has objects of Python, or the shape {shape}")
         count = math.prod(shape)
         believe(path, _KIND, count * dtype.itemsize, path.stat().st_size - header.tell())
         file.seek(header.tell())
         return np.fromfile(file, dtype, count).reshape(shape, order="F" if fortran else "C")
 
 
-class _Jpeg(JpegImageFile):
-    def getexif(self) -> Image.Exif:
-        """Nothing: Pillow looks in it for dots per inch, and warns where it is damaged."""
-        return Image.Exif()
-
-
-def _check_png(path: Path, file: IO[bytes]) -> None:
+def _check_png(path: Path) -> None:
     """Raise InputFileError for what Pillow lets pass: damaged pixels, 16 bits of a colour, pictures that move."""
-    held, kind = path.stat().st_size, b""
-    file.seek(8)
-    while kind != b"IEND":
-        size, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
-        content = file.read(min(size, held))
-        if file.read(4) != struct.pack(">I", zlib.crc32(content, zlib.crc32(kind))):
-            raise unreadable(path, _KIND, f"it is cut off or damaged before its byte {file.tell():,}")
-        if kind == b"IHDR" and content[8] == 16 and content[9]:  # 0 is grey alone
+    with PngImageFile(path) as picture:
+        if picture.is_animated:
+            raise InputFileError(f"{path} has {picture.n_frames} pictures: save the one to upscale by itself")
+        if "16" in str(picture.tile[0][3]) and not picture.mode.startswith("I"):
             raise InputFileError(f"{path} has 16 bits a channel of several: save it in grey, or with 8 bits a channel")
-        if kind == b"acTL":
-            raise InputFileError(f"{path} has {int.from_bytes(content[:4])} pictures: save the one to upscale by itself")
+        picture.verify()
 
 
 def _check_size(path: Path, pixels: int) -> None:
@@ -159,7 +131,7 @@ def _pixels(path: Path, picture: Image.Image) -> NDArray[Any]:
     return pixels
 
 
-def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+def _upright(pixels: NDArray[Any], orientation: Any) -> NDArray[Any]:
     """A view of (H, W) or (H, W, C) pixels as EXIF's and TIFF's orientation, 1 to 8, means them to be seen."""
     pixels = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
     return np.flip(pixels, (0,) * (orientation in (3, 4, 7, 8)) + (1,) * (orientation in (2, 3, 6, 7)))
@@ -174,31 +146,31 @@ def _tiff(path: Path, tifffile: Any) -> tuple[NDArray[Any], bool]:
                 raise unreadable(path, _KIND, "its pages run in a circle")
             _check_page(path, page)
             pages[page.offset] = page
-        kinds = {(p.shaped, p.dtype, p.bitspersample, p.photometric, p.tags.valueof(274, 1)) for p in pages.values()}
-        if len(kinds) > 1:
-            raise InputFileError(f"{path} has pages of several sizes or kinds: save the ones to upscale by themselves")
+        kinds = {(p.shaped, p.dtype, p.bitspersample, p.photometric, p.tags.valueof(_ORIENTATION, 1)) for p in pages.values()}
         file.filehandle.seek(file.pages.next_page_offset)
         if errors or not pages or any(file.filehandle.read(file.tiff.offsetsize)):  # 0 comes after the last page
             raise unreadable(path, _KIND, (*errors, "its chain of pages is broken")[0])
-        if sum(series.size for series in file.series) > len(pages) * page.size:
+        mode, count = _MODES[page.photometric, page.samplesperpixel], len(pages)
+        if len(kinds) > 1:
+            raise InputFileError(f"{path} has pages of several sizes or kinds: save the ones to upscale by themselves")
+        if sum(series.size for series in file.series) > count * page.size:
             raise InputFileError(f"{path} has pictures without pages of their own: save each as a page")
-        _check_size(path, len(pages) * page.nbytes)
-        stack = np.empty((len(pages), *page.shaped), page.dtype)
+        if mode != "L" and count > 1:
+            raise InputFileError(f"{path} has several pages in colour: save the one to upscale by itself")
+        _check_size(path, count * page.nbytes)
+        stack = np.empty((count, *page.shaped), page.dtype)
         for each, pixels in zip(pages.values(), stack):
             each.asarray(out=pixels, maxworkers=1)
-        table = page.colormap
-    mode, most = _MODES[page.photometric, page.samplesperpixel], (1 << page.bitspersample) - 1
-    if mode != "L" and len(pages) > 1:
-        raise InputFileError(f"{path} has several pages in colour: save the one to upscale by itself")
+        table, most = page.colormap, (1 << page.bitspersample) - 1
     stack = stack.view(np.uint8) if stack.dtype == bool else stack
     if page.photometric == 0:
         np.subtract(most, stack, out=stack)
     if most < 255 and mode != "P":
         stack *= 255 // most
     apart = stack.reshape(-1, *stack.shape[3:])  # pages or channels, rows, columns, channels side by side
-    pixels = _upright(np.moveaxis(apart, 0, 2).reshape(*apart.shape[1:3], -1), page.tags.valueof(274, 1))
+    pixels = _upright(np.moveaxis(apart, 0, 2).reshape(*apart.shape[1:3], -1), page.tags.valueof(_ORIENTATION))
     if mode == "L":
-        return np.moveaxis(pixels, 2, 0) if len(pages) > 1 else pixels[..., 0], False
+        return np.moveaxis(pixels, 2, 0) if count > 1 else pixels[..., 0], False
     if mode == "RGB":
         return pixels, True
     picture = Image.frombuffer(mode, pixels.shape[1::-1], np.ascontiguousarray(pixels), "raw", mode, 0, 1)
@@ -229,27 +201,17 @@ def _check_page(path: Path, page: Any) -> None:
 
 
 def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], Any]:
-    """What writes a scan's pixels, as they are then, in their own dtype.
-
-    Raises OutputFileError where a file of this name cannot hold them, MetasrganError for TIFF without tifffile.
-    """
+    """What writes a scan's pixels, as they are then. Raises OutputFileError where a file of this name cannot hold them."""
     suffix, pixels, colour = path.suffix.lower(), scan.pixels, scan.colour
     shown = np.moveaxis(pixels, 0, -1) if colour else pixels
     if suffix == ".npy":
         return lambda file: np.save(file, shown, allow_pickle=False)
-    if suffix not in _PICTURES:
-        raise OutputFileError(f"{path} has no suffix that pixels can be written to: use one of {', '.join(SUFFIXES)}")
     kind = _PICTURES[suffix]
     tifffile = library("tifffile", "TIFF") if kind == "TIFF" else None
-    if pixels.ndim - colour != 2 and not (tifffile and pixels.ndim - colour == 3):
-        raise OutputFileError(f"{path} cannot hold a stack of slices: write .npy or .tif")
-    whole = pixels.dtype.kind in "iuf" and pixels.dtype.itemsize <= 8
-    deep = whole if tifffile else kind == "PNG" and pixels.dtype == np.uint16
-    if pixels.dtype != np.uint8 and (colour or not deep):
-        what = f"{'colour ' if colour else ''}{pixels.dtype}"
-        raise OutputFileError(
-            f"{path} cannot hold {what} pixels: write .npy, or convert them, clipped to 0…255, by --dtype uint8"
-        )
+    deep = pixels.dtype.kind in "iuf" if tifffile else kind == "PNG" and pixels.dtype == np.uint16
+    if (pixels.dtype != np.uint8 and (colour or not deep)) or pixels.ndim - colour not in ((2, 3) if tifffile else (2,)):
+        what = f"{'×'.join(map(str, shown.shape))} pixels of {'colour ' if colour else ''}{pixels.dtype}"
+        raise OutputFileError(f"{path} cannot hold {what}: write .npy, or .tif, or clip them to 0…255 by --dtype uint8")
     if kind == "JPEG" and max(pixels.shape) > _LONGEST_JPEG:
         raise OutputFileError(f"{path} cannot hold {shown.shape[0]}×{shown.shape[1]} pixels, JPEG ends at 65,500: write .png")
     if tifffile:

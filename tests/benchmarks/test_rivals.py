@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from benchmarks import public, rivals
 from export import graphs
 from tests.conftest import random_generator
-from train.baselines import Edsr, EdsrConfig, Srgan, SrganConfig
 from train.generator import Generator, GeneratorConfig
+from train.networks import OneScale, OneScaleConfig
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_edsr_is_the_network_that_train_has(scale: int) -> None:
     """With the same weights, the same pixels: so the architecture that is timed is the real one."""
     torch.manual_seed(0)
-    model = Edsr(EdsrConfig(channels=8, blocks=3, scale=scale, mean=0.0, std=1.0)).eval()
+    model = OneScale(OneScaleConfig("edsr", channels=8, blocks=3, residual_scale=0.1, scale=scale, mean=0.0, std=1.0)).eval()
     state = model.state_dict()
     taken = set()
 
@@ -46,7 +46,7 @@ def test_edsr_has_its_full_size() -> None:
         return np.zeros(shape, np.float32)
 
     rivals.edsr(2, weight=weight)
-    assert count == 40_720_385  # as Edsr(EdsrConfig()) has
+    assert count == 40_720_385  # as train.networks.NAMED["edsr"] has
 
 
 def test_random_weights_keep_what_passes_in_bounds() -> None:
@@ -59,7 +59,7 @@ def test_random_weights_keep_what_passes_in_bounds() -> None:
 
 def test_srgan_is_the_network_that_train_has() -> None:
     torch.manual_seed(0)
-    model = Srgan(SrganConfig(channels=8, blocks=2, mean=0.0, std=1.0))
+    model = OneScale(OneScaleConfig("srgan", channels=8, blocks=2, mean=0.0, std=1.0))
     with torch.no_grad():  # statistics that are not those of a new batch norm
         for _ in range(2):
             model(torch.rand(2, 1, 9, 12), (2, 2))  # type: ignore[arg-type]

@@ -175,7 +175,7 @@ class _Room:
 
     def _tried(self, case: Case) -> str:
         task = job.Task(self._folder / case.source, self._folder / case.output)
-        before = _listing(self._folder)
+        before, peak = _listing(self._folder), max(self._allowed, _peak())  # an input before may have had a large output
         verdict, problem, result = "finished", None, None
         try:
             if case.model:
@@ -193,7 +193,7 @@ class _Room:
             raise _Fault("printed", said.decode(errors="replace"), _place(problem))
         if self._events:
             raise _Fault("side effect", self._events[0], _place(problem))
-        asked = _peak() - self._allowed - (8 * math.prod(result.shape_out) if result else 0)
+        asked = _peak() - peak - (8 * math.prod(result.shape_out) if result else 0)
         starved = problem and (_is_of_memory(problem) or re.search(r"allocat|alloc\b|'s memory", str(problem)))
         if isinstance(problem, DeviceMemoryError) and case.model:  # a strange network, which may want more than there is
             starved = False

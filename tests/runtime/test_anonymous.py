@@ -17,8 +17,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 
 from runtime.dicom import save  # noqa: E402
-from runtime.dicom.anonymous import anonymise  # noqa: E402
-from runtime.dicom.profile import ACTIONS  # noqa: E402
+from runtime.dicom.anonymous import ACTIONS, anonymise  # noqa: E402
 
 from .test_dicom import (  # noqa: E402
     RECORD,

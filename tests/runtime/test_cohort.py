@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -116,7 +117,7 @@ def test_outputs_in_another_format_and_into_a_folder_that_is_there(scans: list[P
         ([], "3 inputs need a folder"),
         (["-o", "{tmp}/a.nii.gz"], "a.nii.gz is a file: name a folder"),
         (["-o", "{tmp}/out/", "--format", "jpeg2"], "'jpeg2' is no format"),
-        (["-o", "{tmp}/out/", "--format", ".nhdr"], "*.nhdr would be two files"),
+        (["-o", "{tmp}/out/", "--format", ".nhdr"], "'.nhdr' is no format"),
         (["-o", "{tmp}/out/", "--workers", "0"], "workers is 0"),
         (["-o", "{tmp}/out/", "--bundle", "none.bundle"], "none.bundle cannot be read"),
         (["-o", "{tmp}/out/", "--workers", "2", "--bundle", "none.bundle"], "none.bundle cannot be read"),
@@ -215,16 +216,16 @@ def test_a_read_only_folder(scans: list[Path], tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who is whose child on Linux alone")
-@pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["alone", "workers"])
-def test_kill_in_the_middle(slow: list[Path], tmp_path: Path, workers: list[str]) -> None:
+@pytest.mark.parametrize(("stop", "workers"), [(signal.SIGKILL, "1"), (signal.SIGKILL, "2"), (signal.SIGINT, "2")])
+def test_stop_in_the_middle(slow: list[Path], tmp_path: Path, stop: signal.Signals, workers: str) -> None:
     """What was complete stays, what was not leaves no trace, nobody works on, and --resume finishes the rest."""
     out = tmp_path / "out"
-    arguments = [*map(str, slow), "--scale", "2.5", "-o", f"{out}/", "--resume", *workers]
+    arguments = [*map(str, slow), "--scale", "2.5", "-o", f"{out}/", "--resume", "--workers", workers]
     process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
     wait_for(lambda: len(list(out.glob("*_sr.nii.gz"))) >= 2)
     workers_of_it = children(process.pid)
-    process.kill()
-    process.wait()
+    process.send_signal(stop)
+    assert process.wait() == (130 if stop == signal.SIGINT else -stop)
     wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers_of_it))
     (tmp_path / "unfinished").mkdir()
     for path in out.iterdir():  # a kill between a sidecar's name and its output's leaves the sidecar

@@ -4,13 +4,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runtime import headers, measure
 
 
 def of_dicom(shape: tuple[int, int], direction: str = "", **attributes: Sequence[float]) -> headers.Fractions:
-    return headers.of_dicom(lambda name, count: attributes.get(name), direction, shape)
+    return headers.of_dicom(lambda name, count: np.array(attributes.get(name, [np.nan] * count), float), direction, shape)
 
 
 def test_acquisition_matrix_is_read_whichever_axis_is_the_phase() -> None:

@@ -307,20 +307,22 @@ def test_damage_in_a_png_is_seen_in_every_byte(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.fromarray(GREY[:8, :8]).save(stream, "PNG")
     content = stream.getvalue()
-    for k in range(8, len(content)):
-        (tmp_path / "a.png").write_bytes(content[:k] + bytes([content[k] ^ 16]) + content[k + 1 :])
-        with pytest.raises(InputFileError, match="damaged"):
-            pictures.load(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes(content[:-1])
-    with pytest.raises(InputFileError, match="cut off"):
-        pictures.load(tmp_path / "a.png")
+    for k in range(8, len(content) - 12):  # of which the last chunk says only that it is the last
+        for damaged in (content[:k] + bytes([content[k] ^ 16]) + content[k + 1 :], content[:k]):
+            (tmp_path / "a.png").write_bytes(damaged)
+            with pytest.raises(InputFileError, match="cannot be read as a picture"):
+                pictures.load(tmp_path / "a.png")
 
 
 def test_deep_colour_and_moving_pngs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="16 bits a channel"):
         pictures.load(png(tmp_path / "a.png", bytes(8 * 8 * 6), 8, 8, 16, 2))
-    with pytest.raises(InputFileError, match="has 0 pictures"):  # which Pillow warns of
-        pictures.load(png(tmp_path / "a.png", bytes(64), 8, 8, 8, 0, (b"acTL", bytes(8))))
+    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+    frames[0].save(tmp_path / "b.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(InputFileError, match="has 2 pictures"):
+        pictures.load(tmp_path / "b.png")
+    still = png(tmp_path / "c.png", bytes(64), 8, 8, 8, 0, (b"acTL", bytes(8)))  # of no frames, of which Pillow warns
+    assert_same(pictures.load(still), np.zeros((8, 8), np.uint8))
 
 
 def test_other_kinds_of_pictures_are_not_opened(tmp_path: Path) -> None:
@@ -339,12 +341,16 @@ def test_an_array_that_promises_more_than_its_file_is_refused(tmp_path: Path) ->
         pictures.load(tmp_path / "a.npy")
 
 
-@pytest.mark.parametrize("shape", [b"(2L, 2L)", b"(2, 2\\,)"])
-def test_headers_of_arrays_that_python_warns_of_are_refused(tmp_path: Path, shape: bytes) -> None:
-    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': " + shape + b", }"
-    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header.ljust(117) + b"\n" + bytes(4))
-    with pytest.raises(InputFileError, match=r"as a NumPy array \(its header"):
-        pictures.load(tmp_path / "a.npy")
+def test_headers_of_arrays_that_python_warns_of_warn_of_nothing(tmp_path: Path) -> None:
+    """Those of Python 2, which are read, and odd ones, which are refused."""
+    for shape in (b"(2L, 2L)", b"(2, 2\\,)"):
+        header = b"{'descr': '|u1', 'fortran_order': False, 'shape': " + shape + b", }"
+        (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header.ljust(117) + b"\n" + bytes(4))
+        if b"L" in shape:
+            assert_same(pictures.load(tmp_path / "a.npy"), np.zeros((2, 2), np.uint8))
+        else:
+            with pytest.raises(InputFileError, match="Cannot parse header"):
+                pictures.load(tmp_path / "a.npy")
 
 
 def test_a_stack_that_promises_more_than_its_file_can_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,8 +474,8 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
         ("a.tif", "uint8", 4, False),
         ("a.gif", "uint8", 2, False),
     ):
-        with pytest.raises(OutputFileError, match=r"cannot hold|no suffix"):
-            pictures.writer(tmp_path / name, Scan(np.zeros((3,) * ndim, dtype), colour=colour))
+        with pytest.raises(OutputFileError, match="cannot be written: end its name in" if ".gif" in name else "cannot hold"):
+            files.writer(tmp_path / name, Scan(np.zeros((3,) * ndim, dtype), colour=colour))
 
 
 def test_pillow_reads_what_was_written(tmp_path: Path) -> None:

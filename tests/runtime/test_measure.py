@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import ImageError, Upscaler, measure, spectrum, volume
+from runtime import ImageError, Upscaler, measure, volume
 from runtime.acquired import Acquired, Band
 from runtime.intensity import Intensity
 from runtime.scan import Scan
@@ -20,8 +20,8 @@ UNIT = Intensity(0, 1, 0, 1)
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Band | None]:
     """What the spectrum shows of rows and columns, for a test to set."""
     bands: list[Band | None] = [None, None]
-    monkeypatch.setattr(spectrum, "bands", lambda slices: tuple(bands))
-    monkeypatch.setattr(spectrum, "noise", lambda slices: 0.01)
+    monkeypatch.setattr(measure, "bands_of", lambda slices: tuple(bands))
+    monkeypatch.setattr(measure, "noise_of", lambda slices: 0.01)
     return bands
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import random
 import re
 import sys
 import zlib
@@ -182,20 +181,3 @@ def test_a_damaged_header_is_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, DAMAGED[name])
     with pytest.raises((InputFileError, ImageError), match=rf"^{re.escape(str(path))} [^\n]{{,1200}}$"):
         itk.read(path)
-
-
-def test_no_mutation_of_a_header_raises_anything_but_a_typed_error(tmp_path: Path) -> None:
-    rng = random.Random(0)
-    words = "-1 0 1e308 nan inf 4294967296 none ( ) , : = := % LIST ../x 1_0 list vector time gzip big block"
-    pieces = [*words.split(), "\n", "\udcff", "\0", "x" * 2000]
-    refused = 0
-    for _ in range(1000):
-        suffix, header = rng.choice(((".nrrd", NRRD), (".mha", META)))
-        for _ in range(rng.choice((1, 1, 2, 4))):
-            position = rng.randrange(len(header))
-            header = header[:position] + rng.choice(pieces) + header[position + rng.choice((0, 1, 1, 5, 30)) :]
-        try:
-            itk.read(write(tmp_path / f"a{suffix}", header))
-        except (InputFileError, ImageError):
-            refused += 1
-    assert 300 < refused < 980  # some change nothing that matters

@@ -51,16 +51,30 @@ def test_the_paper_is_as_published() -> None:
 def test_settings_change_one_stage_or_all(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("[stage.a]\nbatch = 2\n[stage.b]\n")
-    settings = ["updates=7", "stage.b.batch=4", "generator.blocks=3", "kernels=['kspace']", "augment.strip=0.5", "subject=(s.)"]
+    settings = [
+        "updates=7",
+        "stage.b.batch=4",
+        "generator.blocks=3",
+        "degradations=['kspace']",
+        "augment.strip=0.5",
+        "subject=(s.)",
+    ]
     chosen = load(str(file), [*settings, "scales=[2, 2.5, '7/3']"], data=tmp_path)
     a, b = chosen.stage.values()
     assert (a.updates, b.updates, a.batch, b.batch) == (7, 7, 2, 4)
-    assert a.kernels == b.kernels == ("kspace",)
+    assert a.degradations == b.degradations == ("kspace",)
     assert a.augment.strip == 0.5
     assert a.subject == "(s.)"  # no TOML, so text
     assert a.scales == (Fraction(2), Fraction(5, 2), Fraction(7, 3))
     assert a.data == b.data == str(tmp_path)
     assert chosen.generator == replace(networks.NAMED["edge"], blocks=3)
+
+
+def test_degradations_by_their_former_name_are_read(tmp_path: Path) -> None:
+    """In configurations and checkpoints of before, and where a setting meets a newer recipe."""
+    table = {"stage": {"a": {"kernels": ["kspace"]}, "b": {"degradations": ["bicubic"]}}}
+    assert [s.degradations for s in parse(table).stage.values()] == [("kspace",), ("bicubic",)]
+    assert {s.degradations for s in parse(table, ["kernels=['scanner']"]).stage.values()} == {("scanner",)}
 
 
 def test_data_fills_what_names_none_and_the_last() -> None:
@@ -80,12 +94,12 @@ def test_data_fills_what_names_none_and_the_last() -> None:
         ("[stage.brain]\nupdates = 0", "stage.brain.updates is 0: it should be greater than or equal to 1"),
         ("[stage.brain]\nseed = -1", "stage.brain.seed is -1: it should be greater than or equal to 0"),
         ("[stage.brain]\npatch = 5", "stage.brain.patch is 5: it should be greater than or equal to 32"),
-        ("[stage.brain]\nkernels = []", "stage.brain.kernels is .*at least 1 item"),
+        ("[stage.brain]\ndegradations = []", "stage.brain.degradations is .*at least 1 item"),
         (
-            "[stage.brain]\nkernels = ['sinc']",
-            "stage.brain.kernels.0 is 'sinc': it should be 'bilinear', 'bicubic', 'kspace' or 'scanner'",
+            "[stage.brain]\ndegradations = ['sinc']",
+            "stage.brain.degradations.0 is 'sinc': it should be 'bilinear', 'bicubic', 'kspace' or 'scanner'",
         ),
-        ("[stage.brain]\nkernels = 'kspace'", "stage.brain.kernels is 'kspace': it should be a valid array"),
+        ("[stage.brain]\ndegradations = 'kspace'", "stage.brain.degradations is 'kspace': it should be a valid array"),
         ("[stage.brain]\nscales = [0.5]", "stage.brain.scales.0: scale 0.5"),
         ("[stage.brain]\nscales = [13]", "stage.brain: scales is 13.0: give 1 to 12, an eighth of the patch"),
         ("[stage.brain]\nschedule = 'linear'", "stage.brain.schedule is 'linear': it should be 'cosine' or 'steps'"),

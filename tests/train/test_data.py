@@ -19,7 +19,7 @@ from train.augment import Augment
 from train.config import Stage
 from train.scanner import Acquisition, acquire
 
-STAGE = Stage(batch=4, patch=48, patches_per_crop=3, kernels=("bilinear", "bicubic"))
+STAGE = Stage(batch=4, patch=48, patches_per_crop=3, degradations=("bilinear", "bicubic"))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_anisotropic_batches_draw_a_scale_for_each_axis(crops: list[data.Crop]) 
 def test_input_patch_bounds_what_a_small_scale_costs(crops: list[data.Crop]) -> None:
     """From anywhere in a crop, its far edges included, and with the pixels around that downsampling wants."""
     ramp = np.add.outer(1000.0 * np.arange(70), np.arange(64)).astype(np.float32)
-    stage = replace(STAGE, input_patch=16, kernels=("bilinear",), augment=Augment(gain=(1, 1)))
+    stage = replace(STAGE, input_patch=16, degradations=("bilinear",), augment=Augment(gain=(1, 1)))
     b = data.Batches([data.Crop(ramp, "ramp")], stage)
     corners = set()
     for update in range(300):
@@ -102,7 +102,7 @@ def test_lr_is_the_downsampled_hr_in_every_flip(crops: list[data.Crop]) -> None:
         lr, hr, _, (scale, _) = data.Batches(crops, STAGE)[update]
         for small, large in zip(lr[:, 0], hr[:, 0]):
             inner = slice(2, -3)  # what the patch itself decides: a bicubic kernel reaches two lr pixels
-            ways = [reference.downsample(large, scale, k, (0, 0), small.shape) for k in STAGE.kernels]
+            ways = [reference.downsample(large, scale, k, (0, 0), small.shape) for k in STAGE.degradations]
             assert min(np.abs(small - way)[inner, inner].max() for way in ways) < 1e-4  # of values up to 50
 
 
@@ -184,25 +184,27 @@ def test_zero_filled_truths_are_cropped_to_what_was_measured(tmp_path: Path) -> 
     scan, _ = acquire(truth, one, Acquisition((Band(), Band(0.75)), 0.01), truth.shape, np.random.default_rng(0))
     np.save(tmp_path / "a.npy", scan)
     (stored,) = data.load_crops([tmp_path / "a.npy"], 32)
-    (acquired,) = data.load_crops([tmp_path / "a.npy"], 32, acquired=True)
+    (acquired,) = data.load_crops([tmp_path / "a.npy"], 32, truths="acquired")
     assert acquired.pixels.shape[0] == pytest.approx(stored.pixels.shape[0], abs=2)
     assert acquired.pixels.shape[1] == pytest.approx(0.75 * stored.pixels.shape[1], rel=0.08)  # of one slice alone
 
 
-@pytest.mark.parametrize("kernel", ["bilinear", "scanner"])
-def test_noise_is_told_to_the_network(crops: list[data.Crop], kernel: str) -> None:
-    stage = replace(STAGE, batch=32, kernels=(kernel,), augment=Augment(noise=0.5), scales=(Fraction(3, 2),))
+@pytest.mark.parametrize("degradation", ["bilinear", "scanner"])
+def test_noise_is_told_to_the_network(crops: list[data.Crop], degradation: str) -> None:
+    stage = replace(STAGE, batch=32, degradations=(degradation,), augment=Augment(noise=0.5), scales=(Fraction(3, 2),))
     told = data.Batches(crops, stage)[0][2]
     assert told.dtype == np.float32
     assert told.shape == (32, 3)
     assert told[:, 0].min() < 0.011  # what an estimate finds where there is no noise
     assert told[:, 0].max() > 0.02
-    assert told[:, 1:].any() == (kernel == "scanner")  # soft ends of bands
+    assert told[:, 1:].any() == (degradation == "scanner")  # soft ends of bands
 
 
-@pytest.mark.parametrize("kernel", ["bilinear", "scanner"])
-def test_last_patches_are_the_first_ones_with_faint_discs(crops: list[data.Crop], kernel: str) -> None:
-    stage = replace(STAGE, batch=8, kernels=(kernel,), augment=Augment(noise=1, spots=0.5), scales=(Fraction(2),), faint=0.1)
+@pytest.mark.parametrize("degradation", ["bilinear", "scanner"])
+def test_last_patches_are_the_first_ones_with_faint_discs(crops: list[data.Crop], degradation: str) -> None:
+    stage = replace(
+        STAGE, batch=8, degradations=(degradation,), augment=Augment(noise=1, spots=0.5), scales=(Fraction(2),), faint=0.1
+    )
     lr, hr, told, _ = data.Batches(crops, stage)[0]
     assert stage.twins == 2
     changed = [twin - first for twin, first in ((hr[-2:], hr[:2]), (lr[-2:], lr[:2]))]

@@ -74,7 +74,7 @@ def test_variants_by_configuration() -> None:
         ({"name": "edsr", "channels": -1}, "edsr.channels is -1"),
         ({"name": "edsr", "scale": 5}, "edsr.scale is 5: it should be 2, 3 or 4"),
         ({"name": "srgan", "std": 0}, "srgan.std is 0"),
-        ({"head_kernel": 4}, "meta.head_kernel: a kernel is 4: give an odd number"),
+        ({"head_kernel": 4}, "meta.head_kernel is 4: it should be 1, 3, 5, 7, 9 or 11"),
         ({"projection": "middle"}, "meta.projection is 'middle': it should be 'corner' or 'centred'"),
         ({"std": 0.0}, "meta.std is 0.0: it should be greater than 0"),
     ],

@@ -30,13 +30,13 @@ from train.loop import TrainingError, train
 
 SMALL = {"kind": "meta", "channels": 8, "blocks": 1, "predictor_hidden": 16}
 NO_NORM = {**SMALL, "batch_norm": False}
-STAGE = {"updates": 6, "batch": 2, "patch": 32, "learning_rate": 1e-3, "validate_every": 3, "kernels": ["bilinear"]}
+STAGE = {"updates": 6, "batch": 2, "patch": 32, "learning_rate": 1e-3, "validate_every": 3, "degradations": ["bilinear"]}
 
 TOML = """
 generator = { kind = "meta", channels = 8, blocks = 1, predictor_hidden = 16 }
 
 [stage.brain]
-kernels = ["bilinear"]
+degradations = ["bilinear"]
 """
 
 
@@ -346,7 +346,7 @@ def test_two_processes_give_the_gradients_of_a_doubled_batch(folder: Path, vgg: 
     stage |= {"adversarial": 1.0, "perceptual": 0.01, "features": str(vgg)} if kind == "gan" else {}
     train(parse({"generator": SMALL, "stage": {"brain": stage | {"batch": 4}}}, data=folder), tmp_path / "one")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
-    settings = [f"--set={key}={value}" for key, value in stage.items() if key != "kernels"]
+    settings = [f"--set={key}={value}" for key, value in stage.items() if key != "degradations"]
     (tmp_path / "c.toml").write_text(TOML)
     arguments = ["--config", tmp_path / "c.toml", "--data", folder, "--out", tmp_path / "two", *settings]
     process = run(*torchrun, *arguments, OMP_NUM_THREADS="1")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import InputFileError, ScaleError, grid, measure
+from runtime import InputFileError, ScaleError, grid
 from runtime.acquired import Acquired, Band
 from tests.conftest import ROOT, SCAN
 from train import degradations, evaluate, models, realscans, resample, scores
@@ -27,7 +26,8 @@ FOUND = Acquired((Band(0.75), Band()), 0.01, "spectrum")
 @pytest.fixture(autouse=True)
 def found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the estimate, which always finds the same."""
-    monkeypatch.setattr(measure, "estimate", lambda slices: FOUND)
+    for module in (realscans, scores):
+        monkeypatch.setattr(module, "estimate", lambda slices: FOUND)
 
 
 def phantom(shape: tuple[int, int] = (96, 80), seed: int = 0) -> np.ndarray:
@@ -95,13 +95,13 @@ def test_ripple_and_steepness_by_their_definitions(scales: grid.Scales) -> None:
     flat = inside & (slope <= np.quantile(slope[inside], 0.3))
     np.testing.assert_array_equal(realscans.flat_tissue(bicubic, scales), flat)
     fine = sr - slow_smooth(sr, 0.75, scales)
-    assert realscans.ripple(sr, flat, scales) == pytest.approx(np.std(fine[flat]), rel=1e-4)
 
     slope = slow_gradient(slow_smooth(bicubic, 0.5, scales), scales)
     steep = (bicubic > 0.15) & (slope >= np.quantile(slope[bicubic > 0.15], 0.95))
     np.testing.assert_array_equal(realscans.steepest(bicubic, scales), steep)
     of_sr = slow_gradient(slow_smooth(sr, 0.5, scales), scales)
-    assert realscans.steepness(sr, steep, scales) == pytest.approx(of_sr[steep].mean(), rel=1e-4)
+    expected = np.std(fine[flat]), of_sr[steep].mean()
+    assert realscans.ripple_and_edges(sr, flat, steep, scales) == pytest.approx(expected, rel=1e-4)
 
 
 def test_nothing_is_measured_where_there_is_no_tissue() -> None:
@@ -109,7 +109,7 @@ def test_nothing_is_measured_where_there_is_no_tissue() -> None:
     flat, steep = realscans.flat_tissue(black, TWO), realscans.steepest(black, TWO)
     assert not flat.any()
     assert not steep.any()
-    assert np.isnan([realscans.ripple(black, flat, TWO), realscans.steepness(black, steep, TWO)]).all()
+    assert np.isnan(realscans.ripple_and_edges(black, flat, steep, TWO)).all()
     with pytest.raises(InputFileError, match="stripes shows no flat tissue"):  # nowhere farther than 4 pixels from black
         realscans.examine([BICUBIC], Stack("stripes", {"0": np.eye(40, dtype=np.float32)}, "LA"), TWO)
 
@@ -121,19 +121,19 @@ def test_contrast_times_two_is_ripple_and_edges_times_two() -> None:
         heard.append(acquired)
         return resample.upsample(lr, scales)
 
-    compared = [BICUBIC, changed("half", 0.5), changed("twice", 2), never(), Model("spy", "", upscale, told="auto", factor=2)]
+    compared = [BICUBIC, changed("half", 0.5), changed("twice", 2), never(), Model("spy", "", upscale, told="auto")]
     scan = Stack("head", {str(k): phantom(seed=k) for k in range(11)}, "LA")
-    record, panel = realscans.examine(compared, scan, TWO)
-    of = {line["model"]: line for line in record["models"]}
+    records, panel = realscans.examine(compared, scan, TWO)
+    of = {line["model"]: line for line in records}
     for name, ratio in (("bicubic", 1), ("half", 0.5), ("twice", 2), ("spy", 1)):
         assert (of[name]["ripple"], of[name]["edges"]) == pytest.approx((ratio, ratio), rel=1e-4)
     assert "never" not in of
-    assert heard == [replace(FOUND, sigma=0.02)] * 9  # slices of eleven
-    assert record["stored"] == [96, 80]
-    assert record["acquired"] == [72, 80]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in realscans.markdown(compared, [record]).splitlines()]
-    assert ["head", "96×80", "72×80", "0, 0", "1 %"] in rows
-    assert ["head", "×2", "0.50", "2.00", "–", "1.00", "0.50", "2.00", "–", "1.00"] in rows
+    assert heard == [FOUND] * 9  # slices of eleven
+    assert {(*line["stored"], *line["acquired"]) for line in records} == {(96, 80, 72, 80)}
+    text = scores.by_model(records, {key: scores.plain(key) for key in ("ripple", "edges")})
+    row = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
+    ratios = ["1.00", "0.50", "2.00", "1.00"] * 2  # nothing of what never serves
+    assert row == ["head", "96×80", "72×80", "0, 0", "×2", "1 %", *ratios]
     for _, images in panel:
         assert [name for name, _, _ in images] == ["bicubic", "half", "twice", "spy"]
         assert {image.shape for _, image, _ in images} == {(80, 80)}  # 40 input pixels
@@ -202,10 +202,12 @@ def test_what_is_kept_of_discs() -> None:
     compared = [BICUBIC, changed("half", 0.5), changed("all", 1), never()]
     case = degradations.resampled("bilinear", 0.02)
     records = realscans.keep_discs(scores.Comparison(compared, {"a": crops}, [case], [TWO], 2))
-    assert [(r["diameter"], r["contrast"]) for r in records] == [(d, c) for d in (3, 5, 8) for c in (1, 2, 3)]
-    for record in records:
-        assert record["models"] == {"half": pytest.approx(0.5, rel=1e-3), "all": pytest.approx(1, rel=1e-3), "never": None}
-    assert records[0]["bicubic"] < records[-1]["bicubic"] < 1  # interpolation blurs the small most
+    by_model = {m.name: [record for record in records if record["model"] == m.name] for m in compared}
+    for name, expected in {"half": pytest.approx(0.5, rel=1e-3), "all": pytest.approx(1, rel=1e-3), "never": None}.items():
+        assert [r["kept"] for r in by_model[name]] == [expected] * 9
+    bicubic = by_model["bicubic"]
+    assert [(r["diameter"], r["contrast"]) for r in bicubic] == [(d, c) for d in (3, 5, 8) for c in (1, 2, 3)]
+    assert bicubic[0]["kept"] < bicubic[-1]["kept"] < 1  # interpolation blurs the small most
     # Slowly, for the last: the widest and brightest discs.
     kept, true = [], []
     for k in (0, 2):
@@ -215,11 +217,12 @@ def test_what_is_kept_of_discs() -> None:
             outputs = [resample.upsample(case.of(t, TWO), TWO) for t in (truth + discs, truth)]
             kept.append(realscans.contrast(outputs[0] - outputs[1], place, 8))
             true.append(realscans.contrast(discs, place, 8))
-    assert records[-1]["bicubic"] == pytest.approx(sum(kept) / sum(true), rel=1e-4)
+    assert bicubic[-1]["kept"] == pytest.approx(sum(kept) / sum(true), rel=1e-4)
     assert records[-1]["discs"] == len(kept)
-    rows = realscans.disc_rows(compared, records)
-    assert rows[1][:5] == ["bilinear", "×2", "2 %", "3", "1 σ"]
-    assert rows[-1][-3:] == ["0.50", "1.00", "–"]
+    text = scores.by_model(records, {"kept": scores.plain("kept")})
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert rows[2][:5] == ["bilinear", "×2", "2 %", "3", "1 σ"]
+    assert [row[-3:] for row in rows][-2] == ["0.50", "1.00", "–"]
     black = {"a": [Crop(np.zeros((64, 64), np.float32), "")]}
     with pytest.raises(InputFileError, match="no crop shows flat tissue"):
         realscans.keep_discs(scores.Comparison([BICUBIC], black, [case], [TWO]))
@@ -232,11 +235,11 @@ def test_real_scans_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "out"
     assert evaluate.main([*arguments, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "| small | 48×40  | 36×40    | 0, 0  | 1 % |" in said
+    assert "| small | 48×40  | 36×40    | 0, 0  | ×2    | 1 %   |" in said
     assert {path.name for path in out.iterdir()} == {"results.json", "results.md", "small_x2.png"}
     assert "![small_x2.png](small_x2.png)" in (out / "results.md").read_text(encoding="utf-8")
     content = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert [line["model"] for line in content["scans"][0]["models"]] == ["bicubic", "former", "new"]
+    assert [line["model"] for line in content["scans"]] == ["bicubic", "former", "new"]
     with Image.open(out / "small_x2.png") as picture:
         assert picture.width > 900  # 40 input pixels a crop, three crops side by side: every pixel is 4 wide
         assert np.asarray(picture.convert("L")).std() > 10  # of 255; an empty page has 0
@@ -254,11 +257,10 @@ def test_discs_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     data.mkdir()
     nib.save(nib.Nifti1Image(np.stack([phantom((80, 72))] * 2, -1), np.diag([1, 1, 5, 1])), data / "sub-1.nii.gz")
     arguments = ["--data", str(data), "--models", f"new={CHECKPOINT}", "--scales", "2", "--inputs", "scan:1,1:hard"]
-    assert evaluate.main([*arguments, "--discs", "--crops", "1", "--tell", "2", "--out", str(out)]) == 0
+    assert evaluate.main([*arguments, "--discs", "--crops", "1", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "new over bicubic" in said
-    assert "σ 2 times as large" in said
+    assert "kept new" in said
     content = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert len(content["discs"]) == 9
+    assert len(content["discs"]) == 2 * 9
     assert {r["noise"] for r in content["discs"]} == {0.03}
     assert {path.name for path in out.iterdir()} == {"results.json", "results.md"}

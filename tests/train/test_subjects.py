@@ -256,10 +256,10 @@ def test_folders_and_hidden_files_are_no_images(tmp_path: Path) -> None:
     assert subjects.find_files(inside) == [inside / "a.png"]
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("", "it is empty"), ("/abs/*.nii", "is no glob below"), ("a**", "")])
-def test_a_pattern_that_is_no_glob_is_refused(tmp_path: Path, pattern: str, said: str) -> None:
+@pytest.mark.parametrize("pattern", ["", "/abs/*.nii", "a**"])
+def test_a_pattern_that_fits_no_name_is_named(tmp_path: Path, pattern: str) -> None:
     touch(tmp_path, "b.nii")
-    with pytest.raises(InputFileError, match=rf"{re.escape(repr(pattern))}.*{said}"):  # newer Pythons take a** for a*
+    with pytest.raises(InputFileError, match=f"matches {re.escape(repr(pattern))}"):
         subjects.find_files(tmp_path, pattern)
 
 
