@@ -88,7 +88,7 @@ def upscale(
         if progress:
             progress(done, total)
 
-    ranges = _ranges(scan)
+    ranges = intensities(scan)
     found: list[Acquired] = []
     for number, index in enumerate(volumes):
         one, target = data[(..., *index)], result[(..., *index)]
@@ -121,7 +121,7 @@ def _doubt(scan: Scan) -> list[str]:
     return [f"it has {count} different whole numbers: if they are labels, set the header's intent to label (1002)"]
 
 
-def _ranges(scan: Scan) -> list[Intensity]:
+def intensities(scan: Scan) -> list[Intensity]:
     """The intensity range of everything, or that of each volume: a time series has one, other contrasts have each their own."""
     data = scan.pixels
 
