@@ -66,7 +66,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         prog=prog,
         description=__doc__,
         epilog="`metasrgan view` shows a scan in a browser. `doctor` says what each device would use here; `prepare` builds "
-        "ahead of time what it needs; `cache` lists what is kept of that. `train`, `export` and `evaluate`, which need torch, make networks of your own.",
+        "ahead of time what it needs; `cache` lists what is kept of that. `train`, `export` and `evaluate`, which need "
+        "torch, make networks of your own.",
     )
     add = parser.add_argument
     add("input", type=Path, nargs="*", help=f"{', '.join(io.READ)}, or DICOM: a folder, a file or a zip; one or many")

@@ -236,9 +236,9 @@ class View:
         return out
 
     def nearest_scale(self, factor: ScaleOrPair) -> grid.Scales:
-        """Scales within 0.5 % of a factor, or of a pair (rows, columns), that `render` serves fastest: from a small table.
+        """Scales near a factor, or near a pair (rows, columns), that `render` serves fastest, from a small table.
 
-        Just above ×1, ×2 and ×3, in canonical pixels, no small table is that near: there it is the nearest that is one.
+        They are within 0.5 % where a table allows it. Near whole numbers of canonical pixels none does: 1.5 % at most.
         """
         rows, cols = (_simple(r * s) / s for r, s in zip(grid.parse_scales(factor), self._encoded.spacing))
         return max(rows, Fraction(1)), max(cols, Fraction(1))
@@ -256,9 +256,9 @@ def open_bundle(bundle: str | Path | None) -> Bundle:
 
 
 def _simple(factor: Fraction) -> Fraction:
-    """The simplest ratio within 0.5 % of a factor whose square table is small, or else the nearest that has one."""
-    near = (factor.limit_denominator(q) for q in range(1, 65))
-    small = [r for r in near if grid.has_table((r, r))]
+    """The simplest ratio near a factor whose square table is small, or else the nearest that has one."""
+    ratios = [factor.limit_denominator(q) for q in range(1, 65)]
+    small = [r for r in ratios if grid.has_table((r, r))] or ratios
     return next((r for r in small if abs(r / factor - 1) <= _NEARLY), min(small, key=lambda r: abs(r - factor)))
 
 

@@ -208,12 +208,11 @@ class Opened:
         if height < 1 or width < 1 or height * width > _WINDOW:
             raise ImageError(f"a window of {height}×{width} pixels cannot be shown: give 1 to {_WINDOW}")
         ours = self._intensity(key).normalise(shown.view.render(scales, window=(top, left, height, width), grain=grain))
-        stored = Image.fromarray(self.stored(key))
+        stored = self.stored(key)
+        y, x = shown.slices.sources(plane.shape, scales)
         box = float(left / scales[1]), float(top / scales[0]), float(right / scales[1]), float(bottom / scales[0])
-        others = (
-            stored.resize((width, height), filter, box) for filter in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)
-        )
-        pixels = np.stack([*(np.asarray(other) for other in others), ours]).astype("<f4")
+        bicubic = np.asarray(Image.fromarray(stored).resize((width, height), Image.Resampling.BICUBIC, box))
+        pixels = np.stack([stored[np.ix_(y[top:bottom], x[left:right])], bicubic, ours]).astype("<f4")
         return {"scale": [float(r) for r in scales], "window": [top, left, height, width]}, pixels
 
     def _encode(self, key: Key) -> Shown:

@@ -117,8 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         headers = self.headers
         _, token, rest = [*self.path.split("/", 2), "", ""][:3]
-        may = headers.get_all("Host", []) in ([host] for host in self.server.hosts)
-        if not may or "Content-Length" in headers or "Transfer-Encoding" in headers:
+        may = headers.get_all("Host", []) in ([host] for host in self.server.hosts)  # or another site's name could lead here
+        if not may or "Content-Length" in headers or "Transfer-Encoding" in headers or self.request_version == "HTTP/0.9":
             self._refuse()
         elif _same(token, self.server.token):
             self._serve(rest)

@@ -6,7 +6,7 @@
 import { places } from './geometry.js';
 
 export const SHOWN = { original: 0, bicubic: 1, ours: 2, difference: 3 };
-const CELLS = 96; // an axis of the grid of offsets: the weights' error is below 3e-4 of the range
+const CELLS = 64; // an axis of the grid of offsets
 const UNITS = { responses: 0, canonical: 1, lacking: 2, stored: 3, places: 4, table: 5, weights: 6, hidden: 7 }; // of textures
 const { weights, hidden, ...SAMPLERS } = UNITS;
 const SAMPLES = 4; // at most, an axis, where pixels of the screen are larger than those of the slice
@@ -33,12 +33,14 @@ void main() {
   }
 }`;
 
-const STAGE = `#version 300 es
+// One program for each of `SHOWN`.
+const stageOf = (shown) => `#version 300 es
+#define SHOWN ${shown}
 precision highp float;
 uniform highp sampler2DArray responses, table;
 uniform highp sampler2D canonical, lacking, stored, places; // places: (canonical source, offset, stored source, offset)
 uniform ivec2 corner, size;       // of the panel, from the bottom left
-uniform int shown, samples;
+uniform int samples;
 uniform bool turned, skip;
 uniform float cells, mean, deviation, grain;
 uniform vec2 limits, range;       // of the input's values; what becomes black and white
@@ -81,10 +83,11 @@ float ours(ivec2 source, vec2 offset) {
   return clamp(value, limits.x, limits.y);
 }
 
-float value(vec4 row, vec4 col, int which) {
-  if (which == 0) return at(stored, ivec2(col.z, row.z));
-  if (which == 1) return clamp(cubic(stored, vec2(col.z + col.w, row.z + row.w) + 0.5), limits.x, limits.y);
-  return ours(ivec2(col.x, row.x), vec2(col.y, row.y));
+float value(vec4 row, vec4 col) {
+  float original = at(stored, ivec2(col.z, row.z));
+  float bicubic = SHOWN == 1 || SHOWN == 3 ? clamp(cubic(stored, vec2(col.z + col.w, row.z + row.w) + 0.5), limits.x, limits.y) : 0.0;
+  float ours = SHOWN > 1 ? ours(ivec2(col.x, row.x), vec2(col.y, row.y)) : 0.0;
+  return float[](original, bicubic, ours, ours - bicubic)[SHOWN];
 }
 
 void main() {
@@ -99,11 +102,11 @@ void main() {
       vec4 row = turned ? across : down, col = turned ? down : across;
       if (row.x < 0.0 || col.x < 0.0) continue;
       count++;
-      sum += shown == 3 ? value(row, col, 2) - value(row, col, 1) : value(row, col, shown);
+      sum += value(row, col);
     }
   float v = sum / float(max(count, 1));
   if (count == 0) colour = vec4(beyond, 1);
-  else if (shown == 3) colour = vec4((v > 0.0 ? vec3(1, 0.62, 0.2) : vec3(-0.25, -0.6, -1)) * v / range.y, 1);
+  else if (SHOWN == 3) colour = vec4((v > 0.0 ? vec3(1, 0.62, 0.2) : vec3(-0.25, -0.6, -1)) * v / range.y, 1);
   else colour = vec4(vec3((v - range.x) / (range.y - range.x)), 1);
 }`;
 
@@ -119,7 +122,7 @@ export class Stage {
     Object.assign(this, { gl, canvas, network, layers: Math.ceil(network.basis / 4) });
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
     this.predictor = this.#program(PREDICTOR);
-    this.stage = this.#program(STAGE);
+    this.stages = Object.values(SHOWN).map((shown) => this.#program(stageOf(shown)));
     this.#unpack(predictor);
     this.#allocate(UNITS.table, gl.TEXTURE_2D_ARRAY, gl.RGBA32F, CELLS + 1, CELLS + 1, this.layers);
     this.#filter(gl.TEXTURE_2D_ARRAY, gl.LINEAR);
@@ -150,12 +153,13 @@ export class Stage {
     this.#predict(factors, turned ? [across, down] : [down, across]);
     this.#places(view, samples);
     gl.bindFramebuffer(gl.FRAMEBUFFER, target);
-    gl.useProgram(this.stage.program);
+    const stage = this.stages[SHOWN[shown]];
+    gl.useProgram(stage.program);
     gl.viewport(panel.left, panel.bottom, width, height);
     gl.enable(gl.SCISSOR_TEST);
     gl.scissor(panel.left + panel.clip[0], panel.bottom, panel.clip[1] - panel.clip[0], height);
-    const { network, stage } = this;
-    stage.set('1i', { ...SAMPLERS, shown: SHOWN[shown], samples, turned, skip: network.skip });
+    const { network } = this;
+    stage.set('1i', { ...SAMPLERS, samples, turned, skip: network.skip });
     stage.set('1f', { cells: CELLS, mean: network.mean, deviation: network.std, grain: look.grain });
     stage.set('2i', { corner: [panel.left, panel.bottom], size: [width, height] });
     stage.set('2f', { limits: look.limits, range: look.range });
