@@ -28,6 +28,7 @@ Float = NDArray[np.float32]
 
 LARGEST = 1 << 21  # pixels of a slice: 134 MB of responses in half precision
 _KEPT = 192 << 20  # bytes of encoded slices: 17 of 256×256 pixels
+IN_BROWSER = 256 << 20  # the same, there
 _WINDOW = 1 << 22  # pixels of a window that is rendered here
 _NAMES = {"S": "Axial", "I": "Axial", "A": "Coronal", "P": "Coronal", "L": "Sagittal", "R": "Sagittal"}
 _OPPOSITE = dict(zip("LRAPIS", "RLPASI"))
@@ -130,6 +131,7 @@ class Opened:
             "ranges": [self._range(intensity) for intensity in self._ranges],
             "noise": self._measured.sigma,
             "largest_scale": grid.MAX_SCALE,
+            "kept": IN_BROWSER,
             "network": {
                 "shader": model.projection == "centred",
                 "told": model.told,

@@ -18,8 +18,6 @@ const BACK = [0.063, 0.075, 0.086]; // the page's own background, beside a slice
 const GAP = 2; // between panels
 const FINEST = 64; // pixels of the screen for one of the slice
 const STRONG = 0.1; // of the window: a difference that has the full colour
-const SLICES = 64 << 20; // bytes that are kept here
-const RESPONSES = 256 << 20;
 const AHEAD = 2; // slices that are encoded before they are asked for, in the direction of scrolling
 
 const $ = (id) => document.getElementById(id);
@@ -50,8 +48,8 @@ let waiting = false;
 let resting = 0;
 
 const renderer = makeRenderer();
-const slices = new Loader('slice', SLICES, (_, buffer) => ({ pixels: new Float32Array(buffer), bytes: buffer.byteLength }), later);
-const responses = new Loader('responses', RESPONSES, unpack, later);
+const slices = new Loader('slice', scan.kept / 4, (_, buffer) => ({ pixels: new Float32Array(buffer), bytes: buffer.byteLength }), later);
+const responses = new Loader('responses', scan.kept, unpack, later);
 
 function makeRenderer() {
   try {
@@ -116,8 +114,7 @@ function frame() {
   }
   if (hasSlice && !renderer.needsFeatures) renderer.ask(key, panels[0].view, state.grain);
   const ready = renderer.needsFeatures ? drawn.features === key : renderer.isReady(key);
-  renderer.clear(BACK);
-  if (hasSlice) panels.forEach((panel) => draw(panel, ready));
+  paint(ready, hasSlice);
   annotate(ready, hasSlice, ratio);
   say(features, ready);
   document.documentElement.dataset.shown = ready && hasSlice ? key : '';
@@ -152,6 +149,11 @@ function look(name) {
   const { low, high } = scan.ranges[volume % scan.ranges.length];
   const range = name === 'difference' ? [0, STRONG * window] : [level - window / 2, level + window / 2];
   return { range, limits: [low, high], grain, beyond: BACK };
+}
+
+function paint(ready, hasSlice) {
+  renderer.clear(BACK);
+  if (hasSlice) panels.forEach((panel) => draw(panel, ready));
 }
 
 // While the network still computes, its panel shows bicubic interpolation, and says so.
@@ -208,7 +210,7 @@ function measure() {
   if (!renderer.needsFeatures || document.documentElement.dataset.shown !== key) return;
   renderer.finish();
   const began = performance.now();
-  panels.forEach((panel) => draw(panel, true));
+  paint(true, true);
   renderer.finish();
   drawn.frame = performance.now() - began;
   say(responses.get(key), true);

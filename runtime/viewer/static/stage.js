@@ -6,7 +6,7 @@
 import { places } from './geometry.js';
 
 export const SHOWN = { original: 0, bicubic: 1, ours: 2, difference: 3 };
-const CELLS = 64; // an axis of the grid of offsets
+const CELLS = 96; // an axis of the grid of offsets
 const UNITS = { responses: 0, canonical: 1, lacking: 2, stored: 3, places: 4, table: 5, weights: 6, hidden: 7 }; // of textures
 const { weights, hidden, ...SAMPLERS } = UNITS;
 const SAMPLES = 4; // at most, an axis, where pixels of the screen are larger than those of the slice
