@@ -172,11 +172,11 @@ class Opened:
         with self._encoding:
             return self._kept.get(key, lambda: self._encode(key))
 
-    def payload(self, key: Key) -> bytes:
+    def payload(self, key: Key) -> tuple[tuple[float, float], bytes]:
         """What a browser renders the slice from.
 
-        The canonical image (m, n) float32; the responses (B/4, m, n, 4) float16; what the output lacks, on the grid of
-        `Plane.fine`, float16.
+        The canonical image (m, n) float32; the responses (B/4, m, n, 4) float16; what the output lacks of the measured data, on
+        the grid of `Plane.fine`, float16. Also its root mean square and its largest value.
         """
         shown = self.shown(key)
         encoded, basis = shown.encoded, self._upscaler.bundle.model.basis
@@ -190,7 +190,9 @@ class Opened:
             for first in range(0, basis, 4):
                 last = min(first + 4, basis)
                 responses[first // 4, y, x, : last - first] = part[..., first:last]
-        return image.astype("<f4").tobytes() + responses.tobytes() + shown.lacking().astype("<f2").tobytes()
+        lacking = shown.lacking()
+        off = float(np.sqrt(np.mean(lacking**2))), float(np.abs(lacking).max())
+        return off, image.astype("<f4").tobytes() + responses.astype("<f2").tobytes() + lacking.astype("<f2").tobytes()
 
     def window(
         self, key: Key, factors: tuple[float, float], grain: float, rows: tuple[float, float], cols: tuple[float, float]

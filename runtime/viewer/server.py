@@ -159,8 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
             elif name == "slice":
                 self._answer(opened.stored(_key(opened, asked)).astype("<f4").tobytes(), _BYTES)
             elif name == "responses":
-                body = opened.payload(_key(opened, asked))
-                self._answer(body, _BYTES, Told=json.dumps({"ms": round(1000 * (time.perf_counter() - began))}))
+                off, body = opened.payload(_key(opened, asked))
+                told = {"off": off, "ms": round(1000 * (time.perf_counter() - began))}
+                self._answer(body, _BYTES, Told=json.dumps(told))
             elif name == "window":
                 factors, rows, cols = (
                     (_real(asked, first), _real(asked, second))

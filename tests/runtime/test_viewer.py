@@ -229,12 +229,15 @@ def test_payload_has_what_the_stage_is_made_of(scan: Opened, served: Server) -> 
     np.testing.assert_allclose(halves.transpose(1, 2, 0, 3).reshape(rows, cols, 32), responses[..., :32], rtol=1e-3, atol=1e-4)
     fine = json.loads(ask(served, f"/{served.token}/scan.json")[1])["planes"][0]["fine"]
     assert len(body) == image.nbytes + halves.nbytes + 2 * fine[0] * fine[1]
+    off, _ = scan.payload(key)
+    lacking = np.frombuffer(body, "<f2", offset=image.nbytes + halves.nbytes).astype(float)
+    assert off == pytest.approx((np.sqrt(np.mean(lacking**2)), np.abs(lacking).max()), rel=1e-3)
 
 
 def test_tiles_are_put_together(head: np.ndarray) -> None:
     whole, parts = (Upscaler.load("fast", tile=tile) for tile in (512, 24))
     with whole, parts:
-        bodies = [Opened(scan_of(head), up, "", "stored").payload(Key(2, 0, 0, 0.01)) for up in (whole, parts)]
+        bodies = [Opened(scan_of(head), up, "", "stored").payload(Key(2, 0, 0, 0.01))[1] for up in (whole, parts)]
     one, other = (np.frombuffer(body, "<f2", 32 * head.size, 4 * head.size).astype(float) for body in bodies)
     np.testing.assert_allclose(one, other, atol=0.02)  # of some 10: rounding to half, and an 8-bit trunk
 

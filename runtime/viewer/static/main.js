@@ -52,24 +52,21 @@ const slices = new Loader('slice', scan.kept / 4, (_, buffer) => ({ pixels: new 
 const responses = new Loader('responses', scan.kept, unpack, later);
 
 function makeRenderer() {
-  try {
-    if (!network.shader || new URLSearchParams(location.search).has('windows')) throw new Error('no shader');
-    new Stage(document.createElement('canvas'), network, predictor).gl.getExtension('WEBGL_lose_context')?.loseContext();
-    return new Stage(pictures, network, predictor);
-  } catch {
-    return new Windows(pictures, later);
-  }
+  const plain = new URLSearchParams(location.search).has('windows');
+  if (plain || !network.shader || !Stage.works()) return new Windows(pictures, later);
+  pictures.addEventListener('webglcontextlost', () => (location.search = '?windows'));
+  return new Stage(pictures, network, predictor);
 }
 
 // The parts of a payload, as runtime/viewer/opened.py puts them together.
-function unpack(key, buffer, { ms }) {
+function unpack(key, buffer, told) {
   const plane = scan.planes.find(({ axis }) => axis === Number(new URLSearchParams(key).get('axis')));
   const pixels = plane.canonical[0] * plane.canonical[1];
   const channels = 4 * Math.ceil(network.basis / 4);
   const canonical = new Float32Array(buffer, 0, pixels);
   const halves = new Uint16Array(buffer, 4 * pixels, channels * pixels);
   const lacking = new Uint16Array(buffer, (4 + 2 * channels) * pixels);
-  return { canonical, responses: halves, lacking, ms, bytes: buffer.byteLength };
+  return { canonical, responses: halves, lacking, told, bytes: buffer.byteLength };
 }
 
 function keyOf(index, noise = state.noise) {
@@ -185,22 +182,39 @@ function annotate(ready, hasSlice, ratio) {
   const where = placed ? ` · ${placed.letters[place < 0 ? 0 : 1]} ${Math.abs(place).toFixed(1)} mm` : '';
   const position = plane.count > 1 ? `${plane.name} ${index + 1} / ${plane.count}${where}` : '';
   const titled = panels.map((panel) => ({ ...panel, titles: panel.images.map(title) }));
-  const facts = [plane.acquired, `Window ${shown(window * (white - black))}  Level ${shown(real(level))}`, 'Not for diagnosis'];
+  const facts = [
+    [position, scales()].filter(Boolean).join(' · '),
+    plane.acquired.replace('acquired', 'Acquired'),
+    ready ? against(responses.get(keyOf(index)), (part) => shown(part * (white - black))) : '',
+    `Window ${shown(window * (white - black))} · Level ${shown(real(level))}`,
+    'Not for diagnosis',
+  ].filter(Boolean);
   const perMillimetre = plane.mm ? state.zoom : 0;
-  write(overlay, titled, { letters: plane.letters, facts, position, perMillimetre, cursor, wipe: state.wipe, ratio });
+  write(overlay, titled, { letters: plane.letters, facts, perMillimetre, cursor, wipe: state.wipe, ratio });
   $('where').value = position.replace(`${plane.name} `, '');
+}
+
+// How far the image lies from what was measured: what is given back by `grain` brings it nearer.
+function against(features, shown) {
+  if (!features) return '';
+  const [typical, largest] = features.told.off.map((part) => shown(part * (1 - state.grain)));
+  return `Differs from the measured data: RMS ${typical}, at most ${largest}`;
+}
+
+// How much finer the screen is than the stored rows and columns.
+function scales() {
+  const { factors } = panels[0].view;
+  const times = Math.abs(factors[0] / factors[1] - 1) < 0.005 ? [factors[1]] : factors;
+  return times.map((r) => `×${r.toFixed(2)}`).join(' ');
 }
 
 function say(features, ready) {
   const { plane, zoom } = state;
-  const factors = panels[0].view.factors;
-  const times = Math.abs(factors[0] / factors[1] - 1) < 0.005 ? [factors[1]] : factors;
-  const scale = times.map((r) => `×${r.toFixed(2)}`).join(' ');
   const size = plane.mm ? ` · ${(1 / zoom).toFixed(3)} mm a pixel` : '';
-  const speed = ready && features ? ` · encoded in ${features.ms} ms` : '';
+  const speed = ready && features ? ` · encoded in ${features.told.ms} ms` : '';
   const frames = drawn.frame ? ` · drawn in ${drawn.frame.toFixed(1)} ms` : '';
   const problem = slices.problem || responses.problem || renderer.problem;
-  $('status').textContent = problem || scale + size + speed + frames;
+  $('status').textContent = problem || scales() + size + speed + frames;
   $('status').classList.toggle('problem', Boolean(problem));
 }
 
@@ -386,6 +400,5 @@ $('noise').addEventListener('change', (event) => {
   load();
 });
 new ResizeObserver(later).observe(screen);
-pictures.addEventListener('webglcontextlost', () => location.reload());
 change({});
 load();

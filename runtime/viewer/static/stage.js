@@ -9,6 +9,7 @@ export const SHOWN = { original: 0, bicubic: 1, ours: 2, difference: 3 };
 const CELLS = 96; // an axis of the grid of offsets
 const UNITS = { responses: 0, canonical: 1, lacking: 2, stored: 3, places: 4, table: 5, weights: 6, hidden: 7 }; // of textures
 const { weights, hidden, ...SAMPLERS } = UNITS;
+const EXTENSIONS = ['EXT_color_buffer_float', 'OES_texture_float_linear'];
 const SAMPLES = 4; // at most, an axis, where pixels of the screen are larger than those of the slice
 
 const CORNERS = `#version 300 es
@@ -115,10 +116,16 @@ export class Stage {
   #scale = '';
   #textures = [];
 
-  // Throws where the browser cannot do this. `network` is the description's, `predictor` a Float32Array.
+  // Whether this browser can do it.
+  static works() {
+    const gl = document.createElement('canvas').getContext('webgl2');
+    return Boolean(gl && EXTENSIONS.every((name) => gl.getExtension(name)));
+  }
+
+  // `network` is the description's, `predictor` a Float32Array.
   constructor(canvas, network, predictor) {
     const gl = canvas.getContext('webgl2', { alpha: false, antialias: false, depth: false });
-    if (!gl?.getExtension('EXT_color_buffer_float') || !gl.getExtension('OES_texture_float_linear')) throw new Error('no WebGL 2');
+    EXTENSIONS.forEach((name) => gl.getExtension(name));
     Object.assign(this, { gl, canvas, network, layers: Math.ceil(network.basis / 4) });
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
     this.predictor = this.#program(PREDICTOR);
