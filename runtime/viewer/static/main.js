@@ -51,9 +51,10 @@ const renderer = makeRenderer();
 const slices = new Loader('slice', scan.kept / 4, (_, buffer) => ({ pixels: new Float32Array(buffer), bytes: buffer.byteLength }), later);
 const responses = new Loader('responses', scan.kept, unpack, later);
 
+// `?shader` and `?windows` in the address choose; a shader in software is slower than the server.
 function makeRenderer() {
-  const plain = new URLSearchParams(location.search).has('windows');
-  if (plain || !network.shader || !Stage.works()) return new Windows(pictures, later);
+  const asked = new URLSearchParams(location.search);
+  if (asked.has('windows') || !network.shader || !Stage.works(asked.has('shader'))) return new Windows(pictures, later);
   pictures.addEventListener('webglcontextlost', () => (location.search = '?windows'));
   return new Stage(pictures, network, predictor);
 }
@@ -172,7 +173,7 @@ function annotate(ready, hasSlice, ratio) {
   const title = (name) => {
     const waits = !ready && ['ours', 'difference'].includes(name);
     const strong = shown(STRONG * window * (white - black));
-    const label = name === 'difference' ? `Super-resolved less bicubic, ±${strong}` : NAMES[name];
+    const label = name === 'difference' ? `Difference to bicubic, ±${strong}` : NAMES[name];
     if (waits || !cursor || !hasSlice) return { name: waits ? 'Bicubic, the network computes …' : label, quiet: waits };
     const unit = renderer.read(name, cursor, panels[0].view, look(name));
     return { name: label, value: shown(name === 'difference' ? unit * (white - black) : real(unit)) };

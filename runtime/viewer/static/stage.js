@@ -10,6 +10,7 @@ const CELLS = 96; // an axis of the grid of offsets
 const UNITS = { responses: 0, canonical: 1, lacking: 2, stored: 3, places: 4, table: 5, weights: 6, hidden: 7 }; // of textures
 const { weights, hidden, ...SAMPLERS } = UNITS;
 const EXTENSIONS = ['EXT_color_buffer_float', 'OES_texture_float_linear'];
+const SOFTWARE = /swiftshader|llvmpipe|softpipe|basic render|software/i; // names of drivers without a GPU
 const SAMPLES = 4; // at most, an axis, where pixels of the screen are larger than those of the slice
 
 const CORNERS = `#version 300 es
@@ -116,10 +117,12 @@ export class Stage {
   #scale = '';
   #textures = [];
 
-  // Whether this browser can do it.
-  static works() {
+  // Whether this browser can do it, on a GPU or `anyhow`.
+  static works(anyhow) {
     const gl = document.createElement('canvas').getContext('webgl2');
-    return Boolean(gl && EXTENSIONS.every((name) => gl.getExtension(name)));
+    if (!gl || !EXTENSIONS.every((name) => gl.getExtension(name))) return false;
+    const renderer = gl.getExtension('WEBGL_debug_renderer_info')?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER;
+    return anyhow || !SOFTWARE.test(gl.getParameter(renderer));
   }
 
   // `network` is the description's, `predictor` a Float32Array.
