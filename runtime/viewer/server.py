@@ -58,8 +58,8 @@ class Server(ThreadingHTTPServer):
         folder = resources.files(__package__).joinpath("static")
         self.assets = {name: folder.joinpath(name).read_bytes() for name in ASSETS}
         self.token = secrets.token_urlsafe(24)
-        self._invitation = ""
-        self._free = threading.BoundedSemaphore(_AT_A_TIME)
+        self._invitation, self._ended = "", False
+        self._free, self.working = threading.BoundedSemaphore(_AT_A_TIME), threading.Semaphore(_AT_A_TIME)
         try:
             super().__init__((_HOST, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -85,6 +85,13 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:  # HTTPServer's asks the name server for this machine's name
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = _HOST, self.server_address[1]
+
+    def server_close(self) -> None:
+        """Returns when nothing is computed any more: ONNX Runtime aborts a process that ends meanwhile."""
+        super().server_close()
+        for _ in range(0 if self._ended else _AT_A_TIME):
+            self.working.acquire()
+        self._ended = True
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
@@ -121,7 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not may or "Content-Length" in headers or "Transfer-Encoding" in headers or self.request_version == "HTTP/0.9":
             self._refuse()
         elif _same(token, self.server.token):
-            self._serve(rest)
+            with self.server.working:
+                self._serve(rest)
         elif self.server.is_invited(token):
             self._answer(b"", "text/plain", HTTPStatus.FOUND, Location=f"/{self.server.token}/")
         else:

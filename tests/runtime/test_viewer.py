@@ -6,6 +6,7 @@ import json
 import random
 import socket
 import threading
+import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -207,6 +208,25 @@ def test_idle_connections_of_strangers_do_not_grow_without_bound(served: Server)
     finally:
         for connection in idle:
             connection.close()
+
+
+def test_end_waits_for_what_is_computed(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, done = threading.Event(), threading.Event()
+
+    def slow(key: Key) -> tuple[tuple[float, float], bytes]:
+        began.set()
+        time.sleep(0.3)
+        done.set()
+        return (0.0, 0.0), b""
+
+    monkeypatch.setattr(served.opened, "payload", slow)
+    asking = threading.Thread(target=ask, args=(served, f"/{served.token}/responses?{SLICE}"))
+    asking.start()
+    assert began.wait(5)
+    served.shutdown()
+    served.server_close()
+    assert done.is_set()
+    asking.join()
 
 
 def test_port_in_use_is_one_error(served: Server) -> None:

@@ -211,8 +211,6 @@ def test_zoom_is_continuous_and_keeps_the_point_under_the_cursor(page: Any, serv
         settle(page)
         seen.append(status_scale(page) / before)
     np.testing.assert_allclose(seen, math.exp(37 / 400), rtol=0.01)
-    values = page.evaluate("document.querySelector('#status').textContent")
-    assert "mm a pixel" in values
     page.keyboard.press("f")
     settle(page)
     assert status_scale(page) < before

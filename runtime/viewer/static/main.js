@@ -184,7 +184,7 @@ function annotate(ready, hasSlice, ratio) {
   const position = plane.count > 1 ? `${plane.name} ${index + 1} / ${plane.count}${where}` : '';
   const titled = panels.map((panel) => ({ ...panel, titles: panel.images.map(title) }));
   const facts = [
-    [position, scales()].filter(Boolean).join(' · '),
+    [position, scales() + (plane.mm ? ` (${(1 / state.zoom).toFixed(3)} mm)` : '')].filter(Boolean).join(' · '),
     plane.acquired.replace('acquired', 'Acquired'),
     ready ? against(responses.get(keyOf(index)), (part) => shown(part * (white - black))) : '',
     `Window ${shown(window * (white - black))} · Level ${shown(real(level))}`,
@@ -210,12 +210,10 @@ function scales() {
 }
 
 function say(features, ready) {
-  const { plane, zoom } = state;
-  const size = plane.mm ? ` · ${(1 / zoom).toFixed(3)} mm a pixel` : '';
   const speed = ready && features ? ` · encoded in ${features.told.ms} ms` : '';
   const frames = drawn.frame ? ` · drawn in ${drawn.frame.toFixed(1)} ms` : '';
   const problem = slices.problem || responses.problem || renderer.problem;
-  $('status').textContent = problem || scales() + size + speed + frames;
+  $('status').textContent = problem || scales() + speed + frames;
   $('status').classList.toggle('problem', Boolean(problem));
 }
 
