@@ -26,7 +26,8 @@ from ..upscaler import Upscaler, View
 
 Float = NDArray[np.float32]
 
-LARGEST = 1 << 21  # pixels of a slice: 134 MB of responses in half precision
+LARGEST = 1 << 22  # pixels of a slice: 690 MB of responses
+_SHADED = 1 << 20  # of one that goes to the browser: 67 MB of them in half precision. Windows of larger ones are rendered here
 _KEPT = 192 << 20  # bytes of encoded slices: 17 of 256×256 pixels
 IN_BROWSER = 256 << 20  # the same, there
 _WINDOW = 1 << 22  # pixels of a window that is rendered here
@@ -133,7 +134,7 @@ class Opened:
             "largest_scale": grid.MAX_SCALE,
             "kept": IN_BROWSER,
             "network": {
-                "shader": model.projection == "centred",
+                "shader": model.projection == "centred" and all(math.prod(plane.shape) <= _SHADED for plane in self.planes),
                 "told": model.told,
                 "skip": model.skip,
                 "mean": model.mean,

@@ -16,6 +16,7 @@ const IMAGES = [
 const NAMES = Object.fromEntries(IMAGES);
 const BACK = [0.063, 0.075, 0.086]; // the page's own background, beside a slice too
 const GAP = 2; // between panels
+const LARGER = 1.25; // times: so much larger must a slice become for panels to leave their row
 const FINEST = 64; // pixels of the screen for one of the slice
 const STRONG = 0.1; // of the window: a difference that has the full colour
 const AHEAD = 2; // slices that are encoded before they are asked for, in the direction of scrolling
@@ -120,15 +121,15 @@ function frame() {
   resting = setTimeout(measure, 250);
 }
 
-// Panels of equal size, in the rows and columns that show the slice largest.
+// Panels of equal size, in one row, or in the rows and columns that show the slice much larger.
 function arrange(width, height) {
   const count = state.wipe === null ? state.images.length : 1;
   const sizes = Array.from({ length: count }, (_, k) => {
     const [cols, rows] = [k + 1, Math.ceil(count / (k + 1))];
     const [w, h] = [Math.floor((width - GAP * (cols - 1)) / cols), Math.floor((height - GAP * (rows - 1)) / rows)];
     return { cols, w, h, zoom: fitting(state.plane, w, h) };
-  });
-  const { cols, w, h, zoom } = sizes.reduce((best, size) => (size.zoom > best.zoom ? size : best));
+  }).filter(({ cols }) => count % cols === 0);
+  const { cols, w, h, zoom } = sizes.reduceRight((best, size) => (size.zoom > LARGER * best.zoom ? size : best));
   state.fitting = 0.92 * zoom;
   if (state.fits) Object.assign(state, { zoom: state.fitting, centre: state.plane.shape.map((n) => n / 2) });
   const view = seen(state.plane, state.zoom, state.centre, w, h);
@@ -170,11 +171,12 @@ function annotate(ready, hasSlice, ratio) {
   const digits = Math.max(0, 3 - Math.ceil(Math.log10(Math.abs(white - black))));
   const shown = (value) => (Number.isFinite(value) ? value.toFixed(digits) : '');
   const real = (unit) => black + unit * (white - black);
+  const wait = renderer.needsFeatures ? 'Bicubic, the network computes …' : 'The network computes …';
   const title = (name) => {
-    const waits = !ready && ['ours', 'difference'].includes(name);
+    const waits = !ready && (renderer.needsFeatures ? ['ours', 'difference'].includes(name) : name !== 'original');
     const strong = shown(STRONG * window * (white - black));
     const label = name === 'difference' ? `Difference to bicubic, ±${strong}` : NAMES[name];
-    if (waits || !cursor || !hasSlice) return { name: waits ? 'Bicubic, the network computes …' : label, quiet: waits };
+    if (waits || !cursor || !hasSlice) return { name: waits ? wait : label, quiet: waits };
     const unit = renderer.read(name, cursor, panels[0].view, look(name));
     return { name: label, value: shown(name === 'difference' ? unit * (white - black) : real(unit)) };
   };
