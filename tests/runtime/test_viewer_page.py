@@ -323,9 +323,14 @@ def test_nothing_is_asked_of_other_hosts(page: Any, served: Server) -> None:
 def test_page_without_a_gpu_is_rendered_by_the_server(page: Any, served: Server) -> None:
     look_at(page, served)
     by_shader = pixels(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     look_at(page, served, "")
     by_server = pixels(page)
-    assert "drawn in" not in page.inner_text("#status")
+    assert "rendered in" in page.inner_text("#status")
+    page.mouse.move(300, 200)
+    page.wait_for_timeout(300)
+    assert len([url for url in asked if "/window?" in url]) <= 2  # what is there is not asked for again
     assert np.abs(by_server - by_shader)[60:-60].mean() < 4  # of 255: another scale, within 0.5 %, and resampled
     page.keyboard.press("ArrowDown")
     shown(page, key_of(4))

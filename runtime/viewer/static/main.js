@@ -44,7 +44,7 @@ const state = {
   cursor: null, // a stored place (row, column)
 };
 let panels = [];
-let drawn = { slice: '', features: '', frame: 0 };
+let drawn = { slice: '', features: '', painted: '', frame: 0 };
 let waiting = false;
 let resting = 0;
 
@@ -94,7 +94,8 @@ function later() {
   });
 }
 
-function frame() {
+// The images are drawn again where something of them changed, or `anyway`; what is written over them always.
+function frame(anyway = false) {
   const ratio = devicePixelRatio;
   const [width, height] = [screen.clientWidth, screen.clientHeight].map((n) => Math.max(1, Math.round(n * ratio)));
   for (const canvas of [pictures, overlay])
@@ -113,7 +114,10 @@ function frame() {
   }
   if (hasSlice && !renderer.needsFeatures) renderer.ask(key, panels[0].view, state.grain);
   const ready = renderer.needsFeatures ? drawn.features === key : renderer.isReady(key);
-  paint(ready, hasSlice);
+  const { images, wipe, level, window, centre, zoom, grain } = state;
+  const painted = JSON.stringify([key, ready, hasSlice, width, height, images, wipe, level, window, centre, zoom, grain]);
+  if (anyway || painted !== drawn.painted || !renderer.needsFeatures) paint(ready, hasSlice);
+  drawn.painted = painted;
   annotate(ready, hasSlice, ratio);
   say(features, ready);
   document.documentElement.dataset.shown = ready && hasSlice ? key : '';
@@ -213,9 +217,10 @@ function scales() {
 
 function say(features, ready) {
   const speed = ready && features ? ` · encoded in ${features.told.ms} ms` : '';
+  const windows = renderer.ms ? ` · rendered in ${renderer.ms} ms` : '';
   const frames = drawn.frame ? ` · drawn in ${drawn.frame.toFixed(1)} ms` : '';
   const problem = slices.problem || responses.problem || renderer.problem;
-  $('status').textContent = problem || scales() + speed + frames;
+  $('status').textContent = problem || scales() + speed + windows + frames;
   $('status').classList.toggle('problem', Boolean(problem));
 }
 
@@ -253,7 +258,7 @@ function goTo(index) {
 function choosePlane(plane) {
   if (!plane || plane === state.plane) return;
   $('index').max = plane.count - 1;
-  drawn = { slice: '', features: '', frame: 0 };
+  drawn = { slice: '', features: '', painted: '', frame: 0 };
   change({ plane, index: Math.floor(plane.count / 2), fits: true, cursor: null });
   load();
 }
@@ -281,7 +286,7 @@ function pan(panel, x, y) {
 }
 
 function save() {
-  frame();
+  frame(true);
   const sheet = Object.assign(document.createElement('canvas'), { width: pictures.width, height: pictures.height });
   for (const canvas of [pictures, overlay]) sheet.getContext('2d').drawImage(canvas, 0, 0);
   sheet.toBlob((blob) => {

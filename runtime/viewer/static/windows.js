@@ -14,10 +14,12 @@ export class Windows {
     this.context = canvas.getContext('2d', { alpha: false });
     this.changed = changed;
     this.problem = '';
+    this.ms = 0; // that the server took for the last window
   }
 
   slice(pixels, [rows, cols]) {
-    this.#window = { key: '', scale: [1, 1], window: [0, 0, rows, cols], images: [pixels, pixels, pixels] };
+    this.#asked = '';
+    this.#window = { key: '', scale: [1, 1], window: [0, 0, rows, cols], images: [pixels, pixels, pixels], sheets: {} };
   }
 
   features() {}
@@ -31,7 +33,9 @@ export class Windows {
     const ends = [view.down, view.across].map((axis) => [axis.from, axis.from + axis.step * axis.length].sort((a, b) => a - b));
     const [[top, bottom], [left, right]] = view.turned ? ends.reverse() : ends;
     const [ry, rx] = view.factors.map((r) => Math.min(Math.max(r, 1), SHARP));
-    this.#asked = `${key}&${new URLSearchParams({ ry, rx, top, bottom, left, right, grain })}`;
+    const asked = `${key}&${new URLSearchParams({ ry, rx, top, bottom, left, right, grain })}`;
+    if (asked === this.#asked) return;
+    this.#asked = asked;
     this.key = key;
     if (this.#busy) return;
     for (let query = ''; query !== this.#asked; ) {
@@ -45,7 +49,8 @@ export class Windows {
         const size = window[2] * window[3];
         const pixels = new Float32Array(await answer.arrayBuffer());
         const images = IMAGES.map((_, k) => pixels.subarray(k * size, (k + 1) * size));
-        this.#window = { key: of, scale, window, images, ms };
+        this.#window = { key: of, scale, window, images, sheets: {} };
+        this.ms = ms;
         this.problem = '';
       } catch (error) {
         this.problem = error instanceof TypeError ? 'the viewer was ended: start it again' : error.message;
@@ -57,14 +62,9 @@ export class Windows {
 
   draw(shown, view, panel, look) {
     const { context } = this;
-    const { scale, window, images } = this.#window;
-    const [top, left, height, width] = window;
-    const picture = new ImageData(width, height);
-    const colour = painter(shown, look.range);
-    const [of, other] = shown === 'difference' ? [images[2], images[1]] : [images[IMAGES.indexOf(shown)], null];
-    for (let k = 0; k < of.length; k++) picture.data.set(colour(other ? of[k] - other[k] : of[k]), 4 * k);
-    const sheet = new OffscreenCanvas(width, height);
-    sheet.getContext('2d').putImageData(picture, 0, 0);
+    const { scale, window } = this.#window;
+    const [top, left] = window;
+    const sheet = this.#sheet(shown, look.range);
     const y = this.canvas.height - panel.bottom - view.height;
     context.save();
     context.beginPath();
@@ -79,6 +79,22 @@ export class Windows {
     context.imageSmoothingEnabled = shown !== 'original';
     context.drawImage(sheet, 0, 0);
     context.restore();
+  }
+
+  // The window's image in greys or colours, made once for a range.
+  #sheet(shown, range) {
+    const { window, images, sheets } = this.#window;
+    const [, , height, width] = window;
+    const name = [shown, ...range].join();
+    if (sheets[shown]?.name === name) return sheets[shown].sheet;
+    const picture = new ImageData(width, height);
+    const colour = painter(shown, range);
+    const [of, other] = shown === 'difference' ? [images[2], images[1]] : [images[IMAGES.indexOf(shown)], null];
+    for (let k = 0; k < of.length; k++) picture.data.set(colour(other ? of[k] - other[k] : of[k]), 4 * k);
+    const sheet = new OffscreenCanvas(width, height);
+    sheet.getContext('2d').putImageData(picture, 0, 0);
+    sheets[shown] = { name, sheet };
+    return sheet;
   }
 
   read(shown, place) {
