@@ -283,7 +283,7 @@ def test_nearest_scale_is_near_and_has_a_small_table(scan: Opened) -> None:
         assert all(abs(float(r) / factor - 1) <= 0.005 for r in scales)
         assert has_table((scales[0] * spacing[0], scales[1] * spacing[1]))
     for factor in np.linspace(1, 16, 200).round(4):  # near whole numbers it cannot be as near
-        assert all(abs(float(r) / factor - 1) <= 0.015 for r in view.nearest_scale(factor))
+        assert all(abs(float(r) / factor - 1) <= 0.016 for r in view.nearest_scale(factor))
     assert view.nearest_scale((2, 3)) == (2, 3)
 
 
