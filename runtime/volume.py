@@ -35,8 +35,7 @@ def prepared(scan: Scan, size: Size, dtype: DTypeLike | None = None) -> Scan:
     target = _checked_dtype(dtype or scan.pixels.dtype.newbyteorder("="))
     if target.kind in "iu" and scan.pixels.dtype.kind == "f" and np.isnan(scan.pixels).any():
         raise ImageError(f"the volume holds NaN, which {target} does not: choose float32 by --dtype, or fill them")
-    if scan.affine is not None and not (np.abs(scan.affine).max() < _FARTHEST and abs(np.linalg.det(scan.affine)) > _SMALLEST):
-        raise ImageError("the header names no place in space: repair its sform, qform or pixdim, or its directions")
+    check_place(scan)
     axis, in_plane = scan.axis, scan.in_plane
     scales = size.of(scan.shape[:3], scan.spacing, axis)
     where = "" if scan.pixels.ndim == 2 else f" across axis {axis} of {scan.shape}"
@@ -48,6 +47,12 @@ def prepared(scan: Scan, size: Size, dtype: DTypeLike | None = None) -> Scan:
     shape = tuple(grid.output_size(n, r) for n, r in zip(scan.shape, scales)) + scan.shape[3:]
     pixels = allocate(shape, target, "C" if scan.affine is None else "F")  # F is NIfTI's own order
     return scan.finer(pixels, scales, stored=dtype is None or (scan.slope, scan.inter) == (1, 0))
+
+
+def check_place(scan: Scan) -> None:
+    """Raises ImageError for an affine that is none."""
+    if scan.affine is not None and not (np.abs(scan.affine).max() < _FARTHEST and abs(np.linalg.det(scan.affine)) > _SMALLEST):
+        raise ImageError("the header names no place in space: repair its sform, qform or pixdim, or its directions")
 
 
 def upscale(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import command, io
+from ..errors import line
 from ..upscaler import Upscaler
 
 
@@ -26,7 +27,7 @@ def view(argv: list[str], prog: str) -> None:
     with Upscaler.load(args.bundle, device="cpu", threads=args.threads) as upscaler:
         opened = Opened(scan, upscaler, args.input.resolve().name, acquired, args.noise)
         with Server(opened, args.port) as server:
-            print(f"{args.input} is shown at {server.address} to this machine alone; Ctrl-C ends it", flush=True)
+            print(f"{line(args.input, 200)} is shown at {server.address} to this machine alone; Ctrl-C ends it", flush=True)
             if not args.no_browser and _has_browser():
                 webbrowser.open(server.invitation())
             try:

@@ -102,6 +102,7 @@ class Opened:
         """Raises ImageError for what the network is not for, and for a scan without a slice that can be shown."""
         if scan.labels:
             raise ImageError("it holds labels, which the network leaves alone: give an image")
+        volume.check_place(scan)
         if scan.colour:
             scan = replace(scan, pixels=scan.pixels.mean(0, dtype=np.float32), colour=False)
         self._upscaler, self._scan = upscaler, scan

@@ -317,10 +317,12 @@ def test_position_of_a_slice_is_its_middle_in_millimetres(scan: Opened) -> None:
     assert planes[0] == {"first": 0.0, "step": -0.9, "letters": "LR"}
 
 
-def test_labels_and_too_large_slices_are_refused(head: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_shown_is_refused(head: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     with Upscaler.load("fast") as up:
         with pytest.raises(ImageError, match="labels"):
             Opened(replace(scan_of(head), labels=True), up, "")
+        with pytest.raises(ImageError, match="no place in space"):
+            Opened(replace(scan_of(head), affine=np.full((4, 4), np.nan)), up, "")
         monkeypatch.setattr(opened, "LARGEST", 100)
         with pytest.raises(ImageError, match="give slices"):
             Opened(scan_of(head), up, "")

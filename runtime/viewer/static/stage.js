@@ -9,7 +9,7 @@ export const SHOWN = { original: 0, bicubic: 1, ours: 2, difference: 3 };
 const CELLS = 96; // an axis of the grid of offsets
 const UNITS = { responses: 0, canonical: 1, lacking: 2, stored: 3, places: 4, table: 5, weights: 6, hidden: 7 }; // of textures
 const { weights, hidden, ...SAMPLERS } = UNITS;
-const EXTENSIONS = ['EXT_color_buffer_float', 'OES_texture_float_linear'];
+const EXTENSION = 'EXT_color_buffer_float'; // to draw the weights
 const SOFTWARE = /swiftshader|llvmpipe|softpipe|basic render|software/i; // names of drivers without a GPU
 const SAMPLES = 4; // at most, an axis, where pixels of the screen are larger than those of the slice
 
@@ -120,7 +120,7 @@ export class Stage {
   // Whether this browser can do it, on a GPU or `anyhow`.
   static works(anyhow) {
     const gl = document.createElement('canvas').getContext('webgl2');
-    if (!gl || !EXTENSIONS.every((name) => gl.getExtension(name))) return false;
+    if (!gl?.getExtension(EXTENSION)) return false;
     const renderer = gl.getExtension('WEBGL_debug_renderer_info')?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER;
     return anyhow || !SOFTWARE.test(gl.getParameter(renderer));
   }
@@ -128,13 +128,13 @@ export class Stage {
   // `network` is the description's, `predictor` a Float32Array.
   constructor(canvas, network, predictor) {
     const gl = canvas.getContext('webgl2', { alpha: false, antialias: false, depth: false });
-    EXTENSIONS.forEach((name) => gl.getExtension(name));
+    gl.getExtension(EXTENSION);
     Object.assign(this, { gl, canvas, network, layers: Math.ceil(network.basis / 4) });
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
     this.predictor = this.#program(PREDICTOR);
     this.stages = Object.values(SHOWN).map((shown) => this.#program(stageOf(shown)));
     this.#unpack(predictor);
-    this.#allocate(UNITS.table, gl.TEXTURE_2D_ARRAY, gl.RGBA32F, CELLS + 1, CELLS + 1, this.layers);
+    this.#allocate(UNITS.table, gl.TEXTURE_2D_ARRAY, gl.RGBA16F, CELLS + 1, CELLS + 1, this.layers);
     this.#filter(gl.TEXTURE_2D_ARRAY, gl.LINEAR);
     this.frame = gl.createFramebuffer();
   }
