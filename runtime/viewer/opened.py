@@ -28,6 +28,7 @@ Float = NDArray[np.float32]
 
 LARGEST = 1 << 22  # pixels of a slice: 690 MB of responses
 _SHADED = 1 << 20  # of one that goes to the browser: 67 MB of them in half precision. Windows of larger ones are rendered here
+_HIDDEN = 1000  # units of a predictor whose numbers fit into WebGL's blocks of 16 kB
 _KEPT = 192 << 20  # bytes of encoded slices: 17 of 256×256 pixels
 IN_BROWSER = 256 << 20  # the same, there
 _WINDOW = 1 << 22  # pixels of a window that is rendered here
@@ -135,7 +136,9 @@ class Opened:
             "largest_scale": grid.MAX_SCALE,
             "kept": IN_BROWSER,
             "network": {
-                "shader": model.projection == "centred" and all(math.prod(plane.shape) <= _SHADED for plane in self.planes),
+                "shader": model.projection == "centred"
+                and len(predictor.b1) <= _HIDDEN
+                and all(math.prod(plane.shape) <= _SHADED for plane in self.planes),
                 "told": model.told,
                 "skip": model.skip,
                 "mean": model.mean,

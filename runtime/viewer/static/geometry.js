@@ -3,7 +3,7 @@
 const TIE = 1e-9; // of a pixel: a place on the edge of two pixels belongs to the second, whatever its rounding
 
 // For `count` pixels of the screen, `samples` places in each: canonical source and offset from its centre, stored source and
-// offset; source −1 beyond the slice. `from` and `step` are stored pixels, from the slice's outer edge and from pixel to pixel.
+// offset; source −1 beyond the slice. `from` and `step` are in stored pixels, from the slice's outer edge and between pixels.
 export function places(axis, from, step, count, samples) {
   const out = new Float32Array(4 * count * samples);
   for (let k = 0; k < count * samples; k++) {

@@ -49,7 +49,12 @@ let waiting = false;
 let resting = 0;
 
 const renderer = makeRenderer();
-const slices = new Loader('slice', scan.kept / 4, (_, buffer) => ({ pixels: new Float32Array(buffer), bytes: buffer.byteLength }), later);
+const slices = new Loader(
+  'slice',
+  scan.kept / 4,
+  (_, buffer) => ({ pixels: new Float32Array(buffer), bytes: buffer.byteLength }),
+  later,
+);
 const responses = new Loader('responses', scan.kept, unpack, later);
 
 // `?shader` and `?windows` in the address choose; a shader in software is slower than the server.
@@ -81,7 +86,8 @@ function load() {
   const { index, direction, plane } = state;
   const near = (steps) => steps.map((n) => index + n * direction).filter((k) => k >= 0 && k < plane.count);
   slices.want(near([0, 1, 2, 3, 4, -1, -2]).map((k) => keyOf(k, 0)));
-  if (renderer.needsFeatures) responses.want(near([0, ...Array.from({ length: AHEAD }, (_, k) => k + 1), -1]).map((k) => keyOf(k)));
+  if (renderer.needsFeatures)
+    responses.want(near([0, ...Array.from({ length: AHEAD }, (_, k) => k + 1), -1]).map((k) => keyOf(k)));
   later();
 }
 
@@ -276,7 +282,9 @@ function wipe() {
 function zoomBy(factor, panel = panels[0], x = panel.view.width / 2, y = panel.view.height / 2) {
   const finest = Math.min(...(state.plane.mm ?? [1]));
   const zoom = Math.min(Math.max(state.zoom * factor, state.fitting / 4), Math.max(FINEST / finest, state.fitting));
-  const [before, after] = [state.zoom, zoom].map((z) => placeAt(seen(state.plane, z, state.centre, panel.view.width, panel.view.height), x, y));
+  const [before, after] = [state.zoom, zoom].map((z) =>
+    placeAt(seen(state.plane, z, state.centre, panel.view.width, panel.view.height), x, y),
+  );
   change({ zoom, fits: false, centre: state.centre.map((c, k) => c + before[k] - after[k]) });
 }
 
@@ -291,7 +299,8 @@ function save() {
   for (const canvas of [pictures, overlay]) sheet.getContext('2d').drawImage(canvas, 0, 0);
   sheet.toBlob((blob) => {
     const link = Object.assign(document.createElement('a'), { href: URL.createObjectURL(blob) });
-    link.download = `${scan.name.replace(/\.(nii|gz|dcm|png|nrrd|mha)\b/g, '')}_${state.plane.name.toLowerCase()}_${state.index + 1}.png`;
+    const name = scan.name.replace(/\.(nii|gz|dcm|png|nrrd|mha)\b/g, '');
+    link.download = `${name}_${state.plane.name.toLowerCase()}_${state.index + 1}.png`;
     link.click();
     URL.revokeObjectURL(link.href);
   });
@@ -301,7 +310,8 @@ function save() {
 function under(event) {
   const box = screen.getBoundingClientRect();
   const [x, y] = [(event.clientX - box.left) * devicePixelRatio, (event.clientY - box.top) * devicePixelRatio];
-  const panel = panels.find(({ left, top, view }) => x >= left && y >= top && x < left + view.width && y < top + view.height) ?? panels[0];
+  const panel =
+    panels.find(({ left, top, view }) => x >= left && y >= top && x < left + view.width && y < top + view.height) ?? panels[0];
   return { panel, x: x - panel.left, y: y - panel.top };
 }
 
@@ -323,7 +333,11 @@ screen.addEventListener('pointermove', (event) => {
   if (drag.kind === 'pan') pan(drag.panel, dx * devicePixelRatio, dy * devicePixelRatio);
   else if (drag.kind === 'zoom') zoomBy(Math.exp(-dy / 150), drag.panel, drag.x, drag.y);
   else if (drag.kind === 'wipe') moveLine((dx * devicePixelRatio) / drag.panel.view.width);
-  else change({ window: Math.min(Math.max(state.window * Math.exp(dx / 250), 0.01), 10), level: state.level + (dy / 500) * state.window });
+  else
+    change({
+      window: Math.min(Math.max(state.window * Math.exp(dx / 250), 0.01), 10),
+      level: state.level + (dy / 500) * state.window,
+    });
 });
 for (const name of ['pointerup', 'pointercancel']) screen.addEventListener(name, () => (drag = null));
 screen.addEventListener('pointerleave', () => change({ cursor: null }));
@@ -370,7 +384,9 @@ const KEYS = {
   h: () => ($('keys').open ? $('keys').close() : $('keys').show()),
   Escape: () => $('keys').close(),
   ...Object.fromEntries(IMAGES.map(([id], k) => [String(k + 1), () => toggle(id)])),
-  ...Object.fromEntries(scan.planes.map((plane) => [plane.name[0].toLowerCase(), () => choosePlane(plane)]).filter(([key]) => 'acs'.includes(key))),
+  ...Object.fromEntries(
+    scan.planes.map((plane) => [plane.name[0].toLowerCase(), () => choosePlane(plane)]).filter(([key]) => 'acs'.includes(key)),
+  ),
 };
 document.addEventListener('keydown', (event) => {
   const act = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
@@ -389,7 +405,8 @@ function button(parent, value, text, act) {
 $('name').textContent = $('name').title = document.title = scan.name;
 if (scan.planes.length > 1) scan.planes.forEach((plane) => button('planes', plane.axis, plane.name, () => choosePlane(plane)));
 IMAGES.forEach(([id, name]) => button('images', id, name, () => toggle(id)));
-for (const [id, key] of Object.entries({ wipe: 'w', auto: 'r', fit: 'f', save: 'p', help: 'h' })) $(id).addEventListener('click', KEYS[key]);
+for (const [id, key] of Object.entries({ wipe: 'w', auto: 'r', fit: 'f', save: 'p', help: 'h' }))
+  $(id).addEventListener('click', KEYS[key]);
 $('index').max = state.plane.count - 1;
 $('volume').max = scan.volumes - 1;
 $('slices').hidden = scan.planes.every(({ count }) => count < 2);

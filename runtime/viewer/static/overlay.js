@@ -23,13 +23,19 @@ export function write(canvas, panels, { letters, facts, perMillimetre, cursor, w
       if (value) text(value, x, 37, align, MARK);
     });
     if (number === 0) facts.forEach((line, k) => text(line, 10, height - 10 - 16 * (facts.length - 1 - k), 'left', QUIET));
-    if (perMillimetre && number === panels.length - 1) bar(pen, left + width - 14, top + height - 12, perMillimetre / ratio, width / 4);
+    if (perMillimetre && number === panels.length - 1)
+      bar(pen, left + width - 14, top + height - 12, perMillimetre / ratio, width / 4);
     if (wipe !== null) {
       pen.fillStyle = MARK;
       pen.fillRect(left + wipe * width - 0.5, top, 1, height);
     }
     pen.font = '13px ui-monospace, monospace'; // whose I is no line
-    const middle = [[width / 2, 20], [width / 2, height - 10], [12, height / 2 + 4], [width - 12, height / 2 + 4]];
+    const middle = [
+      [width / 2, 20],
+      [width / 2, height - 10],
+      [12, height / 2 + 4],
+      [width - 12, height / 2 + 4],
+    ];
     letters.forEach((letter, k) => text(letter, ...middle[k], 'center'));
     if (cursor) cross(pen, left, top, ...pointAt(panel.view, cursor).map((n) => n / ratio), width, height);
   });
@@ -59,7 +65,10 @@ function bar(pen, right, bottom, perMillimetre, longest) {
 function cross(pen, left, top, x, y, width, height) {
   if (x < 0 || y < 0 || x >= width || y >= height) return;
   pen.fillStyle = MARK;
-  for (const [from, to] of [[-12, -4], [4, 12]]) {
+  for (const [from, to] of [
+    [-12, -4],
+    [4, 12],
+  ]) {
     pen.fillRect(left + x + from, top + y - 0.5, to - from, 1);
     pen.fillRect(left + x - 0.5, top + y + from, 1, to - from);
   }

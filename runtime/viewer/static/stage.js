@@ -7,8 +7,7 @@ import { places } from './geometry.js';
 
 export const SHOWN = { original: 0, bicubic: 1, ours: 2, difference: 3 };
 const CELLS = 96; // an axis of the grid of offsets
-const UNITS = { responses: 0, canonical: 1, lacking: 2, stored: 3, places: 4, table: 5, weights: 6, hidden: 7 }; // of textures
-const { weights, hidden, ...SAMPLERS } = UNITS;
+const UNITS = { responses: 0, canonical: 1, lacking: 2, stored: 3, places: 4, table: 5 }; // of textures
 const EXTENSION = 'EXT_color_buffer_float'; // to draw the weights
 const SOFTWARE = /swiftshader|llvmpipe|softpipe|basic render|software/i; // names of drivers without a GPU
 const SAMPLES = 4; // at most, an axis, where pixels of the screen are larger than those of the slice
@@ -18,20 +17,21 @@ void main() {
   gl_Position = vec4(vec2((gl_VertexID << 1) & 2, gl_VertexID & 2) * 2.0 - 1.0, 0, 1);
 }`;
 
-const PREDICTOR = `#version 300 es
+// Blocks, not textures: all pixels read the same number at the same time.
+const predictorOf = (units) => `#version 300 es
+#define UNITS ${units}
 precision highp float;
-uniform highp sampler2D hidden;  // (hidden units, 1): what a unit takes of the row offset, of the column offset, of the scale
-uniform highp sampler2D weights; // (basis / 4, hidden units + 1), the bias last
-uniform int units, layer;
+layout(std140) uniform Hidden { vec4 hidden[UNITS]; };       // what a unit takes of the row offset, column offset and scale
+layout(std140) uniform Weights { vec4 weights[UNITS + 1]; }; // of four of the basis; the bias last
 uniform float cells;
 out vec4 coefficients;
 
 void main() {
   vec2 offset = (gl_FragCoord.xy - 0.5) / cells - 0.5;
-  coefficients = texelFetch(weights, ivec2(layer, units), 0);
-  for (int unit = 0; unit < units; unit++) {
-    vec4 h = texelFetch(hidden, ivec2(unit, 0), 0);
-    coefficients += max(h.x * offset.y + h.y * offset.x + h.z, 0.0) * texelFetch(weights, ivec2(layer, unit), 0);
+  coefficients = weights[UNITS];
+  for (int unit = 0; unit < UNITS; unit++) {
+    vec4 h = hidden[unit];
+    coefficients += max(h.x * offset.y + h.y * offset.x + h.z, 0.0) * weights[unit];
   }
 }`;
 
@@ -54,7 +54,8 @@ float at(highp sampler2D image, ivec2 p) {
 }
 
 vec4 keys(float t) { // Keys' cubic with a = -1/2, of the four pixels around
-  return vec4(((2.0 - t) * t - 1.0) * t, (3.0 * t - 5.0) * t * t + 2.0, ((4.0 - 3.0 * t) * t + 1.0) * t, (t - 1.0) * t * t) / 2.0;
+  float s = t * t;
+  return vec4(2.0 * s - t - s * t, 3.0 * s * t - 5.0 * s + 2.0, 4.0 * s + t - 3.0 * s * t, s * t - s) / 2.0;
 }
 
 float cubic(highp sampler2D image, vec2 place) { // in pixels from the outer edge
@@ -87,7 +88,8 @@ float ours(ivec2 source, vec2 offset) {
 
 float value(vec4 row, vec4 col) {
   float original = at(stored, ivec2(col.z, row.z));
-  float bicubic = SHOWN == 1 || SHOWN == 3 ? clamp(cubic(stored, vec2(col.z + col.w, row.z + row.w) + 0.5), limits.x, limits.y) : 0.0;
+  vec2 place = vec2(col.z + col.w, row.z + row.w) + 0.5;
+  float bicubic = SHOWN == 1 || SHOWN == 3 ? clamp(cubic(stored, place), limits.x, limits.y) : 0.0;
   float ours = SHOWN > 1 ? ours(ivec2(col.x, row.x), vec2(col.y, row.y)) : 0.0;
   return float[](original, bicubic, ours, ours - bicubic)[SHOWN];
 }
@@ -131,7 +133,7 @@ export class Stage {
     gl.getExtension(EXTENSION);
     Object.assign(this, { gl, canvas, network, layers: Math.ceil(network.basis / 4) });
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
-    this.predictor = this.#program(PREDICTOR);
+    this.predictor = this.#program(predictorOf(network.hidden));
     this.stages = Object.values(SHOWN).map((shown) => this.#program(stageOf(shown)));
     this.#unpack(predictor);
     this.#allocate(UNITS.table, gl.TEXTURE_2D_ARRAY, gl.RGBA16F, CELLS + 1, CELLS + 1, this.layers);
@@ -169,7 +171,7 @@ export class Stage {
     gl.enable(gl.SCISSOR_TEST);
     gl.scissor(panel.left + panel.clip[0], panel.bottom, panel.clip[1] - panel.clip[0], height);
     const { network } = this;
-    stage.set('1i', { ...SAMPLERS, samples, turned, skip: network.skip });
+    stage.set('1i', { ...UNITS, samples, turned, skip: network.skip });
     stage.set('1f', { cells: CELLS, mean: network.mean, deviation: network.std, grain: look.grain });
     stage.set('2i', { corner: [panel.left, panel.bottom], size: [width, height] });
     stage.set('2f', { limits: look.limits, range: look.range });
@@ -202,7 +204,11 @@ export class Stage {
 
   // One value at a stored place (row, column), as the screen has it there.
   read(shown, place, view, look) {
-    const [down, across] = [view.down, view.across].map((axis) => ({ ...axis, from: place[axis.k] - axis.step / 2, length: 1 }));
+    const [down, across] = [view.down, view.across].map((axis) => ({
+      ...axis,
+      from: place[axis.k] - axis.step / 2,
+      length: 1,
+    }));
     return this.values(shown, { ...view, down, across, width: 1, height: 1 }, look)[0];
   }
 
@@ -218,14 +224,27 @@ export class Stage {
 
   // The predictor's numbers, split as runtime/phases.py does: hidden units see rows, columns and the scale.
   #unpack(numbers) {
-    const { hidden: units, inputs, basis } = this.network;
-    const ends = [units * inputs, units, basis * units, basis].map(((end) => (n) => (end += n))(0));
-    const [w1, b1, w2, b2] = ends.map((end, k) => numbers.subarray(ends[k - 1] ?? 0, end));
-    const numbered = new Float32Array(4 * this.layers * (units + 1));
-    for (let unit = 0; unit <= units; unit++)
-      for (let k = 0; k < basis; k++) numbered[4 * this.layers * unit + k] = unit < units ? w2[k * units + unit] : b2[k];
-    this.#image(UNITS.weights, this.gl.RGBA32F, this.gl.RGBA, this.gl.FLOAT, numbered, [units + 1, this.layers]);
+    const { gl, network, predictor } = this;
+    const { hidden: units, inputs, basis } = network;
+    let end = 0;
+    const part = (count) => numbers.subarray(end, (end += count));
+    const [w1, b1, w2, b2] = [units * inputs, units, basis * units, basis].map(part);
     this.firstLayer = { w1, b1 };
+    this.hidden = gl.createBuffer();
+    this.weights = Array.from({ length: this.layers }, (_, layer) => {
+      const four = new Float32Array(4 * (units + 1));
+      for (let k = 4 * layer; k < Math.min(4 * layer + 4, basis); k++)
+        for (let unit = 0; unit <= units; unit++) four[4 * unit + (k % 4)] = unit < units ? w2[k * units + unit] : b2[k];
+      return this.#fill(gl.createBuffer(), four);
+    });
+    for (const [k, name] of ['Hidden', 'Weights'].entries())
+      gl.uniformBlockBinding(predictor.program, gl.getUniformBlockIndex(predictor.program, name), k);
+  }
+
+  #fill(buffer, numbers) {
+    this.gl.bindBuffer(this.gl.UNIFORM_BUFFER, buffer);
+    this.gl.bufferData(this.gl.UNIFORM_BUFFER, numbers, this.gl.DYNAMIC_DRAW);
+    return buffer;
   }
 
   // Fill the table of weights for scales of rows and columns, in canonical pixels, within what networks are used for.
@@ -239,15 +258,14 @@ export class Stage {
       const w = firstLayer.w1.subarray(unit * network.inputs, (unit + 1) * network.inputs);
       parts.set([w[0], w[1], inverse.reduce((sum, value, k) => sum + w[2 + k] * value, firstLayer.b1[unit])], 4 * unit);
     }
-    this.#image(UNITS.hidden, gl.RGBA32F, gl.RGBA, gl.FLOAT, parts, [1, network.hidden]);
     gl.useProgram(this.predictor.program);
     gl.bindFramebuffer(gl.FRAMEBUFFER, this.frame);
     gl.viewport(0, 0, CELLS + 1, CELLS + 1);
-    this.predictor.set('1i', { hidden, weights, units: network.hidden });
+    gl.bindBufferBase(gl.UNIFORM_BUFFER, 0, this.#fill(this.hidden, parts));
     this.predictor.set('1f', { cells: CELLS });
     for (let layer = 0; layer < this.layers; layer++) {
       gl.framebufferTextureLayer(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, this.#textures[UNITS.table].texture, 0, layer);
-      this.predictor.set('1i', { layer });
+      gl.bindBufferBase(gl.UNIFORM_BUFFER, 1, this.weights[layer]);
       gl.drawArrays(gl.TRIANGLES, 0, 3);
     }
   }
@@ -290,7 +308,10 @@ export class Stage {
   #program(fragment) {
     const gl = this.gl;
     const program = gl.createProgram();
-    for (const [type, source] of [[gl.VERTEX_SHADER, CORNERS], [gl.FRAGMENT_SHADER, fragment]]) {
+    for (const [type, source] of [
+      [gl.VERTEX_SHADER, CORNERS],
+      [gl.FRAGMENT_SHADER, fragment],
+    ]) {
       const shader = gl.createShader(type);
       gl.shaderSource(shader, source);
       gl.compileShader(shader);

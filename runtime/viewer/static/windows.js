@@ -38,7 +38,7 @@ export class Windows {
     this.#asked = asked;
     this.key = key;
     if (this.#busy) return;
-    for (let query = ''; query !== this.#asked; ) {
+    for (let query = ''; query !== this.#asked;) {
       this.#busy = true;
       const of = this.key;
       query = this.#asked;
