@@ -6,7 +6,7 @@
 import { places } from './geometry.js';
 
 export const SHOWN = { original: 0, bicubic: 1, ours: 2, difference: 3 };
-const CELLS = 96; // an axis of the grid of offsets
+const CELLS = 160; // an axis of the grid of offsets: half as many would be off by more than 1e-3 of the range
 const UNITS = { responses: 0, canonical: 1, lacking: 2, stored: 3, places: 4, table: 5 }; // of textures
 const EXTENSION = 'EXT_color_buffer_float'; // to draw the weights
 const SOFTWARE = /swiftshader|llvmpipe|softpipe|basic render|software/i; // names of drivers without a GPU
