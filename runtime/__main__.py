@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import __version__, cohort, command, doctor, io, job, sidecar
+from . import __version__, cohort, command, doctor, io, job, sidecar, viewer
 from .engines import DEVICES
 from .errors import InputFileError, MetasrganError, OutputFileError
 from .grid import MAX_SCALE
@@ -29,7 +29,13 @@ _ASKED = ("axis", "dtype", "noise", "grain", "overwrite", "resume", "determinist
 def main(argv: list[str] | None = None, prog: str = "python -m runtime") -> int:
     """Run the command that the first word names, or upscale where it names none. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"upscale": upscale, "doctor": doctor.doctor, "prepare": doctor.prepare, "cache": doctor.cache}
+    commands = {
+        "upscale": upscale,
+        "view": viewer.view,
+        "doctor": doctor.doctor,
+        "prepare": doctor.prepare,
+        "cache": doctor.cache,
+    }
     if argv and argv[0] in commands:  # what follows `upscale` is an input, whatever its name
         return command.run(partial(commands[argv[0]], argv[1:], f"{prog} {argv[0]}"))
     return command.run(partial(upscale, argv, prog))
@@ -60,8 +66,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description=__doc__,
-        epilog="`metasrgan doctor` says what each device would use here; `prepare` builds ahead of time what it needs; `cache` "
-        "lists what is kept of that. `train`, `export` and `evaluate`, which need torch, make networks of your own.",
+        epilog="`metasrgan view` shows a scan in a browser. `doctor` says what each device would use here; `prepare` builds "
+        "ahead of time what it needs; `cache` lists what is kept of that. `train`, `export` and `evaluate`, which need "
+        "torch, make networks of your own.",
     )
     add = parser.add_argument
     add("input", type=Path, nargs="*", help=f"{', '.join(io.READ)}, or DICOM: a folder, a file or a zip; one or many")

@@ -35,8 +35,7 @@ def prepared(scan: Scan, size: Size, dtype: DTypeLike | None = None) -> Scan:
     target = _checked_dtype(dtype or scan.pixels.dtype.newbyteorder("="))
     if target.kind in "iu" and scan.pixels.dtype.kind == "f" and np.isnan(scan.pixels).any():
         raise ImageError(f"the volume holds NaN, which {target} does not: choose float32 by --dtype, or fill them")
-    if scan.affine is not None and not (np.abs(scan.affine).max() < _FARTHEST and abs(np.linalg.det(scan.affine)) > _SMALLEST):
-        raise ImageError("the header names no place in space: repair its sform, qform or pixdim, or its directions")
+    check_place(scan)
     axis, in_plane = scan.axis, scan.in_plane
     scales = size.of(scan.shape[:3], scan.spacing, axis)
     where = "" if scan.pixels.ndim == 2 else f" across axis {axis} of {scan.shape}"
@@ -48,6 +47,12 @@ def prepared(scan: Scan, size: Size, dtype: DTypeLike | None = None) -> Scan:
     shape = tuple(grid.output_size(n, r) for n, r in zip(scan.shape, scales)) + scan.shape[3:]
     pixels = allocate(shape, target, "C" if scan.affine is None else "F")  # F is NIfTI's own order
     return scan.finer(pixels, scales, stored=dtype is None or (scan.slope, scan.inter) == (1, 0))
+
+
+def check_place(scan: Scan) -> None:
+    """Raises ImageError for an affine that is none."""
+    if scan.affine is not None and not (np.abs(scan.affine).max() < _FARTHEST and abs(np.linalg.det(scan.affine)) > _SMALLEST):
+        raise ImageError("the header names no place in space: repair its sform, qform or pixdim, or its directions")
 
 
 def upscale(
@@ -88,7 +93,7 @@ def upscale(
         if progress:
             progress(done, total)
 
-    ranges = _ranges(scan)
+    ranges = intensities(scan)
     found: list[Acquired] = []
     for number, index in enumerate(volumes):
         one, target = data[(..., *index)], result[(..., *index)]
@@ -121,7 +126,7 @@ def _doubt(scan: Scan) -> list[str]:
     return [f"it has {count} different whole numbers: if they are labels, set the header's intent to label (1002)"]
 
 
-def _ranges(scan: Scan) -> list[Intensity]:
+def intensities(scan: Scan) -> list[Intensity]:
     """The intensity range of everything, or that of each volume: a time series has one, other contrasts have each their own."""
     data = scan.pixels
 
