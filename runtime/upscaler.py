@@ -221,14 +221,18 @@ class View:
         top, left, height, width = (0, 0, *whole) if window is None else _checked_window(window, whole)
         grain = measure.checked_grain(grain)
         slices, encoded = self._slices, self._encoded
-        sr = slices.render(encoded, scales, (top, left, height, width))
-        if grain:
-            lacks = self._lacks.get(
-                scales, lambda: self.acquired.lacking(encoded.unit, slices.render(encoded, scales, (0, 0, *whole)), scales)
-            )
-            part = slice(top, top + height), slice(left, left + width)
-            sr += np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
-        out: Float = self._intensity.restore(sr, np.float32)
+        here = top, left, height, width
+        if grain or not self._intensity.fits_float32(np.float32):
+            out = slices.render(encoded, scales, here)
+            if grain:
+                lacks = self._lacks.get(
+                    scales, lambda: self.acquired.lacking(encoded.unit, slices.render(encoded, scales, (0, 0, *whole)), scales)
+                )
+                part = slice(top, top + height), slice(left, left + width)
+                out += np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
+            out = self._intensity.restore(out, np.float32)
+        else:
+            out = slices.render(encoded, scales, here, self._intensity)
         y, x = slices.sources(self.shape, scales)
         self._intensity.put_back(out, self._image, (y[top : top + height], x[left : left + width]))
         return out
