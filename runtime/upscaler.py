@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import engines, grid, measure, tiles, volume
+from . import engines, grid, measure, on_device, tiles, volume
 from .acquired import Acquired
 from .bounded import BoundedCache
 from .bundle import Bundle
@@ -56,10 +57,11 @@ class Upscaler:
         tile: int = tiles.TILE,
         progress: Progress | None = None,
     ) -> Upscaler:
-        """Load a bundle for a device: cpu, cuda, tensorrt or auto. A bundle is a path, or the name of a shipped one:
+        """Load a bundle for a device: cpu, gpu, cuda, tensorrt or auto. A bundle is a path, or the name of a shipped one:
         brain (the default), fast or perceptual.
 
-        `auto` takes a GPU that works, or else the CPU, with one warning where there is a GPU; no other name falls back.
+        `auto` takes cuda where it works, else gpu if it is hardware and faster than the CPU, else the CPU, and logs which
+        and why; no other name falls back.
         `threads` is by default the number of processors this process may use; `cache_dir` keeps TensorRT's engines (by
         default: in the user's cache); an image larger than `tile` pixels an axis is cut into tiles, smaller ones of which
         need less memory. While TensorRT builds an engine, `progress(phase, done, total)` is called.
@@ -88,7 +90,7 @@ class Upscaler:
 
     @property
     def device(self) -> str:
-        """What really does the arithmetic: cpu, cuda or tensorrt."""
+        """What really does the arithmetic: cpu, gpu, cuda or tensorrt."""
         return self.slices.engine.device
 
     @property
@@ -103,7 +105,7 @@ class Upscaler:
 
     def __call__(
         self,
-        image: ArrayLike,
+        image: Any,
         scale: ScaleOrPair | None = None,
         *,
         shape: tuple[int, int] | None = None,
@@ -111,7 +113,7 @@ class Upscaler:
         noise: float | None = None,
         grain: float = GRAIN,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Float:
+    ) -> Any:
         """Upscale a slice (H, W), or the slices of one volume (N, H, W) with one intensity range, to float32 in its units.
 
         `scale` is one number for both axes or (rows, columns), and gives H·p // q rows for p/q; `shape` is the exact
@@ -124,7 +126,13 @@ class Upscaler:
 
         `progress(done, total)` is called after each slice; what it raises stops the work, and the Upscaler can be used
         again. Raises ScaleError and ImageError.
+
+        An array in an NVIDIA GPU's memory (PyCUDA, CuPy, torch: all with `__cuda_array_interface__`) gives one there, if
+        `device` is tensorrt: its pixels do not leave the GPU if all was measured, nothing is set aside and `grain` is 0.
         """
+        if hasattr(image, "__cuda_array_interface__"):
+            again = partial(self, scale=scale, shape=shape, acquired=acquired, noise=noise, grain=grain)
+            return on_device.upscale(self.slices, image, Size(scale, shape), acquired, noise, grain, again)
         array = _checked(image, (2, 3))
         labels = getattr(image, "dtype", None) == np.bool_  # a mask has nothing between true and false
         scan = Scan(array, stack=0 if array.ndim == 3 else None, labels=labels)

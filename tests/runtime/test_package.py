@@ -27,7 +27,7 @@ with runtime.Upscaler.load() as up:
 print(sorted(sys.modules.keys() & {'torch', 'onnx', 'train', 'export', 'skimage', 'SimpleITK', 'distributed'}))
 print([name for name in sys.modules if name.startswith(('pycuda', 'cuda.', 'tensorrt', 'runtime.engines.'))])
 """
-    without_a_driver = "['runtime.engines.graphs', 'runtime.engines.stage', 'runtime.engines.ort', 'runtime.engines.cache']"  # nothing of CUDA
+    without_a_driver = "['runtime.engines.graphs', 'runtime.engines.stage', 'runtime.engines.ort', 'runtime.engines.cache']"
     assert run_python(code).splitlines() == ["[]", without_a_driver]
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from runtime import BundleError, ClosedError, DeviceError, ImageError, ScaleError, Upscaler, grid
 from runtime.acquired import STORED
-from runtime.engines.ort import OrtEngine
 from runtime.intensity import Intensity
 from runtime.phases import WeightPredictor
 from tests.conftest import random_generator
