@@ -33,7 +33,7 @@ struct Image {
     float *out;                      // (rows, cols), standardised
     long long row_bytes, col_bytes;  // from one pixel to the next
     int rows, cols, kind;            // kind: NumPy's character for the type
-    float gain, offset;
+    float black, gain, offset;
 };
 
 KERNEL standardise(Image image) {
@@ -49,7 +49,7 @@ KERNEL standardise(Image image) {
         case 'B': grey = *(const unsigned char *)pixel; break;
         case 'b': grey = *(const signed char *)pixel; break;
     }
-    image.out[(long long)row * image.cols + col] = grey * image.gain + image.offset;
+    image.out[(long long)row * image.cols + col] = (grey - image.black) * image.gain + image.offset;
 }
 
 struct Stage {

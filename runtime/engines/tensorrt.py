@@ -25,7 +25,7 @@ from ..acquired import NOTHING, Told
 from ..bounded import BoundedCache
 from ..bundle import Bundle
 from ..errors import ClosedError, DeviceError, ImageError, reason
-from ..intensity import Intensity
+from ..intensity import UNIT, Intensity
 from ..tiles import Span
 from .cache import EngineCache
 from .cuda import Array, Device
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # of an engine that is built: phase, steps done, steps in all
 MODULES = ("tensorrt", "tensorrt_rtx")
 KERNELS = ("standardise", "meta_upscale_float", "meta_upscale_half")
-IMAGE = np.dtype("u8, u8, i8, i8, i4, i4, i4, f4, f4", align=True)  # as meta_upscale.cu has them
+IMAGE = np.dtype("u8, u8, i8, i8, i4, i4, i4, f4, f4, f4", align=True)  # as meta_upscale.cu has them
 STAGE = np.dtype("u8, u8, u8, u8, u8, u8, u8, u8, u8, (8,)i4, (4,)f4", align=True)
 KINDS = "fehHbB"  # NumPy's characters for the types of pixels that float32 holds exactly
 _CACHED = 8 << 20  # bytes on the GPU of tables and of where pixels lie: 200 kB and 20 kB at most for a slice of 240×240
@@ -75,11 +75,14 @@ class TensorRtEngine:
             self._trunk(bundle.has_half)
 
     def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Features:
-        """Grey values (H, W) of `KINDS` → features. `image` is on the host, or has `__cuda_array_interface__`."""
-        spread, std = (levels.white - levels.black) or 1.0, self._model.std
-        affine = 1 / (spread * std), -(levels.black / spread + self._model.mean) / std
+        """Grey values (H, W), on the host or, of `KINDS`, with `__cuda_array_interface__` → features."""
+        on_host = isinstance(image, np.ndarray)
+        if on_host and (image.dtype.char not in KINDS or levels.aside):
+            image, levels = levels.normalise(image), UNIT
+        spread = (levels.white - levels.black) or 1.0
+        affine = levels.black, 1 / (spread * self._model.std), -self._model.mean / self._model.std
         with self._working() as gpu:
-            pixels = gpu.borrow(gpu.upload(image) if isinstance(image, np.ndarray) else image)
+            pixels = gpu.borrow(gpu.upload(image) if on_host else image)
             if pixels.dtype.char not in KINDS or not pixels.dtype.isnative:
                 raise ImageError(f"pixels of type {pixels.dtype} on the GPU: give float32, or integers of at most 16 bits")
             standard = Array(gpu, pixels.shape, np.float32)

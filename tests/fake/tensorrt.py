@@ -122,7 +122,7 @@ class Context:
 
     def __del__(self) -> None:
         alive.remove("context")
-        assert _cuda.fake_context() == 1
+        assert _cuda.fake_context() != 2  # without one, CUDA's runtime takes the primary one
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._memory = None

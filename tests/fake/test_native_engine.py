@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import tensorrt as fake_tensorrt
 
-from runtime import ClosedError, DeviceError, DeviceMemoryError, ImageError, bundle, grid
+from runtime import ClosedError, DeviceError, DeviceMemoryError, ImageError, Upscaler, bundle, grid
 from runtime.bundle import Bundle
 from runtime.engines import tensorrt
 from runtime.engines.tensorrt import TensorRtEngine
@@ -169,6 +169,13 @@ def test_arrays_on_the_gpu_are_read_as_they_are(single: Bundle, kind: str, step:
     engine, levels = load(single, tmp_path), Intensity.of(image)
     on_host = upscaled(engine, image.astype(np.float32), levels, "2")
     np.testing.assert_array_equal(upscaled(engine, Foreign(image, step=step), levels, "2"), on_host)
+    engine.close()
+
+
+def test_a_small_contrast_on_a_large_offset_is_kept(single: Bundle, image: np.ndarray, tmp_path: Path) -> None:
+    engine, offset = load(single, tmp_path), np.float32(1 << 20)
+    plain, shifted = (upscaled(engine, Foreign(x), Intensity.of(x), "2") for x in (image, image + offset))
+    np.testing.assert_allclose(shifted, plain + offset, rtol=0, atol=0.2)  # float32 has steps of 0.125 there
     engine.close()
 
 
@@ -383,6 +390,12 @@ def test_an_engine_that_does_not_load_is_an_error_and_is_let_go(single: Bundle, 
     with pytest.raises(DeviceError, match=r"its engine cannot be loaded: the serialization does not match") as error:
         load(single, tmp_path)
     assert not isinstance(error.value, DeviceMemoryError)
+
+
+def test_load_proves_itself_by_an_image(caplog: pytest.LogCaptureFixture) -> None:
+    fake_tensorrt.failing.append("no kernel image for this GPU")
+    with pytest.raises(DeviceError, match=r"tensorrt 10\.13\.0, float16, Fake T400: .* failed: no kernel image for this GPU"):
+        Upscaler.load(device="tensorrt")
 
 
 @pytest.mark.parametrize(
