@@ -5,10 +5,11 @@ A graph that ends in some value goes on from there; its own output stays, and no
 
 from __future__ import annotations
 
-_FLOAT, _INT32 = 1, 6  # of ONNX
+FLOAT, INT32 = 1, 6  # as ONNX numbers its types
 
 
-def _field(number: int, content: bytes | str | int) -> bytes:
+def field(number: int, content: bytes | str | int) -> bytes:
+    """A field of a protobuf message."""
     if isinstance(content, int):
         return _varint(number << 3) + _varint(content)
     content = content.encode() if isinstance(content, str) else content
@@ -21,60 +22,66 @@ def _varint(value: int) -> bytes:
     return low + _varint(value >> 7) if value > 0x7F else low
 
 
-def _node(kind: str, inputs: str, output: str, **attributes: int | list[int]) -> bytes:
-    names = b"".join(_field(1, name) for name in inputs.split()) + _field(2, output) + _field(3, output) + _field(4, kind)
+def node(kind: str, inputs: str, output: str, **attributes: int | list[int]) -> bytes:
+    """An operator; `inputs` are names with spaces between them."""
+    names = b"".join(field(1, name) for name in inputs.split()) + field(2, output) + field(3, output) + field(4, kind)
     for name, value in attributes.items():
         ints = isinstance(value, list)
-        values = b"".join(_field(8, number) for number in value) if isinstance(value, list) else _field(3, value)
-        names += _field(5, _field(1, name) + values + _field(20, 7 if ints else 2))
-    return _field(1, names)
+        values = b"".join(field(8, number) for number in value) if isinstance(value, list) else field(3, value)
+        names += field(5, field(1, name) + values + field(20, 7 if ints else 2))
+    return field(1, names)
 
 
-def _value(role: int, name: str, dims: str, kind: int = _FLOAT) -> bytes:
-    shape = b"".join(_field(1, _field(2, dim)) for dim in dims.split())
-    return _field(role, _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, shape))))
+def _value(role: int, name: str, dims: str, kind: int = FLOAT) -> bytes:
+    shape = b"".join(field(1, field(2, dim)) for dim in dims.split())
+    return field(role, field(1, name) + field(2, field(1, field(1, kind) + field(2, shape))))
 
 
-def _input(name: str, dims: str = "", kind: int = _FLOAT) -> bytes:
+def graph_input(name: str, dims: str = "", kind: int = FLOAT) -> bytes:
     return _value(11, name, dims, kind)
 
 
-def _output(name: str, dims: str) -> bytes:
+def graph_output(name: str, dims: str) -> bytes:
     return _value(12, name, dims)
 
 
 def _more(*parts: bytes) -> bytes:
     """What is added to a model's graph."""
-    return _field(7, b"".join(parts))
+    return field(7, b"".join(parts))
 
 
-def _model(*parts: bytes) -> bytes:
+def model(*parts: bytes) -> bytes:
     """A model of its own: IR version 8, opset 17, as those of a bundle."""
-    return _field(1, 8) + _field(8, _field(2, 17)) + _more(_field(2, "graph"), *parts)
+    return field(1, 8) + field(8, field(2, 17)) + _more(field(2, "graph"), *parts)
 
 
 # responses (1, H, W, B') → features (H·W, B'), float32, as the stages read them.
 TRUNK_END = _more(
-    _node("Cast", "responses", "wide", to=_FLOAT), _node("Flatten", "wide", "features", axis=3), _output("features", "P K")
+    node("Cast", "responses", "wide", to=FLOAT), node("Flatten", "wide", "features", axis=3), graph_output("features", "P K")
 )
 
 # pixels (h, w) → finished (h, w): clip(pixels·gain + offset, low, high). The clip hides NaN, `means` (h) shows it.
 STAGE_END = _more(
-    _node("Mul", "pixels gain", "scaled"),
-    _node("Add", "scaled offset", "grey"),
-    _node("Max", "grey low", "above"),
-    _node("Min", "above high", "finished"),
-    _node("ReduceMean", "pixels", "means", axes=[-1], keepdims=0),
-    *(_input(name) for name in ("gain", "offset", "low", "high")),
-    _output("finished", "h w"),
-    _output("means", "h"),
+    node("Mul", "pixels gain", "scaled"),
+    node("Add", "scaled offset", "grey"),
+    node("Max", "grey low", "above"),
+    node("Min", "above high", "finished"),
+    node("ReduceMean", "pixels", "means", axes=[-1], keepdims=0),
+    *(graph_input(name) for name in ("gain", "offset", "low", "high")),
+    graph_output("finished", "h w"),
+    graph_output("means", "h"),
 )
 
 # Features of a whole image (P, K) from those of its background and of a part of it: `index` counts on from one to the other.
-BLEND = _model(
-    _node("Concat", "blank part", "both", axis=0),
-    _node("Gather", "both index", "features", axis=0),
-    *(_input("blank", "B K"), _input("part", "Q K"), _input("index", "P", _INT32), _output("features", "P K")),
+BLEND = model(
+    node("Concat", "blank part", "both", axis=0),
+    node("Gather", "both index", "features", axis=0),
+    *(
+        graph_input("blank", "B K"),
+        graph_input("part", "Q K"),
+        graph_input("index", "P", INT32),
+        graph_output("features", "P K"),
+    ),
 )
 
-PROBE = _model(_node("Relu", "x", "y"), _input("x", "N"), _output("y", "N"))  # any provider can run it
+PROBE = model(node("Relu", "x", "y"), graph_input("x", "N"), graph_output("y", "N"))  # any provider can run it

@@ -139,7 +139,7 @@ class OrtEngine:
             raise DeviceError(
                 "this bundle computes in 8-bit integers, which is for CPUs", "give the one exported without --int8"
             )
-        opener = _Opener(name, threads)
+        opener = Opener(name, threads)
         half = DEVICES[name].half and bundle.has_half
 
         def trunk(half: bool) -> Any:
@@ -311,7 +311,7 @@ class OrtEngine:
         return DeviceError(f"{self.runs_on}: {reason(error)}")
 
 
-class _Opener:
+class Opener:
     """Opens graphs on a device. Raises DeviceError where the device is not there, with what is missing."""
 
     def __init__(self, name: str, threads: int | None) -> None:
