@@ -66,6 +66,9 @@ class TensorRtEngine:
         self._largest, self._cache = tile + 2 * bundle.model.radius, EngineCache(cache_dir)
         self._progress = progress or (lambda phase, done, total: None)
         self._gpu, self._library, self._lock = Device(), load_library(), threading.RLock()
+        if self._gpu.capability < (7, 5):
+            said = f"{self._gpu.name} has compute capability {'.'.join(map(str, self._gpu.capability))}, 7.5 is needed"
+            raise DeviceError(said, "use device 'gpu' or 'cpu'")
         self._logger = _logger(self._library)  # which TensorRT does not keep alive
         self._trunks: dict[bool, Any] = {}
         self._kept: BoundedCache[Array] = BoundedCache(_CACHED)
@@ -157,7 +160,7 @@ class TensorRtEngine:
             loaded = library.Runtime(self._logger).deserialize_cuda_engine(engine)
             context = loaded and loaded.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
             if context is None:
-                raise DeviceError(f"{self.runs_on}: its engine cannot be loaded: {self._logger.last}")
+                raise DeviceError(f"{self.runs_on} cannot load its engine: {self._logger.last}", "metasrgan cache --clear")
             self._trunks[half] = context
         return self._trunks[half]
 
@@ -205,10 +208,10 @@ def _axes(rows: Span, cols: Span, by_table: bool) -> NDArray[np.int32]:
     return np.concatenate(parts)
 
 
-def load_library(names: tuple[str, ...] = MODULES) -> Any:
-    """The first of the modules that can be imported. Raises DeviceError where none can."""
+def load_library() -> Any:
+    """The first of `MODULES` that can be imported. Raises DeviceError where none can."""
     said = []
-    for name in names:
+    for name in MODULES:
         try:
             module = importlib.import_module(name)
             module.Builder  # noqa: B018  the package on PyPI may be without its libraries

@@ -46,7 +46,7 @@ struct State {
     std::map<std::string, int> failures;  // what the next call of a function returns
     std::map<std::string, long> calls, bytes;
     size_t limit = size_t(1) << 40, most = 0;
-    int held = 0, broken = 0;  // contexts, streams, pools, modules; blocks with something written beside them
+    int held = 0, broken = 0, capability = 75;  // contexts, streams, pools, modules; blocks with something written beside them
     long next = 0x1000;
 };
 
@@ -162,7 +162,7 @@ int cuInit(unsigned) { ENTER(false); return OK; }
 int cuDriverGetVersion(int *version) { *version = 12080; return OK; }
 int cuDeviceGet(int *device, int index) { *device = index; return index ? 101 : OK; }
 int cuDeviceGetName(char *name, int size, int) { return std::strncpy(name, "Fake T400", size), OK; }
-int cuDeviceGetAttribute(int *value, int kind, int) { return *value = kind == 75 ? 7 : kind == 76 ? 5 : 0, OK; }
+int cuDeviceGetAttribute(int *value, int kind, int) { return *value = kind == 75 ? state().capability / 10 : kind == 76 ? state().capability % 10 : 0, OK; }
 int cuDevicePrimaryCtxRetain(void **context, int) { ENTER(false); *context = PRIMARY; ++state().held; return OK; }
 int cuDevicePrimaryCtxRelease_v2(int) { --state().held; return OK; }
 int cuCtxPushCurrent_v2(void *context) { contexts.push_back(context); return OK; }
@@ -280,6 +280,7 @@ size_t fake_used() { return used(); }
 size_t fake_most() { return state().most; }
 void fake_limit(size_t limit) { state().limit = limit; state().most = used(); }
 int fake_left() { return state().held + int(state().blocks.size()); }
+void fake_capability(int capability) { state().capability = capability; }
 int fake_broken() { return state().broken; }
 int fake_sizes(int kernel) { return kernel ? sizeof(Stage) : sizeof(Image); }
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -387,15 +389,39 @@ def test_an_engine_is_built_once_for_each_graph(
 
 def test_an_engine_that_does_not_load_is_an_error_and_is_let_go(single: Bundle, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(tensorrt, "build", lambda *_: b"of another version")
-    with pytest.raises(DeviceError, match=r"its engine cannot be loaded: the serialization does not match") as error:
+    with pytest.raises(
+        DeviceError, match=r"load its engine: the serialization does not match: .*: metasrgan cache --clear"
+    ) as error:
         load(single, tmp_path)
     assert not isinstance(error.value, DeviceMemoryError)
 
 
-def test_load_proves_itself_by_an_image(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_process_that_ends_with_an_open_engine_says_nothing() -> None:
+    code = """
+import numpy
+from runtime import Upscaler
+up = Upscaler.load(device="tensorrt")
+kept = [up.encode(numpy.eye(16)), up.slices.engine.empty((3, 3))]
+kept.append(kept)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr in ("", "tensorrt 10.13.0 builds an engine for this GPU, once: this takes up to some minutes\n")
+
+
+def test_load_proves_itself_by_an_image() -> None:
     fake_tensorrt.failing.append("no kernel image for this GPU")
     with pytest.raises(DeviceError, match=r"tensorrt 10\.13\.0, float16, Fake T400: .* failed: no kernel image for this GPU"):
         Upscaler.load(device="tensorrt")
+
+
+def test_a_gpu_that_is_too_old_is_said(single: Bundle, tmp_path: Path) -> None:
+    cuda.fake_capability(61)
+    try:
+        with pytest.raises(DeviceError, match=r"Fake T400 has compute capability 6\.1, 7\.5 is needed: use device 'gpu'"):
+            load(single, tmp_path)
+    finally:
+        cuda.fake_capability(75)
 
 
 @pytest.mark.parametrize(
