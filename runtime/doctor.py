@@ -22,7 +22,7 @@ TIMED = 128  # pixels an axis of the image that each device is timed with
 
 PACKAGES = (
     *("numpy", "nibabel", "onnxruntime", "onnxruntime-gpu"),
-    *("onnxruntime-ep-webgpu", "cuda-bindings", "tensorrt", "tensorrt-rtx"),
+    *("onnxruntime-ep-webgpu", "openvino", "cuda-bindings", "tensorrt", "tensorrt-rtx"),
     *("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
 )
 

@@ -32,7 +32,7 @@ _PROOF, _TIMED = 16, 128  # pixels an axis of the image that proves that an engi
 class Engine(Protocol):
     """A loaded bundle. Safe to share between threads."""
 
-    device: str  # cpu, gpu, cuda or tensorrt
+    device: str  # of DEVICES, but not auto
     runs_on: str  # for a person: library, version, precision, processor
     in_flight: int  # how many slices of a volume to work on at once
 
@@ -89,7 +89,7 @@ def load(
         from . import tensorrt  # nobody without it imports any of it
 
         return _proved(tensorrt.TensorRtEngine(bundle, tile, cache_dir, progress))
-    return _proved(OrtEngine.load(bundle, device))
+    return _proved(OrtEngine.load(bundle, device, threads))
 
 
 def seconds(engine: Engine, pixels: int) -> float:

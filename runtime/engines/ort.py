@@ -33,7 +33,7 @@ from ..errors import BundleError, ClosedError, DeviceError, DeviceMemoryError, r
 from ..intensity import Intensity
 from ..phases import WeightPredictor, slot_table
 from ..tiles import Span, by_distance_to_the_ends, content
-from . import graphs, stage
+from . import graphs, openvino, stage
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class Device:
 
 DEVICES = {
     "cpu": Device("CPUExecutionProvider", "cpu", in_flight=1),
+    "openvino": Device("CPUExecutionProvider", "cpu", in_flight=1),  # but for the trunk
     "gpu": Device("WebGpuExecutionProvider", "webgpu", "pip install onnxruntime-ep-webgpu, or use device 'cpu'"),
     "cuda": Device(
         "CUDAExecutionProvider",
@@ -96,7 +97,7 @@ class Features:
     """The features (H·W, B') of an image, on the device, and what they were made of."""
 
     value: Any
-    image: Float  # standardised
+    image: Float  # standardised; empty unless they are in half precision
     told: Told
     half: bool
 
@@ -137,7 +138,8 @@ class OrtEngine:
         """
         if bundle.integers and name != "cpu":
             raise DeviceError(
-                "this bundle computes in 8-bit integers, which is for CPUs", "give the one exported without --int8"
+                f"this bundle computes in 8-bit integers, which {name} does not",
+                "use device 'cpu', or give the one exported without --int8",
             )
         opener = Opener(name, threads)
         half = DEVICES[name].half and bundle.has_half
@@ -148,8 +150,11 @@ class OrtEngine:
         # It computes shapes on the CPU.
         by_table = opener.open(bundle.files["stage.onnx"] + graphs.STAGE_END, wholly=False)
         table_free = opener.open(bundle.files["table_free.onnx"] + graphs.STAGE_END)
-        sessions = Sessions(trunk(half), by_table, table_free, opener.open(graphs.BLEND, threads=1))
-        precision = "8-bit integers" if bundle.integers else "float16" if half else "float32"
+        first, precision = trunk(half), "8-bit integers" if bundle.integers else "float16" if half else "float32"
+        if name == "openvino":
+            first = openvino.Trunk(bundle.trunk(False) + graphs.TRUNK_END, opener.threads)
+            precision = f"{first.library}, bfloat16"
+        sessions = Sessions(first, by_table, table_free, opener.open(graphs.BLEND, threads=1))
         runs_on = ", ".join(part for part in (opener.library, precision, opener.processor) if part)
         return cls(name, bundle.model, bundle.predictor(), runs_on, sessions, lambda: trunk(False))
 
@@ -158,7 +163,8 @@ class OrtEngine:
         told = told if self._model.told else NOTHING
         standard = (levels.normalise(image) - np.float32(self._model.mean)) / np.float32(self._model.std)
         with self._turn:
-            return Features(self._encode(standard, told, self._sessions.trunk), standard, told, self._half)
+            kept = standard if self._half else standard[:0]
+            return Features(self._encode(standard, told, self._sessions.trunk), kept, told, self._half)
 
     def render(
         self, features: Features, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: NDArray[np.float32]
@@ -207,8 +213,10 @@ class OrtEngine:
         return self._run(self._sessions.blend, feeds, {"features": self._memory})[0]
 
     def _run_trunk(self, trunk: Any, image: Float, told: Told) -> Any:
-        more = {"told": np.array(told, np.float32)} if self._model.told else {}
-        return self._run(trunk, {"image": image[None, None], **more}, {"features": self._memory})[0]
+        feeds = {"image": image[None, None]} | ({"told": np.array(told, np.float32)} if self._model.told else {})
+        if isinstance(trunk, openvino.Trunk):
+            return load_onnxruntime().OrtValue.ortvalue_from_numpy(trunk.run(feeds))
+        return self._run(trunk, feeds, {"features": self._memory})[0]
 
     def _blank(self, trunk: Any, told: Told) -> Any:
         """The background's features: by distance to each end of an axis up to the receptive radius, equal beyond it."""
@@ -318,9 +326,10 @@ class Opener:
         self._ort, self._name, self._device = load_onnxruntime(), name, DEVICES[name]
         self.library, self.processor = f"onnxruntime {self._ort.__version__}", ""
         self._adapter: Any = None
-        self._threads = (threads or available_processors()) if name == "cpu" else 1
-        if name == "cpu":
-            _check_threads(self._threads * len(GRAPHS) if self._threads > 1 else 0)
+        on_cpu = self._device.memory == "cpu"
+        self.threads = (threads or available_processors()) if on_cpu else 1
+        if on_cpu:
+            _check_threads(self.threads * len(GRAPHS) if self.threads > 1 else 0)
             np.linalg.inv(np.eye(2))  # OpenBLAS takes its memory now: where it gets none later, it ends the process
         if name == "gpu":
             self._adapter = adapter()
@@ -336,7 +345,7 @@ class Opener:
     def open(self, graph: bytes, wholly: bool = True, threads: int | None = None) -> Any:
         """A session, `wholly` on the device."""
         options = self._ort.SessionOptions()
-        options.intra_op_num_threads = threads or self._threads
+        options.intra_op_num_threads = threads or self.threads
         options.inter_op_num_threads = 1
         # A plan for the memory of each shape would be kept for ever, and takes half as much again: 62 MB of 180 at 240×240.
         options.enable_mem_pattern = False
@@ -469,7 +478,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def _too_little(name: str) -> tuple[str, str]:
-    if name == "cpu":
+    if DEVICES[name].memory == "cpu":
         return "there is too little memory for the network", "free some, or give fewer threads or workers"
     return "the GPU has too little memory for the network", "free some, or give smaller tiles"
 
