@@ -66,8 +66,8 @@ class Device:
         self.call("cuInit", 0)
         gpu = self.call("cuDeviceGet", 0)
         self.name: str = self.call("cuDeviceGetName", 256, gpu).rstrip(b"\0").decode()
-        kinds = [f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}" for part in ("MAJOR", "MINOR")]
-        kinds = [getattr(cuda.CUdevice_attribute, kind) for kind in kinds]
+        names = (f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}" for part in ("MAJOR", "MINOR"))
+        kinds = (getattr(cuda.CUdevice_attribute, name) for name in names)
         self.capability = tuple(int(self.call("cuDeviceGetAttribute", kind, gpu)) for kind in kinds)
         self.driver = int(self.call("cuDriverGetVersion"))  # the newest CUDA that it serves: 12080 for 12.8
         self._context = self.call("cuDevicePrimaryCtxRetain", gpu)

@@ -53,13 +53,13 @@ KERNEL standardise(Image image) {
 }
 
 struct Stage {
-    const void *features;  // (…, width, channels): B basis features a pixel and, with a skip, nine neighbours of the image
+    const void *features;  // (channels, height, width): B basis features and, with a skip, nine neighbours of the image's pixels
     const float *table;    // (phases of rows, phases of columns, B), or null: then coefficients are w2ᵀ·relu(hidden) + b2
     const float *hidden_rows, *hidden_cols, *w2, *b2;  // (phases, M), (phases, M), (M, B), (B)
     const int *axes;
     float *out;  // (rows, cols), from one row to the next `step` floats
     int *bad;    // becomes 1 where a pixel is not finite
-    int width, channels, basis, hidden, phases_cols, rows, cols, step;
+    int channels, height, width, basis, hidden, phases_cols, rows, cols, step;
     float gain, offset, low, high;  // from the network's units to grey values
 };
 
@@ -69,25 +69,26 @@ INLINE void meta_upscale(const Stage &s) {
     if (row >= s.rows || col >= s.cols) return;
     const int *of_cols = s.axes + 5 * s.rows;
     int phase_row = s.axes[s.rows + row], phase_col = of_cols[s.cols + col];
-    const T *own = (const T *)s.features + ((long long)s.axes[row] * s.width + of_cols[col]) * s.channels;
+    const T *own = (const T *)s.features + s.axes[row] * s.width + of_cols[col];
+    int plane = s.height * s.width;  // neighbouring threads read neighbouring numbers of one
     float sum = 0.0f;
     if (s.table) {
         const float *coefficients = s.table + ((long long)phase_row * s.phases_cols + phase_col) * s.basis;
-        for (int k = 0; k < s.basis; ++k) sum += coefficients[k] * widen(own[k]);
+        for (int k = 0; k < s.basis; ++k) sum += coefficients[k] * widen(own[k * plane]);
     } else {
         const float *hidden_row = s.hidden_rows + (long long)phase_row * s.hidden;
         const float *hidden_col = s.hidden_cols + (long long)phase_col * s.hidden;
-        for (int k = 0; k < s.basis; ++k) sum += s.b2[k] * widen(own[k]);
+        for (int k = 0; k < s.basis; ++k) sum += s.b2[k] * widen(own[k * plane]);
         for (int m = 0; m < s.hidden; ++m) {
             float unit = hidden_row[m] + hidden_col[m], filtered = 0.0f;
             if (unit <= 0.0f) continue;
-            for (int k = 0; k < s.basis; ++k) filtered += s.w2[m * s.basis + k] * widen(own[k]);
+            for (int k = 0; k < s.basis; ++k) filtered += s.w2[m * s.basis + k] * widen(own[k * plane]);
             sum += unit * filtered;
         }
     }
     const float *taps_row = (const float *)(s.axes + 2 * s.rows) + 3 * row;
     const float *taps_col = (const float *)(of_cols + 2 * s.cols) + 3 * col;
-    for (int k = s.basis, tap = 0; k < s.channels; ++k, ++tap) sum += taps_row[tap / 3] * taps_col[tap % 3] * widen(own[k]);
+    for (int k = s.basis, tap = 0; k < s.channels; ++k, ++tap) sum += taps_row[tap / 3] * taps_col[tap % 3] * widen(own[k * plane]);
     if (!(sum - sum == 0.0f)) *s.bad = 1;  // infinity or NaN, which the clip would hide
     float grey = sum * s.gain + s.offset;
     s.out[(long long)row * s.step + col] = grey < s.low ? s.low : grey > s.high ? s.high : grey;

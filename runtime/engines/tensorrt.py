@@ -33,17 +33,16 @@ from .cuda import Array, Device
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # of an engine that is built: phase, steps done, steps in all
-MODULES = ("tensorrt", "tensorrt_rtx")
 KERNELS = ("standardise", "meta_upscale_float", "meta_upscale_half")
 IMAGE = np.dtype("u8, u8, i8, i8, i4, i4, i4, f4, f4, f4", align=True)  # as meta_upscale.cu has them
-STAGE = np.dtype("u8, u8, u8, u8, u8, u8, u8, u8, u8, (8,)i4, (4,)f4", align=True)
+STAGE = np.dtype("u8, u8, u8, u8, u8, u8, u8, u8, u8, (9,)i4, (4,)f4", align=True)
 KINDS = "fehHbB"  # NumPy's characters for the types of pixels that float32 holds exactly
 _CACHED = 8 << 20  # bytes on the GPU of tables and of where pixels lie: 200 kB and 20 kB at most for a slice of 240×240
 
 
 @dataclass
 class Features:
-    """A standardised image on the GPU, what is told of it, and its features (H, W, B'), in half precision or not."""
+    """A standardised image on the GPU, what is told of it, and its features (B', H, W), in half precision or not."""
 
     image: Array
     told: Told
@@ -67,8 +66,7 @@ class TensorRtEngine:
         self._progress = progress or (lambda phase, done, total: None)
         self._gpu, self._library, self._lock = Device(), load_library(), threading.RLock()
         if self._gpu.capability < (7, 5):
-            said = f"{self._gpu.name} has compute capability {'.'.join(map(str, self._gpu.capability))}, 7.5 is needed"
-            raise DeviceError(said, "use device 'gpu' or 'cpu'")
+            raise DeviceError(f"{self._gpu.name} is older than compute capability 7.5", "use device 'gpu' or 'cpu'")
         self._logger = _logger(self._library)  # which TensorRT does not keep alive
         self._trunks: dict[bool, Any] = {}
         self._kept: BoundedCache[Array] = BoundedCache(_CACHED)
@@ -150,8 +148,7 @@ class TensorRtEngine:
             library, graph, gpu = self._library, self._bundle.trunk(half), self._gpu
             of = describe(library), gpu.name, *gpu.capability, self._largest, hashlib.sha256(graph).hexdigest()
             key = " ".join(map(str, of))  # all that an engine depends on; precision is in the graph
-            engine = self._cache.get(key)
-            if engine is None:
+            if (engine := self._cache.get(key)) is None:
                 log.warning("%s builds an engine for this GPU, once: this takes up to some minutes", describe(library))
                 self._progress("TensorRT's engine", 0, 1)
                 engine = build(library, graph, self._largest)
@@ -167,7 +164,7 @@ class TensorRtEngine:
     def _run_trunk(self, image: Array, told: Told, half: bool) -> Array:
         """The features of a standardised image; TensorRT works in memory as large as this image needs."""
         gpu, context, channels = self._gpu, self._trunk(half), self._model.basis + 9 * self._model.skip
-        tensors = {"image": image, "responses": Array(gpu, (*image.shape, channels), np.float16 if half else np.float32)}
+        tensors = {"image": image, "features": Array(gpu, (channels, *image.shape), np.float16 if half else np.float32)}
         if self._model.told:
             tensors["told"] = self._keep(("told", told), lambda: np.array(told, np.float32))
         fits = context.set_input_shape("image", (1, 1, *image.shape))
@@ -175,7 +172,7 @@ class TensorRtEngine:
             memory = Array(gpu, (context.update_device_memory_size_for_shapes(),), np.uint8)
             context.set_device_memory(memory.pointer, memory.nbytes)
             if context.execute_async_v3(int(gpu.stream)):
-                return tensors["responses"]
+                return tensors["features"]
         raise DeviceError(f"{self.runs_on}: an image of {image.shape} failed: {self._logger.last}")
 
     def _launch(self, features: Array, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, target: Array) -> bool:
@@ -190,7 +187,7 @@ class TensorRtEngine:
             places = 0, filters.pointer, filters.pointer + 4 * units * len(rows)
         w2, b2 = self._keep("w2", lambda: predictor.w2.T), self._keep("b2", lambda: predictor.b2)
         axes, bad = self._keep((rows.key, cols.key), lambda: _axes(rows, cols, by_table)), gpu.upload(np.zeros(1, np.int32))
-        sizes = *features.shape[1:], model.basis, units, scales[1].numerator, *target.shape, target.strides[0] // 4
+        sizes = *features.shape, model.basis, units, scales[1].numerator, *target.shape, target.strides[0] // 4
         affine = model.std * spread, model.mean * spread + levels.black, levels.low, levels.high
         pointers = features.pointer, *places, *(array.pointer for array in (w2, b2, axes, target, bad))
         kernel = self._kernels["meta_upscale_half" if features.dtype == np.float16 else "meta_upscale_float"]
@@ -209,9 +206,9 @@ def _axes(rows: Span, cols: Span, by_table: bool) -> NDArray[np.int32]:
 
 
 def load_library() -> Any:
-    """The first of `MODULES` that can be imported. Raises DeviceError where none can."""
+    """TensorRT, or TensorRT for RTX. Raises DeviceError where neither can be imported."""
     said = []
-    for name in MODULES:
+    for name in ("tensorrt", "tensorrt_rtx"):
         try:
             module = importlib.import_module(name)
             module.Builder  # noqa: B018  the package on PyPI may be without its libraries
@@ -235,6 +232,11 @@ def build(library: Any, graph: bytes, largest: int) -> bytes:
     parser = library.OnnxParser(network, logger)
     if not parser.parse(graph):
         raise DeviceError(f"{describe(library)} cannot read this bundle's trunk: {parser.get_error(0).desc()}")
+    planes = network.add_shuffle(network.get_output(0))
+    planes.first_transpose = 0, 3, 1, 2  # from channels last, of which neighbouring threads would read far from each other
+    network.unmark_output(network.get_output(0))
+    network.mark_output(planes.get_output(0))
+    planes.get_output(0).name = "features"
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     profile.set_shape("image", (1, 1, 1, 1), (1, 1, *[min(256, largest)] * 2), (1, 1, largest, largest))
     config.add_optimization_profile(profile)

@@ -35,17 +35,45 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = 2
 
 
-class IProgressMonitor:
-    pass
+class Tensor:
+    name = ""
+
+
+class Shuffle:
+    first_transpose: Any = None
+
+    def __init__(self) -> None:
+        self._output = Tensor()
+
+    def get_output(self, k: int) -> Tensor:
+        assert self.first_transpose == (0, 3, 1, 2)
+        return self._output
+
+
+class Network:
+    """Of what is not in the graph, it knows a transposition of the output alone."""
+
+    graph = b""
+
+    def __init__(self) -> None:
+        self.outputs = [Tensor()]
+        self.get_output, self.unmark_output, self.mark_output = (
+            self.outputs.__getitem__,
+            self.outputs.remove,
+            self.outputs.append,
+        )
+
+    def add_shuffle(self, tensor: Tensor) -> Shuffle:
+        assert tensor is self.outputs[0]
+        return Shuffle()
 
 
 class Builder:
-    def __init__(self, logger: ILogger) -> None:
-        self._monitor: Any = None
+    def __init__(self, logger: ILogger) -> None: ...
 
-    def create_network(self, flags: int) -> dict[str, bytes]:
+    def create_network(self, flags: int) -> Network:
         assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
-        return {}
+        return Network()
 
     def create_builder_config(self) -> Config:
         return Config()
@@ -53,19 +81,14 @@ class Builder:
     def create_optimization_profile(self) -> dict[str, Any]:
         return Profile()
 
-    def build_serialized_network(self, network: dict[str, bytes], config: Config) -> bytes:
+    def build_serialized_network(self, network: Network, config: Config) -> bytes:
         assert _cuda.fake_context() == 1
+        assert [output.name for output in network.outputs] == ["features"]
         assert config.cleared == [BuilderFlag.TF32]
-        if config.progress_monitor:
-            config.progress_monitor.phase_start("Building", None, 2)
-            assert all(config.progress_monitor.step_complete("Building", k) for k in range(2))
-            config.progress_monitor.phase_finish("Building")
-        return _MAGIC + str(config.profile["image"][2][2]).encode() + b"\n" + network["graph"]
+        return _MAGIC + str(config.profile["image"][2][2]).encode() + b"\n" + network.graph
 
 
 class Config:
-    progress_monitor: Any = None
-
     def __init__(self) -> None:
         self.cleared: list[BuilderFlag] = []
 
@@ -82,11 +105,11 @@ class Profile(dict[str, Any]):
 
 
 class OnnxParser:
-    def __init__(self, network: dict[str, bytes], logger: ILogger) -> None:
+    def __init__(self, network: Network, logger: ILogger) -> None:
         self._network = network
 
     def parse(self, graph: bytes) -> bool:
-        self._network["graph"] = graph
+        self._network.graph = graph
         return True
 
 
@@ -134,7 +157,7 @@ class Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
-        return name in [value.name for value in (*self._engine.session.get_inputs(), *self._engine.session.get_outputs())]
+        return name in ["features", *(value.name for value in self._engine.session.get_inputs())]
 
     def update_device_memory_size_for_shapes(self) -> int:
         return int(256 * np.prod(self._shape))
@@ -155,10 +178,11 @@ class Context:
         feeds = {"image": self._array("image", self._shape, np.float32)}
         if len(self._engine.session.get_inputs()) > 1:
             feeds["told"] = self._array("told", (3,), np.float32)
-        (values,) = self._engine.session.run(None, feeds)
-        self._array("responses", values.shape, values.dtype)[...] = values
+        values = self._engine.session.run(None, feeds)[0].transpose(0, 3, 1, 2)
+        features = self._array("features", values.shape, values.dtype)
+        features[...] = values
         if overflowing and values.dtype == np.float16:
-            self._array("responses", values.shape, values.dtype)[0, height // 2, width // 2, 3] = np.inf
+            features[0, 3, height // 2, width // 2] = np.inf
         return True
 
     def _at(self, address: int, size: int) -> tuple[int]:

@@ -418,7 +418,7 @@ def test_load_proves_itself_by_an_image() -> None:
 def test_a_gpu_that_is_too_old_is_said(single: Bundle, tmp_path: Path) -> None:
     cuda.fake_capability(61)
     try:
-        with pytest.raises(DeviceError, match=r"Fake T400 has compute capability 6\.1, 7\.5 is needed: use device 'gpu'"):
+        with pytest.raises(DeviceError, match=r"Fake T400 is older than compute capability 7\.5: use device 'gpu'"):
             load(single, tmp_path)
     finally:
         cuda.fake_capability(75)
