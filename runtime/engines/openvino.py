@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +19,7 @@ class Trunk:
 
     def __init__(self, graph: bytes, threads: int) -> None:
         """Raises DeviceError without OpenVINO, and on a processor without bfloat16."""
-        try:
-            import openvino
-        except ImportError:
-            raise DeviceError("openvino is not installed", "pip install openvino, or use device 'cpu'") from None
+        openvino = _load()
         self.library = f"openvino {openvino.__version__.split('-')[0]}"
         core = openvino.Core()
         if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -40,3 +39,17 @@ class Trunk:
         except Exception as error:
             raise DeviceError(f"{self.library}: {reason(error)}", "use device 'cpu'") from error
         return features.copy()  # its memory is the next one's
+
+
+def _load() -> Any:
+    """The package, without the part of it that reports its import to its maker: no network is used here."""
+    ours = sys.modules.setdefault("openvino_telemetry", None) is None  # type: ignore[arg-type]
+    try:
+        import openvino
+
+        return openvino
+    except ImportError:
+        raise DeviceError("openvino is not installed", "pip install openvino, or use device 'cpu'") from None
+    finally:
+        if ours:
+            del sys.modules["openvino_telemetry"]
