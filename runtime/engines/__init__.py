@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .. import grid
 from ..acquired import NOTHING, Told
 from ..bundle import Bundle
-from ..errors import DeviceError, MetasrganError, reason
+from ..errors import DeviceError, reason
 from ..intensity import UNIT, Intensity
 from ..tiles import Span
 from . import ort
@@ -122,9 +122,10 @@ def _proved(engine: Engine) -> Engine:
         seconds(engine, _PROOF)
     except Exception as error:
         engine.close()
-        if isinstance(error, MetasrganError):
-            raise
-        raise DeviceError(f"{engine.runs_on}: {reason(error)}") from error
+        said = error.problem if isinstance(error, DeviceError) else f"{engine.runs_on}: {reason(error)}"
+        known = ort.DEVICES[engine.device].repair if engine.device in ort.DEVICES else ""
+        kind = type(error) if isinstance(error, DeviceError) else DeviceError
+        raise kind(said, getattr(error, "repair", "") or known) from error
     return engine
 
 

@@ -36,7 +36,8 @@ HALF = 3e-3  # of the range: of features, weights and sums of 576 products, each
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU and all that `cuda` needs."""
-    monkeypatch.setitem(ort.DEVICES, "cuda", dataclasses.replace(ort.DEVICES["cpu"], half=True, in_flight=2))
+    played = dataclasses.replace(ort.DEVICES["cpu"], half=True, in_flight=2, repair=ort.DEVICES["cuda"].repair)
+    monkeypatch.setitem(ort.DEVICES, "cuda", played)
     monkeypatch.setattr(engines, "driver_is_installed", lambda: True)
 
 
@@ -195,11 +196,11 @@ def test_what_fails_at_the_first_image_fails_at_load(
 
     def without_cudnn(self: OrtEngine, *arguments: Any) -> Any:
         if self.device == "cuda":
-            raise RuntimeError("Failed to load libcudnn.so.9")
+            raise self._failure(RuntimeError("Failed to load libcudnn.so.9"))
         return run(self, *arguments)
 
     monkeypatch.setattr(OrtEngine, "_run_trunk", without_cudnn)
-    with pytest.raises(DeviceError, match=r"onnxruntime .*: Failed to load libcudnn.so.9"):
+    with pytest.raises(DeviceError, match=r"onnxruntime .*: Failed to load libcudnn.so.9: pip install 'onnxruntime-gpu\[cuda"):
         Upscaler.of(shipped.bundle, device="cuda")
     with caplog.at_level(logging.INFO), Upscaler.of(shipped.bundle, device="auto") as up:
         assert up.device == "cpu"
