@@ -218,8 +218,7 @@ int cuMemcpyHtoDAsync_v2(Pointer target, const void *source, size_t size, Stream
 int cuMemcpyDtoHAsync_v2(void *target, Pointer source, size_t size, Stream stream) {
     ENTER(true, stream);
     if (!holds(source, size)) return INVALID_VALUE;
-    drain(stream);  // to memory that is not pinned, a copy is done on return
-    std::memcpy(target, (void *)source, size);
+    state().work[stream].push_back([=] { std::memcpy(target, (void *)source, size); });
     state().bytes["down"] += size;
     return OK;
 }

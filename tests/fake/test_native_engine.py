@@ -174,6 +174,24 @@ def test_arrays_on_the_gpu_are_read_as_they_are(single: Bundle, kind: str, step:
     engine.close()
 
 
+def test_what_is_set_aside_counts_as_black(single: Bundle, image: np.ndarray, tmp_path: Path) -> None:
+    image[3:5] = -32768
+    engine, levels = load(single, tmp_path), Intensity.of(image)
+    assert levels.aside
+    black = np.where(image < 0, np.float32(levels.black), image)
+    on_host, filled = (upscaled(engine, x, replace(levels, aside=n), "2") for x, n in ((image, levels.aside), (black, 0)))
+    np.testing.assert_allclose(on_host, filled, rtol=0, atol=FLOAT * 1000)
+    engine.close()
+
+
+def test_a_trunk_is_told_the_noise_of_each_image(single: Bundle, image: np.ndarray, tmp_path: Path) -> None:
+    engine, levels = load(single, tmp_path), Intensity.of(image)
+    little, much, again = (upscaled(engine, image, levels, "2", told=(sigma, 0.0, 0.0)) for sigma in (0.01, 0.05, 0.01))
+    np.testing.assert_array_equal(again, little)
+    assert np.abs(much - little).max() > 1e-3 * 1000
+    engine.close()
+
+
 def test_a_small_contrast_on_a_large_offset_is_kept(single: Bundle, image: np.ndarray, tmp_path: Path) -> None:
     engine, offset = load(single, tmp_path), np.float32(1 << 20)
     plain, shifted = (upscaled(engine, Foreign(x), Intensity.of(x), "2") for x in (image, image + offset))
@@ -263,10 +281,11 @@ def test_close_frees_everything_in_both_precisions(bundle_: Bundle, image: np.nd
 
 def test_close_after_an_error_of_the_driver_frees_the_rest(single: Bundle, image: np.ndarray, tmp_path: Path) -> None:
     engine = load(single, tmp_path)
+    upscaled(engine, image, Intensity.of(image), "2")
     cuda.fake_fail(b"cuStreamSynchronize", ILLEGAL_ADDRESS)
     engine.close()
     cuda.fake_fail(b"cuStreamSynchronize", 0)
-    assert fake_tensorrt.alive == []
+    assert (fake_tensorrt.alive, cuda.fake_left()) == ([], 0)  # though somebody holds the engine
 
 
 def test_only_a_lack_of_memory_is_one(single: Bundle, image: np.ndarray, tmp_path: Path) -> None:
