@@ -94,8 +94,10 @@ def test_integers_are_refused() -> None:
         tensorrt.TensorRtEngine(Bundle.read(ROOT / "runtime" / "fast.bundle"), 64)
 
 
-def test_on_a_gpu_that_the_host_plays(tmp_path: Path) -> None:
-    """tests/fake, by the real cuda-bindings; the line that it ends with says how many."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/fake"]
+@pytest.mark.parametrize("tests", [["tests/fake"], ["tests/gpu", "-k", "tensorrt"]], ids=lambda tests: tests[0])
+def test_on_a_gpu_that_the_host_plays(tests: list[str], tmp_path: Path) -> None:
+    """By the real cuda-bindings, in a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
