@@ -277,15 +277,17 @@ class OrtEngine:
     def _pieces(self, rows: Span, cols: Span, scales: grid.Scales) -> Any:
         """Where each piece of an output lies, and its feeds."""
 
+        by_table = grid.has_table(scales)
+
         def make() -> _Kept:
-            if grid.has_table(scales):
+            if by_table:
                 pieces = stage.by_table(rows, cols)
             else:
                 pieces = stage.table_free(rows, cols, scales, self._predictor, self._model.skip)
             kept = [(piece.place, self._on_device(piece.feeds)) for piece in pieces]
             return _Kept([(place, feeds.values) for place, feeds in kept], sum(feeds.nbytes for _, feeds in kept))
 
-        return self._kept.get((rows.key, cols.key), make).values
+        return self._kept.get((by_table, rows.key, cols.key), make).values
 
     def _on_device(self, arrays: Mapping[str, NDArray[Any]]) -> _Kept:
         make, memory = load_onnxruntime().OrtValue.ortvalue_from_numpy, self._memory

@@ -60,7 +60,6 @@ def rendered(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) 
     value = encoded.responses.reshape(-1, encoded.responses.shape[-1])
     features = Features(onnxruntime.OrtValue.ortvalue_from_numpy(value), out, NOTHING, half=False)
     standard = Intensity(-np.inf, np.inf, black=-model.mean / model.std, white=(1 - model.mean) / model.std)
-    engine._kept._values.clear()
     engine.render(features, rows, cols, scales, standard, out)
     return out
 
