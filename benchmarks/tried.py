@@ -22,7 +22,7 @@ from benchmarks import measure, rows
 from benchmarks.conftest import slice_of
 from runtime import Upscaler
 from runtime.bundle import Bundle
-from runtime.engines import cpu
+from runtime.engines import ort as engine
 
 SIZE, ROUNDS = 240, 12
 # The fast network, which is there in both.
@@ -106,11 +106,11 @@ def main() -> None:
     z, y, x = np.ogrid[-1.2:1.2:16j, -1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
     stripped = np.where(z**2 + (y / 0.78) ** 2 + (x / 0.6) ** 2 < 1, image, np.float32(0))
     times = {}
-    usual = cpu._WORTH_SKIPPING
+    usual = engine._WORTH_SKIPPING
     for row in (*rows.BUNDLES, rows.FAST_FLOAT):
         with Upscaler.load(rows.file(row), threads=2) as up:
             for name, worth in (("skipped", usual), ("not skipped", -1.0)):
-                cpu._WORTH_SKIPPING = worth
+                engine._WORTH_SKIPPING = worth
                 times[f"{row}, {name}"] = statistics.median(measure.seconds(lambda: up(stripped, 2)) for _ in range(3))
     print("\n| background of a stripped volume of 16 slices | ms a slice |\n|---|---|")
     for name, seconds in times.items():
