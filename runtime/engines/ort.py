@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module, metadata
@@ -71,12 +71,8 @@ DEVICES = {
         "pip install 'onnxruntime-gpu[cuda,cudnn]'",  # CUDA's and cuDNN's libraries, where the system has none that fit
         half=True,
         # TF32 would keep ten bits of a product; a search for the fastest convolution would be repeated for each new shape.
-        options={
-            "use_tf32": "0",
-            "cudnn_conv_algo_search": "HEURISTIC",
-            "arena_extend_strategy": "kSameAsRequested",
-            "prefer_nhwc": "1",
-        },
+        options={"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "prefer_nhwc": "1"}
+        | {"arena_extend_strategy": "kSameAsRequested"},
     ),
 }
 _PLUGIN = "onnxruntime_ep_webgpu"
@@ -222,8 +218,7 @@ class OrtEngine:
         """The background's features: by distance to each end of an axis up to the receptive radius, equal beyond it."""
 
         def make() -> _Kept:
-            image = np.full((2 * self._model.radius + 1,) * 2, self._background, np.float32)
-            value = self._run_trunk(trunk, image, told)
+            value = self._run_trunk(trunk, np.full((2 * self._model.radius + 1,) * 2, self._background, np.float32), told)
             return _Kept(value, 4 * math.prod(value.shape()))
 
         return self._kept.get(("blank", told, trunk is self._exact), make).values
@@ -252,42 +247,30 @@ class OrtEngine:
 
     def _map(self, levels: Intensity) -> Any:
         """The feeds that make grey values of the network's."""
-
-        def make() -> _Kept:
-            width = levels.white - levels.black
-            numbers = {
-                "gain": self._model.std * width,
-                "offset": self._model.mean * width + levels.black,
-                "low": max(levels.low, -_LARGEST),
-                "high": min(levels.high, _LARGEST),
-            }
-            return self._on_device({name: np.array(number, np.float32) for name, number in numbers.items()})
-
-        return self._kept.get(("levels", levels.low, levels.high, levels.black, levels.white), make).values
+        width, low, high = levels.white - levels.black, max(levels.low, -_LARGEST), min(levels.high, _LARGEST)
+        numbers = {"gain": self._model.std * width, "offset": self._model.mean * width + levels.black, "low": low, "high": high}
+        return self._keep(tuple(numbers.values()), lambda: {name: np.array(n, np.float32) for name, n in numbers.items()})
 
     def _slots(self, scales: grid.Scales) -> Any:
         """The feed that is a scale's slot table."""
-
-        def make() -> _Kept:
-            model = self._model
-            return self._on_device({"slots": slot_table(self._predictor.table(scales), scales, model.projection, model.skip)})
-
-        return self._kept.get(("slots", scales), make).values
+        table, model = self._predictor.table, self._model
+        return self._keep(scales, lambda: {"slots": slot_table(table(scales), scales, model.projection, model.skip)})
 
     def _pieces(self, rows: Span, cols: Span, scales: grid.Scales) -> Any:
         """Where each piece of an output lies, and its feeds."""
-
         by_table = grid.has_table(scales)
 
         def make() -> _Kept:
-            if by_table:
-                pieces = stage.by_table(rows, cols)
-            else:
-                pieces = stage.table_free(rows, cols, scales, self._predictor, self._model.skip)
+            more = (scales, self._predictor, self._model.skip)
+            pieces = stage.by_table(rows, cols) if by_table else stage.table_free(rows, cols, *more)
             kept = [(piece.place, self._on_device(piece.feeds)) for piece in pieces]
             return _Kept([(place, feeds.values) for place, feeds in kept], sum(feeds.nbytes for _, feeds in kept))
 
         return self._kept.get((by_table, rows.key, cols.key), make).values
+
+    def _keep(self, key: Hashable, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Any:
+        """Feeds on the device, made where they are not kept."""
+        return self._kept.get(key, lambda: self._on_device(make())).values
 
     def _on_device(self, arrays: Mapping[str, NDArray[Any]]) -> _Kept:
         make, memory = load_onnxruntime().OrtValue.ortvalue_from_numpy, self._memory
@@ -442,16 +425,10 @@ def load_onnxruntime() -> Any:
         return onnxruntime
     except (ImportError, AttributeError) as error:
         here = installed()
-        damaged = isinstance(error, AttributeError) or here
-    if not damaged:
-        raise DeviceError("onnxruntime is not installed", INSTALL)
-    raise DeviceError(f"onnxruntime is damaged: {_mix(here)}", REINSTALL)
-
-
-def _mix(here: list[str]) -> str:
-    if len(here) > 1:
-        return f"{' and '.join(here)} share its files"
-    return "onnxruntime and onnxruntime-gpu share its files, and one of them was removed"
+        if isinstance(error, ImportError) and not here:
+            raise DeviceError("onnxruntime is not installed", INSTALL) from None
+    removed = "" if len(here) > 1 else ", and one of them was removed"
+    raise DeviceError(f"onnxruntime is damaged: {' and '.join(PACKAGES)} share its files{removed}", REINSTALL)
 
 
 def installed() -> list[str]:
