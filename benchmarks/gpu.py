@@ -7,6 +7,7 @@ there, runs tests/gpu first. Each device and each network has a process of its o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
@@ -235,7 +236,10 @@ def memory(device: str) -> float | None:
     """Megabytes in use: of the NVIDIA GPU, or else of this process, which is what a program that does as if works in."""
     if device != "cpu" and (said := nvidia_smi("memory.used", "nounits")):
         return float(said)
-    if sys.platform != "linux" or (device == "gpu" and ort.is_hardware(ort.adapter())):
+    with contextlib.suppress(MetasrganError):
+        if device == "gpu" and ort.is_hardware(ort.adapter()):
+            return None
+    if sys.platform != "linux":
         return None
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 

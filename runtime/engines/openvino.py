@@ -19,7 +19,7 @@ class Trunk:
 
     def __init__(self, graph: bytes, threads: int) -> None:
         """Raises DeviceError without OpenVINO, and on a processor without bfloat16."""
-        openvino = _load()
+        openvino = load_openvino()
         self.library = f"openvino {openvino.__version__.split('-')[0]}"
         core = openvino.Core()
         if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -41,7 +41,7 @@ class Trunk:
         return features.copy()  # its memory is the next one's
 
 
-def _load() -> Any:
+def load_openvino() -> Any:
     """The package, without the part of it that reports its import to its maker: no network is used here."""
     ours = sys.modules.setdefault("openvino_telemetry", None) is None  # type: ignore[arg-type]
     try:
