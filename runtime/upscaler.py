@@ -112,6 +112,7 @@ class Upscaler:
         acquired: Matrix = "auto",
         noise: float | None = None,
         grain: float = GRAIN,
+        levels: Intensity | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
         """Upscale a slice (H, W), or the slices of one volume (N, H, W) with one intensity range, to float32 in its units.
@@ -122,22 +123,25 @@ class Upscaler:
         `acquired` is the matrix that the scanner measured, (rows, columns), where the stored one is larger by zero filling;
         "auto" estimates it from the spectrum, "stored" takes the whole matrix as measured. `noise` is σ as a part of white
         (default: estimated). `grain` is how much of what was measured is added back where the network took it for noise:
-        0 none, 1 all, so that the output brought down again equals the input.
+        0 none, 1 all, so that the output brought down again equals the input. `levels` is the range of a volume whose slices
+        come one by one, `runtime.intensity.Intensity.of(volume)`.
 
         `progress(done, total)` is called after each slice; what it raises stops the work, and the Upscaler can be used
         again. Raises ScaleError and ImageError.
 
         An array in an NVIDIA GPU's memory (PyCUDA, CuPy, torch: all with `__cuda_array_interface__`) gives one there, if
-        `device` is tensorrt: its pixels do not leave the GPU if all was measured, nothing is set aside and `grain` is 0.
+        `device` is tensorrt: its pixels do not leave the GPU if all was measured, nothing is set aside and `grain` is 0. A
+        copy on the host tells the range and what was measured, unless `levels` and what `measure` gave as `acquired` do.
         """
         if hasattr(image, "__cuda_array_interface__"):
-            again = partial(self, scale=scale, shape=shape, acquired=acquired, noise=noise, grain=grain)
-            return on_device.upscale(self.slices, image, Size(scale, shape), acquired, noise, grain, again)
+            again = partial(self, scale=scale, shape=shape, acquired=acquired, noise=noise, grain=grain, levels=levels)
+            return on_device.upscale(self.slices, image, Size(scale, shape), acquired, noise, grain, levels, again)
         array = _checked(image, (2, 3))
         labels = getattr(image, "dtype", None) == np.bool_  # a mask has nothing between true and false
         scan = Scan(array, stack=0 if array.ndim == 3 else None, labels=labels)
         out = volume.prepared(scan, Size(scale, shape), np.float32)
-        volume.upscale(self.slices, scan, out, acquired=acquired, noise=noise, grain=grain, progress=progress)
+        options: dict[str, Any] = {"acquired": acquired, "noise": noise, "grain": grain, "levels": levels}
+        volume.upscale(self.slices, scan, out, progress=progress, **options)
         return out.pixels
 
     def measure(self, image: ArrayLike, *, acquired: Matrix = "auto", noise: float | None = None) -> Acquired:

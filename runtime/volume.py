@@ -62,8 +62,11 @@ def upscale(
     noise: float | None = None,
     grain: float = 0.0,
     progress: Progress | None = None,
+    levels: Intensity | None = None,
 ) -> Acquired:
     """Fill `out`, which `prepared` made of `scan`, and tell what was measured. `progress(done, total)` counts slices.
+
+    `levels` are the range of grey values, by default the scan's own.
 
     Where there are to be more slices, the planes that contain the axis across which they lie are upscaled first. An integer
     scan with a slope keeps both, as an affine map of intensities commutes with the network's own (a negative slope makes large
@@ -91,7 +94,7 @@ def upscale(
         if progress:
             progress(done, total)
 
-    ranges = _ranges(scan)
+    ranges = [levels] if levels else _ranges(scan)
     found: list[Acquired] = []
     for number, index in enumerate(volumes):
         one, target = data[(..., *index)], result[(..., *index)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from runtime import ImageError, Upscaler
+from runtime.intensity import Intensity
 from tests.fake.test_native_engine import Foreign, moved, read
 
 IMAGE = np.random.default_rng(0).random((24, 30)) * 900
@@ -38,6 +39,17 @@ def test_pixels_stay_on_the_gpu(gpu: Upscaler) -> None:
     now_up, now_down = moved()
     assert now_up - up < 16
     assert now_down - down <= image.nbytes + 16  # once, for its range
+
+
+def test_nothing_is_copied_where_the_volume_was_measured_before(gpu: Upscaler) -> None:
+    volume = np.stack([IMAGE, 0.5 * IMAGE]).astype(np.float32)
+    known = {"acquired": gpu.measure(volume), "levels": Intensity.of(volume)}
+    foreign = Foreign(volume[1])
+    gpu(foreign, 2, **known)  # the scale's table goes up
+    before = moved()
+    actual = gpu(foreign, 2, **known)
+    assert np.subtract(moved(), before).tolist() == [4, 4]  # whether a pixel was not finite
+    np.testing.assert_allclose(read(actual), gpu(volume, 2, **known)[1], rtol=0, atol=3e-3 * 900)
 
 
 def test_a_volume_and_tiles(gpu: Upscaler) -> None:

@@ -42,6 +42,12 @@ def test_a_stack_is_one_volume_with_one_range(shipped: Upscaler, head: np.ndarra
     )  # of a range of 100: a range of its own is another picture
 
 
+def test_slices_that_come_one_by_one_share_the_volumes_range(shipped: Upscaler, head: np.ndarray) -> None:
+    stack = np.stack([head, 0.1 * head])
+    known: dict[str, Any] = {"acquired": shipped.measure(stack), "levels": Intensity.of(stack)}
+    np.testing.assert_array_equal([shipped(slice_, 2, **known) for slice_ in stack], shipped(stack, 2))
+
+
 @pytest.mark.parametrize("scale", ["2", "2.1", "3.9", "1.7320508"])
 def test_tiles_do_not_show(random_upscaler: Upscaler, scale: str) -> None:
     image = np.random.default_rng(0).random((83, 101), np.float32)
