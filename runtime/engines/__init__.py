@@ -134,12 +134,13 @@ def fastest(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str, bo
     cpu = OrtEngine.load(bundle, "cpu", threads)
     if bundle.integers:
         return cpu, "the CPU computes: this bundle is in 8-bit integers, which is for CPUs", False
-    failed: list[str] = []
-    if driver_is_installed():
+    driver, said, faulty = driver_is_installed(), [], False
+    if driver:
         try:
             return load(bundle, "cuda", None, 0, None), "cuda computes: an NVIDIA GPU that works comes first", False
         except DeviceError as error:
-            failed.append(f"this machine has an NVIDIA driver, but cuda fails: {error}")
+            faulty = not isinstance(error, ort.Absent)
+            said.append(f"this machine has an NVIDIA driver, but cuda fails: {error}")
     try:
         if ort.is_hardware(ort.adapter()):
             gpu = load(bundle, "gpu", None, 0, None)
@@ -147,13 +148,13 @@ def fastest(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str, bo
             why = f"{_TIMED}×{_TIMED} pixels take {1e3 * there:.1f} ms on gpu and {1e3 * here:.1f} ms on the CPU"
             if there < here:
                 cpu.close()
-                return gpu, "; ".join((f"gpu computes: {why}", *failed)), bool(failed)
+                return gpu, "; ".join((f"gpu computes: {why}", *(said if faulty else ()))), faulty
             gpu.close()
+            said.append(why)
         else:
-            why = "the only adapter for WebGPU is software"
-    except ort.NoAdapter as error:
-        why = error.problem
+            said.append("the only adapter for WebGPU is software")
     except DeviceError as error:
-        why = f"gpu fails: {error}"
-        failed.append(why)
-    return cpu, f"the CPU computes: {'; '.join(failed) or why}", bool(failed)
+        absent = isinstance(error, ort.Absent)
+        faulty = faulty or not absent
+        said.append(error.problem if absent else f"gpu fails: {error}")
+    return cpu, f"the CPU computes: {'; '.join(said)}", faulty or driver

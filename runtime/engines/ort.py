@@ -323,7 +323,7 @@ class Opener:
         if name == "cuda":
             if self._device.provider not in self._ort.get_available_providers():
                 here = " and ".join(installed()) or "a package that pip does not know"
-                raise DeviceError(f"{self.library}, by {here}, has no {self._device.provider}", REINSTALL)
+                raise Absent(f"{self.library}, by {here}, has no {self._device.provider}", REINSTALL)
             self.library += " CUDA"
             _preload(self._ort)
 
@@ -366,8 +366,8 @@ class Opener:
         return reason(error) if error else f"{self._device.provider} was not used"
 
 
-class NoAdapter(DeviceError):
-    """There is nothing for WebGPU to compute on, or no plug-in: no fault, unless it was asked for by name."""
+class Absent(DeviceError):
+    """A device that this machine has not, or whose package is not installed: no fault, unless it was asked for by name."""
 
 
 def adapter() -> Any:
@@ -376,7 +376,7 @@ def adapter() -> Any:
     try:
         plugin = import_module(_PLUGIN)
     except ImportError:
-        raise NoAdapter("onnxruntime-ep-webgpu is not installed", repair) from None
+        raise Absent("onnxruntime-ep-webgpu is not installed", repair) from None
     if not hasattr(ort, "register_execution_provider_library"):
         raise DeviceError(f"onnxruntime {ort.__version__} takes no plug-ins", "pip install 'onnxruntime>=1.31'")
     try:
@@ -388,7 +388,7 @@ def adapter() -> Any:
         what = f"onnxruntime-ep-webgpu {version_of('onnxruntime-ep-webgpu')} does not load"
         raise DeviceError(f"{what} into onnxruntime {ort.__version__}: {reason(error)}", "update both") from error
     if not found:
-        raise NoAdapter(
+        raise Absent(
             "there is no GPU with a driver for Vulkan, Direct3D 12 or Metal", "install its driver, or use device 'cpu'"
         )
     return min(found, key=lambda one: not is_hardware(one))

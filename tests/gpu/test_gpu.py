@@ -36,7 +36,7 @@ def reason_to_skip(device: str) -> str:
         return "" if engines.driver_is_installed() else "needs an NVIDIA GPU: this machine has no NVIDIA driver"
     try:
         ort.adapter()
-    except ort.NoAdapter as error:
+    except ort.Absent as error:
         return f"needs a GPU, or ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER=1 and lavapipe: {error.problem}"
     return ""
 

@@ -220,6 +220,7 @@ def test_auto_takes_cuda_where_it_works_and_says_so(cuda: None, shipped: Upscale
     [
         ("GPU", (3, 40), "gpu", "gpu computes: 128×128 pixels take 3.0 ms on gpu and 40.0 ms on the CPU"),
         ("GPU", (50, 40), "cpu", "the CPU computes: 128×128 pixels take 50.0 ms on gpu and 40.0 ms on the CPU"),
+        ("driver", (3, 40), "gpu", "gpu computes: 128×128 pixels take 3.0 ms on gpu and 40.0 ms on the CPU"),
         ("CPU", (3, 40), "cpu", "the CPU computes: the only adapter for WebGPU is software"),
         ("none", (3, 40), "cpu", "the CPU computes: onnxruntime-ep-webgpu is not installed"),
     ],
@@ -233,13 +234,17 @@ def test_auto_takes_gpu_where_it_is_hardware_and_faster(
     device: str,
     said: str,
 ) -> None:
-    monkeypatch.setattr(engines, "driver_is_installed", lambda: False)
+    # With NVIDIA's driver and the package for any GPU, which is what docs/gpu.md advises, nothing is amiss.
+    monkeypatch.setattr(engines, "driver_is_installed", lambda: kind == "driver")
     monkeypatch.setitem(ort.DEVICES, "gpu", dataclasses.replace(ort.DEVICES["cpu"], in_flight=2))
 
     def adapter() -> Any:
         if kind == "none":
-            raise ort.NoAdapter("onnxruntime-ep-webgpu is not installed", "pip install onnxruntime-ep-webgpu")
-        return SimpleNamespace(device=SimpleNamespace(type=kind, metadata={"Description": "A GPU"}, vendor="V", device_id=1))
+            raise ort.Absent("onnxruntime-ep-webgpu is not installed", "pip install onnxruntime-ep-webgpu")
+        hardware = "CPU" if kind == "CPU" else "GPU"
+        return SimpleNamespace(
+            device=SimpleNamespace(type=hardware, metadata={"Description": "A GPU"}, vendor="V", device_id=1)
+        )
 
     def seconds(engine: Any, pixels: int) -> float:
         return ms[0 if engine.device == "gpu" else 1] / 1e3
@@ -250,6 +255,7 @@ def test_auto_takes_gpu_where_it_is_hardware_and_faster(
     with caplog.at_level(logging.INFO), Upscaler.of(shipped.bundle, device="auto") as up:
         assert up.device == device
     assert [record.getMessage() for record in caplog.records] == [said]
+    assert caplog.records[0].levelno == logging.INFO
 
 
 def test_integers_are_refused_on_a_gpu_and_auto_takes_the_cpu(cuda: None) -> None:
