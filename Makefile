@@ -10,7 +10,7 @@ EDITABLE = --config-settings editable_mode=compat -e
 RUN = .venv/run/bin/python
 DEV = .venv/dev/bin/python
 
-.PHONY: demo test fuzz evaluate results bench clean
+.PHONY: demo test fuzz evaluate results bench gpu clean
 
 demo: .venv/run/installed  ## upscale a real volume ×2.5 with the shipped model
 	$(RUN) examples/demo.py out/demo
@@ -39,6 +39,9 @@ results: .venv/dev/installed  ## docs/results.md and docs/perceptual/results.md,
 
 bench: .venv/dev/installed  ## time, at all scales, shapes and rivals → benchmarks/results/; a quarter of an hour on a quiet machine
 	$(DEV) -m pytest benchmarks --full --report benchmarks/results
+
+gpu:  ## what a GPU does → benchmarks/results/; ten minutes, with numpy, onnxruntime and a driver alone, without a network
+	$(PYTHON) -m benchmarks.gpu
 
 .venv/run/installed: pyproject.toml constraints.txt
 	@echo 'Installing numpy, onnxruntime and three more in .venv/run (200 MB): less than a minute'

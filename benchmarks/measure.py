@@ -73,8 +73,7 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     """What times depend on, beside the code."""
-    from runtime.engines.cpu import available_processors
-    from runtime.engines.ort import version_of
+    from runtime.engines.ort import available_processors, version_of
 
     names = ("numpy", "onnxruntime", "onnxruntime-gpu", "cuda-bindings", "pycuda", "tensorrt-rtx", "torch", "nibabel", "pillow")
     versions = {name: version for name in names if (version := version_of(name))}

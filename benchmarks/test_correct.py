@@ -15,6 +15,7 @@ from benchmarks import fresh, measure, rows
 from benchmarks.conftest import scales, slice_of
 from runtime import Upscaler, grid
 from runtime.acquired import STORED
+from runtime.intensity import UNIT
 from runtime.tiles import Span
 from train import resample
 
@@ -55,11 +56,12 @@ def test_a_table_gives_the_pixels_of_the_table_free_way(upscaler: Upscaler, scal
     """The tests hold the table-free way to a loop over pixels."""
     both, image, engine = (scale, scale), slice_of(240), upscaler.slices.engine
     axis = grid.project(240, scale, upscaler.bundle.model.projection)
-    span, responses = Span(axis, 0, axis.n_out, 0, 240), engine.encode(image)
-    pixels = engine.render(responses, span, span, both)
+    span, features = Span(axis, 0, axis.n_out, 0, 240), engine.encode(image, UNIT)
+    pixels, expected = np.empty((2, axis.n_out, axis.n_out), np.float32)
+    engine.render(features, span, span, both, UNIT, pixels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid, "has_table", lambda scales: False)
-        expected = engine.render(responses, span, span, both)
+        engine.render(features, span, span, both, UNIT, expected)
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-5 * np.ptp(expected))
 
 

@@ -15,6 +15,7 @@ from benchmarks.conftest import scales, slice_of
 from benchmarks.measure import gate
 from runtime import Upscaler, grid
 from runtime.acquired import STORED
+from runtime.intensity import UNIT
 from runtime.phases import slot_table
 from runtime.tiles import Span
 
@@ -100,7 +101,7 @@ def test_trunk_beside_bare_convolutions_and_matrix_product(record: measure.Recor
     product = rivals.session(rivals.matrix_product(2048))
     times = measure.side_by_side(
         {
-            "trunk": lambda: upscaler.slices.engine.encode(image),
+            "trunk": lambda: upscaler.slices.engine.encode(image, UNIT),
             "convolutions": lambda: bare.run(None, {"image": image[None, None]}),
             "convolutions of 64 channels": lambda: wide.run(None, {"image": image[None, None]}),
             "matrix product": lambda: product.run(None, {"image": square}),
@@ -124,7 +125,11 @@ def test_stage_is_a_small_part_of_the_trunk(record: measure.Record, upscaler: Up
     axis = grid.project(SIZE, scale, upscaler.bundle.model.projection)
     span = Span(axis, 0, axis.n_out, 0, SIZE)
     left: list[object] = []
-    ways = {"trunk": lambda: left.append(engine.encode(image)), "stage": lambda: engine.render(left.pop(), span, span, both)}
+    out = np.empty((axis.n_out, axis.n_out), np.float32)
+    ways = {
+        "trunk": lambda: left.append(engine.encode(image, UNIT)),
+        "stage": lambda: engine.render(left.pop(), span, span, both, UNIT, out),
+    }
     times = measure.side_by_side(ways, 15, least_s=0)
     part = times["stage"] / times["trunk"]
     record.add("stage", scale=f"{float(scale):g}", seconds=times["stage"], trunk_seconds=times["trunk"], of_trunk=part)

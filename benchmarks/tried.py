@@ -23,6 +23,7 @@ from benchmarks import measure, rows
 from benchmarks.conftest import slice_of
 from runtime import Upscaler
 from runtime.bundle import Bundle
+from runtime.engines.openvino import load_openvino
 
 SIZE, ROUNDS = 240, 12
 # The fast network, which is there in both.
@@ -50,9 +51,7 @@ def with_prelu(content: bytes) -> bytes:
 
 
 def openvino(content: bytes, precision: str) -> Callable[[Any], Any]:
-    import openvino as ov
-
-    core = ov.Core()
+    core = load_openvino().Core()
     with TemporaryDirectory() as folder:
         path = Path(folder, "trunk.onnx")
         path.write_bytes(content)

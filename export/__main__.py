@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runtime import Upscaler, bundle, command
 from runtime.bundle import Bundle
-from runtime.errors import DeviceError, InputFileError, OutputFileError
+from runtime.errors import InputFileError, OutputFileError
 from runtime.files import check_output
 
 
@@ -29,12 +29,9 @@ def _export(argv: list[str], prog: str) -> None:
     add("--out", type=Path, help="the bundle (default: the checkpoint's name with .bundle)")
     add("--fp16", action="store_true", help="weights in half precision: half the size")
     add("--int8", type=Path, metavar="FOLDER", help="8-bit trunk, calibrated on images in FOLDER: 2.5 times as fast on a CPU")
-    add("--engine", choices=("rtx",), help="with TensorRT for RTX's engine for compute capability 7.5 to 8.9 and 12.0")
     add("--force", action="store_true", help="replace an existing bundle")
     args = parser.parse_args(argv)
     out = args.out or args.ckpt.with_suffix(".bundle")
-    if args.engine and args.int8:
-        raise DeviceError("--engine is for GPUs, --int8 for CPUs", "export two bundles")
     if out.resolve() == args.ckpt.resolve():
         raise OutputFileError(f"{out} is the checkpoint itself: name the bundle with --out")
     check_output(out, args.force)
@@ -56,11 +53,6 @@ def _export(argv: list[str], prog: str) -> None:
     def draft() -> Bundle:
         return Bundle.parse(bundle.serialise(model, files, manifest), "the new bundle")
 
-    if args.engine:
-        from runtime.engines import tensorrt
-
-        manifest["engines"], engines = tensorrt.portable_engines(draft())
-        files |= engines
     with Upscaler.of(draft()) as exact:
         measure = partial(verify, generator=generator, half=args.fp16)
         errors = manifest["largest_error_of_range"] = measure(exact)

@@ -55,8 +55,7 @@ def upscale(argv: list[str], prog: str) -> None:
     word, *more = args.acquired
     asked["acquired"] = word if isinstance(word, str) and not more else args.acquired
     request = job.Request(Size(args.scale, args.shape, args.spacing, args.isotropic), key=_key(args), **asked)
-    if args.bundle == "perceptual":
-        print("note: the perceptual model invents part of what it shows: not for measurement or diagnosis", file=sys.stderr)
+    command.warn_of_inventions(args.bundle)
     computer = job.Computer(args.bundle, args.device, args.threads, args.cache_dir)
     series = None if args.series is None else args.series - 1
     (_upscale_many if _is_folder(args) else _upscale_one)(args, computer, request, series)

@@ -7,7 +7,7 @@ import io
 import json
 import operator
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,7 +27,7 @@ GRAPHS = ("trunk.onnx", "stage.onnx", "table_free.onnx")
 REQUIRED = (*GRAPHS, *PREDICTOR)
 TRUNK_FP16 = "trunk_fp16.onnx"
 Precision = Literal["float32", "float16", "int8"]
-_LARGEST = 256 << 20  # bytes of a bundle's members: a TensorRT engine may be 20 MB
+_LARGEST = 256 << 20  # bytes of a bundle's members
 _ELSEWHERE = b"\x0a\x08location"  # in ONNX, the key of weights that lie in another file
 
 
@@ -110,8 +110,6 @@ class Bundle:
             held = set(archive.namelist())
             files = {member: archive.read(member) for member in manifest["files"] if member in held}
             listed = {member: (entry["bytes"], entry["sha256"]) for member, entry in manifest["files"].items()}
-            if not isinstance(manifest.get("engines", {}), dict):
-                raise ValueError("its engines have no names")
         except Exception:
             raise BundleError(f"{name} has a manifest that makes no sense: make it again with `metasrgan export`") from None
         required = (*REQUIRED, TRUNK_FP16) if model.precision == "float16" else REQUIRED
@@ -140,11 +138,6 @@ class Bundle:
         """The trunk's graph; with `half`, the one that computes in half precision. Both have the same weights, stored once."""
         graph = self.files["trunk.onnx"]
         return graph[: self.model.weights] + self.files[TRUNK_FP16] if half else graph
-
-    def engine(self, key: Mapping[str, str]) -> bytes | None:
-        """The engine that the bundle carries for exactly this key (`engines.tensorrt.key`), or None."""
-        carried = self.manifest.get("engines", {})
-        return next((self.files[name] for name in carried if name in self.files and carried[name] == key), None)
 
     def predictor(self) -> WeightPredictor:
         """The weight predictor in float32."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import io, job, sidecar
-from .engines.cpu import available_processors
+from .engines.ort import available_processors
 from .errors import DeviceError, InputFileError, MetasrganError, OutputFileError, told
 from .files import check_output, sole_writer
 from .inputs import library

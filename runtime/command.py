@@ -58,3 +58,8 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     )
     either.add_argument("--bundle", type=Path, help="another network, as `metasrgan export` makes it")
     parser.add_argument("--cache-dir", type=Path, help="folder that keeps TensorRT's engines (default: in this user's cache)")
+
+
+def warn_of_inventions(bundle: object) -> None:
+    if bundle == "perceptual":
+        print("note: the perceptual model invents part of what it shows: not for measurement or diagnosis", file=sys.stderr)

@@ -10,23 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from . import Upscaler, __version__, engines
 from .command import add_bundle_options
-from .engines.cache import EngineCache, default_directory
+from .engines.cache import EngineCache
 from .engines.ort import version_of
 from .errors import DeviceError, MetasrganError
+from .tiles import TILE
+from .upscaler import open_bundle
+
+TIMED = 128  # pixels an axis of the image that each device is timed with
 
 PACKAGES = (
     *("numpy", "nibabel", "onnxruntime", "onnxruntime-gpu"),
-    *("pycuda", "cuda-bindings", "tensorrt", "tensorrt-rtx"),
+    *("onnxruntime-ep-webgpu", "openvino", "cuda-bindings", "tensorrt", "tensorrt-rtx"),
     *("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
 )
 
 
 def doctor(argv: list[str], prog: str) -> None:
-    """Print what each device would use on this machine, what is missing, and the command that would repair it."""
+    """Print how fast each device is on this machine, what it uses or what it lacks, and the command that would repair it."""
     args = _parsed(argv, prog, doctor, "--json", action="store_true", help="the same for a program")
     found = examine(args.bundle, args.cache_dir)
     print(json.dumps(found, indent=1) if args.json else describe(found))
@@ -49,37 +51,28 @@ def prepare(argv: list[str], prog: str) -> None:
 def cache(argv: list[str], prog: str) -> None:
     """List the engines that are kept on disk, or remove them."""
     args = _parsed(argv, prog, cache, "--clear", action="store_true", help="remove them all")
-    kept = EngineCache(args.cache_dir or default_directory())
+    kept = EngineCache(args.cache_dir)
     if args.clear:
         print(f"{kept.directory}: {kept.clear()} engines removed")
         return
-    entries = kept.entries()
-    print(f"{kept.directory}: {len(entries)} engines, {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB")
-    for entry in entries:
-        used = time.strftime("%Y-%m-%d", time.localtime(entry.used))
-        about = ", ".join(entry.key[part] for part in ("library", "gpu", "largest") if part in entry.key)
-        print(f"  {entry.path.name}  {entry.bytes / 1e6:,.1f} MB, used {used}: {about or 'damaged'}")
+    files = [(path.stem, path.stat()) for path in kept.files()]
+    print(f"{kept.directory}: {len(files)} engines, {sum(stat.st_size for _, stat in files) / 1e6:,.1f} MB")
+    for name, stat in files:
+        built = time.strftime("%Y-%m-%d", time.localtime(stat.st_mtime))
+        print(f"  {name}: {stat.st_size / 1e6:,.1f} MB, {built}")
 
 
 def examine(bundle: str | Path | None = None, cache_dir: Path | None = None) -> dict[str, Any]:
-    """All that `describe` prints. A small image goes through all devices but TensorRT, whose engine may take minutes."""
-    devices: dict[str, dict[str, Any]] = {}
-    for name in engines.DEVICES:
-        try:
-            devices[name] = {"works": True, "runs_on": _try(name, bundle, cache_dir)}
-        except MetasrganError as error:
-            problem, repair = (error.problem, error.repair) if isinstance(error, DeviceError) else (str(error), "")
-            devices[name] = {"works": False, "problem": problem, "repair": repair}
-    kept = EngineCache(cache_dir or default_directory())
-    entries = kept.entries()
+    """All that `describe` prints. An image goes through every device; TensorRT builds its engine, if it is not kept."""
+    kept = EngineCache(cache_dir).files()
     return {
         "metasrgan-edge": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "packages": {name: version for name in PACKAGES if (version := version_of(name))},
         "gpu": _gpu(),
-        "devices": devices,
-        "cache": {"folder": str(kept.directory), "engines": len(entries), "bytes": sum(entry.bytes for entry in entries)},
+        "devices": {name: _try(name, bundle, cache_dir) for name in engines.DEVICES},
+        "cache": {"folder": str(EngineCache(cache_dir).directory), "engines": len(kept)},
     }
 
 
@@ -92,13 +85,18 @@ def describe(found: dict[str, Any]) -> str:
         f"GPU       {gpu['problem']}"
         if "problem" in gpu
         else f"GPU       {gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['memory_mb']:,} MB, "
-        f"{gpu['free_mb']:,} MB of it free; its driver serves CUDA {gpu['cuda']}, by {gpu['library']}",
+        f"{gpu['free_mb']:,} MB of it free; its driver serves CUDA {gpu['cuda']}",
+        f"device    {TIMED}×{TIMED} ×2  runs on",
     ]
     for name, device in found["devices"].items():
-        lines.append(f"{name:<9} {device.get('runs_on') or 'no: ' + device['problem']}")
+        lines.append(
+            f"{name:<9} {device['ms']:7.1f} ms  {device['runs_on']}"
+            if device["works"]
+            else f"{name:<9} no: {device['problem']}"
+        )
         if device.get("repair"):
             lines.append(f"{'':<9} → {device['repair']}")
-    lines.append(f"cache     {kept['folder']}: {kept['engines']} engines, {kept['bytes'] / 1e6:,.1f} MB")
+    lines.append(f"cache     {kept['folder']}: {kept['engines']} engines")
     return "\n".join(lines)
 
 
@@ -110,36 +108,37 @@ def _parsed(argv: list[str], prog: str, command: Callable[..., None], option: st
     return parser.parse_args(argv)
 
 
-def _try(name: str, bundle: str | Path | None, cache_dir: Path | None) -> str:
-    if name == "tensorrt":
-        from .engines import cuda, ort, tensorrt
-
-        cuda.Device(cuda.open_driver()).close()
+def _try(name: str, bundle: str | Path | None, cache_dir: Path | None) -> dict[str, Any]:
+    try:
+        opened = open_bundle(bundle)
+        if name == "auto":
+            engine, why, _ = engines.fastest(opened)
+        else:
+            engine, why = engines.load(opened, name, None, TILE, cache_dir), ""
         try:
-            library = tensorrt.describe(tensorrt.load_library())
-        except DeviceError:
-            library = ort.check_provider("tensorrt")
-        return f"{library}; its engine is built at the first load, and kept"
-    with Upscaler.load(bundle, device=name, cache_dir=cache_dir) as upscaler:
-        upscaler(np.eye(16, dtype=np.float32), 2)
-        return f"{upscaler.device}: {upscaler.runs_on}" if name == "auto" else upscaler.runs_on
+            found = {"works": True, "ms": 1e3 * engines.seconds(engine, TIMED), "runs_on": why or engine.runs_on}
+        finally:
+            engine.close()
+        return found
+    except MetasrganError as error:
+        problem, repair = (error.problem, error.repair) if isinstance(error, DeviceError) else (str(error), "")
+        return {"works": False, "problem": problem, "repair": repair}
 
 
 def _gpu() -> dict[str, Any]:
     from .engines import cuda
 
+    if not engines.driver_is_installed():
+        return {"problem": "no NVIDIA driver is installed here"}
     try:
-        device = cuda.Device(cuda.open_driver())
+        device = cuda.Device()
+        free, total = device.memory()
     except DeviceError as error:
         return {"problem": error.problem}
-    found = device.properties
-    free = device.free_bytes()
-    device.close()
     return {
-        "name": found.name,
-        "compute_capability": "{}.{}".format(*found.compute_capability),
-        "memory_mb": found.memory // 1_000_000,
+        "name": device.name,
+        "compute_capability": "{}.{}".format(*device.capability),
+        "memory_mb": total // 1_000_000,
         "free_mb": free // 1_000_000,
-        "cuda": f"{found.driver // 1000}.{found.driver % 1000 // 10}",
-        "library": device.library,
+        "cuda": f"{device.driver // 1000}.{device.driver % 1000 // 10}",
     }

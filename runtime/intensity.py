@@ -15,6 +15,7 @@ _TAIL_PERCENT = 0.1  # a few odd voxels must not darken or flatten everything el
 _DARKER, _BRIGHTER = 0.75, 20.0  # times white less black: how far a value may lie beyond black, and beyond white
 _BOTTOM = 0.01  # of the values: so many that are black itself are the background, and nothing is darker
 _BELOW, _ABOVE = 5.0, 20.0  # times the range of all other values: how far a fill value lies below or above them
+_OFFSET = 4.0  # times white less black: how far black and white may lie from 0 in float32, which has 1.2e-7 of each number
 _LARGEST_FLOAT, _LARGEST_INTEGER = float(np.finfo(np.float32).max), 2**53  # what float32 and float64 can carry through
 
 
@@ -79,6 +80,13 @@ class Intensity:
             low, high = float(inside.min()), float(inside.max())
         return cls(low, high, black, white, floor, ceiling, aside, padding=padding)
 
+    def fits_float32(self, dtype: DTypeLike) -> bool:
+        """Whether grey values in `dtype` come out right, to 5e-7 of white less black, where float32 computes them."""
+        wide = np.dtype(dtype).itemsize > 2 and dtype != np.float32
+        width = abs(self.white - self.black)
+        near = max(abs(self.black), abs(self.white)) <= _OFFSET * width and 1e-30 < width < 1e30
+        return near and not wide and (self.slope, self.inter) == (1, 0)
+
     def is_aside(self, image: NDArray[Any]) -> NDArray[np.bool_]:
         """Where an image has values that are set aside."""
         with np.errstate(over="ignore"):
@@ -101,6 +109,8 @@ class Intensity:
 
     def normalise(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Any real dtype → float32 with black at 0 and white at 1; a constant image becomes 0."""
+        if self is UNIT and image.dtype == np.float32:
+            return image
         image = self.filled(image)
         unit = image.astype(exact_float(image.dtype))
         unit -= self.black
@@ -125,6 +135,9 @@ class Intensity:
     def real(self, values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
         """Values as an output has them, in `dtype`."""
         return to_dtype(rescaled(values, self.slope, self.inter), dtype)
+
+
+UNIT = Intensity(-np.inf, np.inf, black=0.0, white=1.0)  # of what is in units already
 
 
 def _without_fill(values: NDArray[Any]) -> tuple[NDArray[Any], list[float]]:
@@ -166,17 +179,15 @@ def to_dtype(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     dtype = np.dtype(dtype)
     if dtype.kind in "iu" and values.dtype != dtype:
         limits = np.iinfo(dtype)
-        low: Any
-        top: Any
         if values.dtype.kind == "f":
             low, top = values.dtype.type(limits.min), values.dtype.type(limits.max)
             if int(top) > limits.max:  # float32(2**31 - 1) is 2**31, which would wrap
                 top = np.nextafter(top, values.dtype.type(0))
             values = np.rint(values)
+            np.clip(values, low, top, out=values)
         else:
             own = np.iinfo(values.dtype)
-            low, top = max(limits.min, own.min), min(limits.max, own.max)
-        values = np.clip(values, low, top)
+            values = np.clip(values, max(limits.min, own.min), min(limits.max, own.max))
     converted: NDArray[Any] = values.astype(dtype, copy=False)
     return converted
 

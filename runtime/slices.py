@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from . import grid, tiles
 from .acquired import STORED, Acquired, Told
 from .bundle import Model
 from .engines import Engine
-from .errors import ClosedError, DeviceError, DeviceMemoryError, ImageError
-from .intensity import Intensity
+from .errors import ClosedError, DeviceMemoryError, ImageError
+from .intensity import UNIT, Intensity, to_dtype
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +29,16 @@ Window = tuple[int, int, int, int]  # row, column, height, width in output pixel
 
 @dataclass(frozen=True)
 class Tile:
-    """Where a tile lies in a canonical slice, and its responses, wherever the engine keeps them."""
+    """Where a tile lies in a canonical slice, and its features, wherever the engine keeps them."""
 
     rows: tiles.Extent
     cols: tiles.Extent
-    responses: Any
+    features: Any
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A slice (H, W), black 0 and white 1; what was measured of it; its canonical form's shape and spacing; its responses."""
+    """A slice (H, W), black 0 and white 1; what was measured of it; its canonical form's shape and spacing; its features."""
 
     unit: Float
     acquired: Acquired
@@ -92,59 +91,46 @@ class Slices:
         grain: float = 0.0,
     ) -> None:
         """Write what `upscale` returns into `out`. Each tile's memory is freed before the next."""
+        whole = 0, 0, *out.shape
         if acquired.is_stored and not grain:  # a large picture is normalised tile by tile
-            bands = partial(self._bands, image, intensity, acquired.told, scales, out.shape)
+            tiles_of = partial(self._encode, image, acquired.told, intensity)
+            shape, larger = image.shape, scales
         else:
             unit = intensity.normalise(image)
             canonical, spacing = acquired.canonical(unit)
-            bands = partial(self._bands, canonical, None, acquired.told, _times(scales, spacing), out.shape)
+            tiles_of = partial(self._encode, canonical, acquired.told)
+            shape, larger = canonical.shape, _times(scales, spacing)
+        axes = self._project(shape, larger)
         if grain:
-            sr = self._within_memory(lambda: np.concatenate([band for _, band in bands()]), canonical.shape)
+            sr = np.empty(out.shape, np.float32)
+            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, UNIT, sr), shape)
             sr += np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
             out[...] = intensity.restore(sr, out.dtype)
-            return
-
-        def work() -> None:
-            for rows, band in bands():
-                out[rows] = intensity.restore(band, out.dtype)
-
-        self._within_memory(work, image.shape)
+        else:
+            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, intensity, out), shape)
 
     def sources(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[NDArray[np.int64]]:
         """The input pixel that each output pixel lies in, for each axis of an array of `shape`."""
         return [axis.source for axis in self._project(shape, scales)]
 
     def encode(self, unit: Float, acquired: Acquired) -> Encoded:
-        """A slice (H, W), black 0 and white 1, whose responses are kept for `render`."""
+        """A slice (H, W), black 0 and white 1, whose features are kept for `render`."""
         canonical, spacing = acquired.canonical(unit)
         encoded = self._within_memory(lambda: tuple(self._encode(canonical, acquired.told)), canonical.shape)
         return Encoded(unit, acquired, canonical.shape, spacing, encoded)
 
-    def render(self, encoded: Encoded, scales: grid.Scales, window: Window) -> Float:
-        """A window of an encoded slice, black 0 and white 1."""
-        larger = _times(scales, encoded.spacing)
-        return self._render(encoded.tiles, self._project(encoded.shape, larger), larger, window)
+    def render(self, encoded: Encoded, scales: grid.Scales, window: Window, levels: Intensity = UNIT) -> Float:
+        """A window of an encoded slice, in grey values of `levels`; without them, black 0 and white 1."""
+        larger, out = _times(scales, encoded.spacing), np.empty(window[2:], np.float32)
+        self._render(encoded.tiles, self._project(encoded.shape, larger), larger, window, levels, out)
+        return out
 
-    def _bands(
-        self, image: NDArray[Any], intensity: Intensity | None, told: Told, scales: grid.Scales, shape: tuple[int, ...]
-    ) -> Iterator[tuple[slice, Float]]:
-        """The output of `shape`, black 0 and white 1, in bands of whole rows, each of the tiles beside each other."""
-        axes = self._project(image.shape, scales)
-        for extent, encoded in itertools.groupby(self._encode(image, told, intensity), lambda tile: tile.rows):
-            rows = extent.outputs(axes[0], 0, shape[0])
-            if len(rows):
-                window = rows.start, 0, len(rows), shape[1]
-                yield slice(rows.start, rows.stop), self._render(encoded, axes, scales, window)
-
-    def _encode(self, image: NDArray[Any], told: Told, intensity: Intensity | None = None) -> Iterator[Tile]:
-        """The tiles of a canonical slice, black 0 and white 1; or of one in grey values, with their intensity."""
-        model = self.model
-        for rows in tiles.extents(image.shape[0], model.radius, self._tile):
-            for cols in tiles.extents(image.shape[1], model.radius, self._tile):
+    def _encode(self, image: NDArray[Any], told: Told, levels: Intensity = UNIT) -> Iterator[Tile]:
+        """The tiles of a canonical slice in grey values of `levels`."""
+        for rows in tiles.extents(image.shape[0], self.model.radius, self._tile):
+            for cols in tiles.extents(image.shape[1], self.model.radius, self._tile):
                 part = image[rows.first : rows.last, cols.first : cols.last]
-                part = intensity.normalise(part) if intensity else part
-                standard = (part - np.float32(model.mean)) / np.float32(model.std)
-                yield Tile(rows, cols, self.engine.encode(standard, told))
+                yield Tile(rows, cols, self.engine.encode(part, levels, told))
 
     def _within_memory(self, work: Callable[[], Result], shape: Sequence[int]) -> Result:
         """Do something with a slice's tiles; where there is too little memory for them, again with tiles half as large."""
@@ -162,24 +148,29 @@ class Slices:
     def _project(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[grid.Axis]:
         return [grid.project(n, r, self.model.projection) for n, r in zip(shape, scales)]
 
-    def _render(self, encoded: Iterable[Tile], axes: Sequence[grid.Axis], scales: grid.Scales, window: Window) -> Float:
-        """The window in units of black 0 and white 1."""
-        model, engine = self.model, self.engine
-        rows, cols = axes
+    def _render(
+        self,
+        encoded: Iterable[Tile],
+        axes: Sequence[grid.Axis],
+        scales: grid.Scales,
+        window: Window,
+        levels: Intensity,
+        out: NDArray[Any],
+    ) -> None:
+        """Write the window to `out`, in grey values of `levels`: by the engine, but for what float32 does not carry."""
+        exact = not levels.fits_float32(out.dtype)
         top, left, height, width = window
-        out = np.empty((height, width), np.float32)
         for tile in encoded:
-            y = tile.rows.outputs(rows, top, top + height)
-            x = tile.cols.outputs(cols, left, left + width)
+            y = tile.rows.outputs(axes[0], top, top + height)
+            x = tile.cols.outputs(axes[1], left, left + width)
             if not len(y) or not len(x):
                 continue
-            pixels = engine.render(tile.responses, y, x, scales)
-            out[y.start - top : y.stop - top, x.start - left : x.stop - left] = pixels
-        if np.isnan(out.max()):  # NaN would be rounded to any integer
-            raise DeviceError(f"the network gave NaN on {engine.runs_on}", "use device 'cpu', or export the bundle again")
-        out *= np.float32(model.std)
-        out += np.float32(model.mean)
-        return out
+            place = slice(y.start - top, y.stop - top), slice(x.start - left, x.stop - left)
+            direct = out.dtype == np.float32 and not exact
+            pixels = out[place] if direct else np.empty((len(y), len(x)), np.float32)
+            self.engine.render(tile.features, y, x, scales, UNIT if exact else levels, pixels)
+            if not direct:
+                out[place] = levels.restore(pixels, out.dtype) if exact else to_dtype(pixels, out.dtype)
 
 
 def _times(scales: grid.Scales, spacing: grid.Scales) -> grid.Scales:

@@ -44,8 +44,8 @@ class Span:
 
     @property
     def key(self) -> Hashable:
-        """All that `sources`, phases and `offset` follow from."""
-        return self.axis.n_in, self.axis.scale, self.axis.projection, self.start, self.stop, self.first
+        """All that follows from where the span lies."""
+        return self.axis.n_in, self.axis.scale, self.axis.projection, self.start, self.stop, self.first, self.size
 
     @property
     def sources(self) -> NDArray[np.int32]:

@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import engines, grid, measure, tiles, volume
+from . import engines, grid, measure, on_device, tiles, volume
 from .acquired import Acquired
 from .bounded import BoundedCache
 from .bundle import Bundle
@@ -58,10 +59,11 @@ class Upscaler:
         tile: int = tiles.TILE,
         progress: Progress | None = None,
     ) -> Upscaler:
-        """Load a bundle for a device: cpu, cuda, tensorrt or auto. A bundle is a path, or the name of a shipped one:
+        """Load a bundle for a device: cpu, gpu, cuda, tensorrt or auto. A bundle is a path, or the name of a shipped one:
         brain (the default), fast or perceptual.
 
-        `auto` takes a GPU that works, or else the CPU, with one warning where there is a GPU; no other name falls back.
+        `auto` takes cuda where it works, else gpu if it is hardware and faster than the CPU, else the CPU, and logs which
+        and why; no other name falls back.
         `threads` is by default the number of processors this process may use; `cache_dir` keeps TensorRT's engines (by
         default: in the user's cache); an image larger than `tile` pixels an axis is cut into tiles, smaller ones of which
         need less memory. While TensorRT builds an engine, `progress(phase, done, total)` is called.
@@ -90,7 +92,7 @@ class Upscaler:
 
     @property
     def device(self) -> str:
-        """What really does the arithmetic: cpu, cuda or tensorrt."""
+        """What really does the arithmetic: cpu, gpu, cuda or tensorrt."""
         return self.slices.engine.device
 
     @property
@@ -105,15 +107,16 @@ class Upscaler:
 
     def __call__(
         self,
-        image: ArrayLike,
+        image: Any,
         scale: ScaleOrPair | None = None,
         *,
         shape: tuple[int, int] | None = None,
         acquired: Matrix = "auto",
         noise: float | None = None,
         grain: float = GRAIN,
+        levels: Intensity | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Float:
+    ) -> Any:
         """Upscale a slice (H, W), or the slices of one volume (N, H, W) with one intensity range, to float32 in its units.
 
         `scale` is one number for both axes or (rows, columns), and gives H·p // q rows for p/q; `shape` is the exact
@@ -122,16 +125,25 @@ class Upscaler:
         `acquired` is the matrix that the scanner measured, (rows, columns), where the stored one is larger by zero filling;
         "auto" estimates it from the spectrum, "stored" takes the whole matrix as measured. `noise` is σ as a part of white
         (default: estimated). `grain` is how much of what was measured is added back where the network took it for noise:
-        0 none, 1 all, so that the output brought down again equals the input.
+        0 none, 1 all, so that the output brought down again equals the input. `levels` is the range of a volume whose slices
+        come one by one, `runtime.intensity.Intensity.of(volume)`.
 
         `progress(done, total)` is called after each slice; what it raises stops the work, and the Upscaler can be used
         again. Raises ScaleError and ImageError.
+
+        An array in an NVIDIA GPU's memory (PyCUDA, CuPy, torch: all with `__cuda_array_interface__`) gives one there, if
+        `device` is tensorrt: its pixels do not leave the GPU if all was measured, nothing is set aside and `grain` is 0. A
+        copy on the host tells the range and what was measured, unless `levels` and what `measure` gave as `acquired` do.
         """
+        if hasattr(image, "__cuda_array_interface__"):
+            again = partial(self, scale=scale, shape=shape, acquired=acquired, noise=noise, grain=grain, levels=levels)
+            return on_device.upscale(self.slices, image, Size(scale, shape), acquired, noise, grain, levels, again)
         array = _checked(image, (2, 3))
         labels = getattr(image, "dtype", None) == np.bool_  # a mask has nothing between true and false
         scan = Scan(array, stack=0 if array.ndim == 3 else None, labels=labels)
         out = volume.prepared(scan, Size(scale, shape), np.float32)
-        volume.upscale(self.slices, scan, out, acquired=acquired, noise=noise, grain=grain, progress=progress)
+        options: dict[str, Any] = {"acquired": acquired, "noise": noise, "grain": grain, "levels": levels}
+        volume.upscale(self.slices, scan, out, progress=progress, **options)
         return out.pixels
 
     def measure(self, image: ArrayLike, *, acquired: Matrix = "auto", noise: float | None = None) -> Acquired:
@@ -223,14 +235,18 @@ class View:
         top, left, height, width = (0, 0, *whole) if window is None else _checked_window(window, whole)
         grain = measure.checked_grain(grain)
         slices, encoded = self._slices, self._encoded
-        sr = slices.render(encoded, scales, (top, left, height, width))
-        if grain:
-            lacks = self._lacks.get(
-                scales, lambda: self.acquired.lacking(encoded.unit, slices.render(encoded, scales, (0, 0, *whole)), scales)
-            )
-            part = slice(top, top + height), slice(left, left + width)
-            sr += np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
-        out: Float = self._intensity.restore(sr, np.float32)
+        here = top, left, height, width
+        if grain or not self._intensity.fits_float32(np.float32):
+            out = slices.render(encoded, scales, here)
+            if grain:
+                lacks = self._lacks.get(
+                    scales, lambda: self.acquired.lacking(encoded.unit, slices.render(encoded, scales, (0, 0, *whole)), scales)
+                )
+                part = slice(top, top + height), slice(left, left + width)
+                out += np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
+            out = self._intensity.restore(out, np.float32)
+        else:
+            out = slices.render(encoded, scales, here, self._intensity)
         y, x = slices.sources(self.shape, scales)
         self._intensity.put_back(out, self._image, (y[top : top + height], x[left : left + width]))
         return out

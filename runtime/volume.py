@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,8 +67,11 @@ def upscale(
     noise: float | None = None,
     grain: float = 0.0,
     progress: Progress | None = None,
+    levels: Intensity | None = None,
 ) -> Acquired:
     """Fill `out`, which `prepared` made of `scan`, and tell what was measured. `progress(done, total)` counts slices.
+
+    `levels` are the range of grey values, by default the scan's own.
 
     Where there are to be more slices, the planes that contain the axis across which they lie are upscaled first. An integer
     scan with a slope keeps both, as an affine map of intensities commutes with the network's own (a negative slope makes large
@@ -93,7 +99,7 @@ def upscale(
         if progress:
             progress(done, total)
 
-    ranges = intensities(scan)
+    ranges = [levels] if levels else intensities(scan)
     found: list[Acquired] = []
     for number, index in enumerate(volumes):
         one, target = data[(..., *index)], result[(..., *index)]
@@ -105,14 +111,38 @@ def upscale(
         thin = through_plane.upscale(slices, one, axis, by_axis[axis], intensity, measured, step) if through else one
         intensity = intensity if stored else replace(intensity, slope=scan.slope, inter=scan.inter)
         stack, targets = (np.moveaxis(array, pair, (-2, -1)) for array in (thin, target))
-        for k in np.ndindex(stack.shape[:-2]):
-            if within:
-                slices.fill(targets[k], stack[k], intensity, in_plane, measured.along(*pair), grain)
-            else:
-                targets[k] = intensity.real(stack[k], targets.dtype)
-            step()
+
+        pieces = ((targets[k], stack[k]) for k in np.ndindex(stack.shape[:-2]))
+        if within:
+            fill = partial(slices.fill, intensity=intensity, scales=in_plane, acquired=measured.along(*pair), grain=grain)
+            for _ in in_flight(fill, pieces, slices.engine.in_flight):
+                step()
+        else:
+            for piece, values in pieces:
+                piece[...] = intensity.real(values, piece.dtype)
+                step()
         intensity.put_back(target, one, slices.sources(one.shape, by_axis))
     return replace(found[0], notes=(*found[0].notes, *_doubt(scan)))
+
+
+def in_flight(work: Callable[..., None], calls: Iterable[tuple[Any, ...]], most: int) -> Iterator[None]:
+    """Call `work`, `most` times at once: a device computes while the next slice is prepared. Yields after each, in order."""
+    if most == 1:
+        for arguments in calls:
+            work(*arguments)
+            yield
+        return
+    with ThreadPoolExecutor(most) as pool:
+        started: deque[Future[None]] = deque()
+        try:
+            for arguments in calls:
+                started.append(pool.submit(work, *arguments))
+                if len(started) > most:
+                    yield started.popleft().result()
+            while started:
+                yield started.popleft().result()
+        finally:  # after an error, here or of the caller: what has not begun does not begin
+            pool.shutdown(cancel_futures=True)
 
 
 def _doubt(scan: Scan) -> list[str]:

@@ -83,7 +83,7 @@ def told() -> Bundle:
 
 @pytest.fixture(scope="session")
 def shipped() -> Iterator[Upscaler]:
-    with Upscaler.load() as up:
+    with Upscaler.load(device="cpu") as up:
         yield up
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,56 +16,93 @@ from numpy.typing import NDArray
 from .. import grid
 from ..acquired import NOTHING, Told
 from ..bundle import Bundle
-from ..errors import DeviceError
+from ..errors import DeviceError, reason
+from ..intensity import UNIT, Intensity
 from ..tiles import Span
-from .cpu import CpuEngine
+from . import ort
+from .ort import OrtEngine
 
 log = logging.getLogger(__name__)
 
-DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+DEVICES = ("auto", *ort.DEVICES, "tensorrt")
 Progress = Callable[[str, int, int], None]  # of an engine that is built: phase, steps done, steps in all
+_PROOF, _TIMED = 16, 128  # pixels an axis of the image that proves that an engine works, and of the one that times it
 
 
 class Engine(Protocol):
     """A loaded bundle. Safe to share between threads."""
 
-    device: str  # cpu, cuda or tensorrt
+    device: str  # of DEVICES, but not auto
     runs_on: str  # for a person: library, version, precision, processor
+    in_flight: int  # how many slices of a volume to work on at once
 
-    def encode(self, image: NDArray[np.float32], told: Told = NOTHING) -> Any:
-        """A standardised image (H, W) → its responses, wherever the engine keeps them.
+    def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Any:
+        """An image (H, W) in grey values → its features, wherever the engine keeps them.
 
         `told` is what `acquired.Acquired.told` says of it; a model that is not told ignores it.
         """
 
-    def render(self, responses: Any, rows: Span, cols: Span, scales: grid.Scales) -> NDArray[np.float32]:
-        """The pixels rows × cols from responses; (len(rows), len(cols)), float32."""
+    def render(self, features: Any, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> None:
+        """Write the pixels rows × cols, in grey values within the range of `levels`, to `out`, float32, of any strides.
+
+        Raises DeviceError where they are not finite.
+        """
 
     def close(self) -> None:
         """Give back what the engine holds. Harmless when repeated."""
 
 
+@runtime_checkable
+class DeviceEngine(Engine, Protocol):
+    """One that takes and gives arrays that are on its device: all that has `__cuda_array_interface__`."""
+
+    def empty(self, shape: tuple[int, ...]) -> Any:
+        """An array on the device, float32, in C order."""
+
+    def upload(self, array: NDArray[np.float32]) -> Any:
+        """A copy of a host array on the device."""
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        """A copy of a device array on the host."""
+
+
 def load(
     bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir: Path | None, progress: Progress | None = None
 ) -> Engine:
-    """The engine for a device by name.
+    """The engine for a device by name. One small image has gone through it, unless it is the CPU's.
 
-    `auto` takes a GPU where there is one and it works; where it does not, a warning says why and the CPU computes. Raises
-    DeviceError for an unknown device, and for a known one that cannot run here: nothing else falls back.
+    `auto` takes cuda where it works; else gpu, if it is hardware and faster than the CPU; else the CPU. One line of the log
+    says which and why: a warning where there is a GPU that does not work. Raises DeviceError for an unknown device, and for a
+    known one that cannot run here: nothing else falls back.
     """
     if device not in DEVICES:
         raise DeviceError(f"device {device!r} is unknown", f"use one of {', '.join(DEVICES)}")
-    if device == "cpu" or (device == "auto" and not driver_is_installed()):
-        return CpuEngine.load(bundle, threads)
-    from . import gpu  # nobody without a GPU imports any of it
+    if device == "auto":
+        engine, why, faulty = fastest(bundle, threads)
+        log.log(logging.WARNING if faulty else logging.INFO, why)
+        return engine
+    if device == "cpu":
+        return OrtEngine.load(bundle, device, threads)
+    if device in ("cuda", "tensorrt") and not driver_is_installed():
+        raise DeviceError("no NVIDIA driver is installed here", "install one, or use device 'gpu' or 'cpu'")
+    if device == "tensorrt":
+        from . import tensorrt  # nobody without it imports any of it
 
-    try:
-        return gpu.load(bundle, "cuda" if device == "auto" else device, tile, cache_dir, progress)
-    except DeviceError as error:
-        if device != "auto":
-            raise
-        log.warning("this machine has an NVIDIA driver, but the CPU computes, not cuda: %s", error)
-        return CpuEngine.load(bundle, threads)
+        return _proved(tensorrt.TensorRtEngine(bundle, tile, cache_dir, progress))
+    return _proved(OrtEngine.load(bundle, device, threads))
+
+
+def seconds(engine: Engine, pixels: int) -> float:
+    """The shortest time that an engine takes for an image of pixels × pixels, twice as large; of three, unless it is slow."""
+    twice, image = Fraction(2), np.random.default_rng(0).random((pixels, pixels), np.float32)
+    axis = grid.project(pixels, twice, "centred")
+    span, out = Span(axis, 0, axis.n_out, 0, pixels), np.empty((2 * pixels, 2 * pixels), np.float32)
+    taken: list[float] = []
+    while len(taken) < 3 and sum(taken) < 1:
+        began = time.perf_counter()
+        engine.render(engine.encode(image, UNIT), span, span, (twice, twice), UNIT, out)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
 
 
 def driver_is_installed() -> bool:
@@ -75,3 +114,47 @@ def driver_is_installed() -> bool:
     except OSError:
         return False
     return True
+
+
+def _proved(engine: Engine) -> Engine:
+    """An engine that a small image has gone through: what fails, such as a library that is missing, fails here."""
+    try:
+        seconds(engine, _PROOF)
+    except Exception as error:
+        engine.close()
+        said = error.problem if isinstance(error, DeviceError) else f"{engine.runs_on}: {reason(error)}"
+        known = ort.DEVICES[engine.device].repair if engine.device in ort.DEVICES else ""
+        kind = type(error) if isinstance(error, DeviceError) else DeviceError
+        raise kind(said, getattr(error, "repair", "") or known) from error
+    return engine
+
+
+def fastest(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str, bool]:
+    """What `auto` takes, why, and whether a GPU that is here failed."""
+    cpu = OrtEngine.load(bundle, "cpu", threads)
+    if bundle.integers:
+        return cpu, "the CPU computes: this bundle is in 8-bit integers, which is for CPUs", False
+    driver, said, faulty = driver_is_installed(), [], False
+    if driver:
+        try:
+            return load(bundle, "cuda", None, 0, None), "cuda computes: an NVIDIA GPU that works comes first", False
+        except DeviceError as error:
+            faulty = not isinstance(error, ort.Absent)
+            said.append(f"this machine has an NVIDIA driver, but cuda fails: {error}")
+    try:
+        if ort.is_hardware(ort.adapter()):
+            gpu = load(bundle, "gpu", None, 0, None)
+            there, here = seconds(gpu, _TIMED), seconds(cpu, _TIMED)
+            why = f"{_TIMED}×{_TIMED} pixels take {1e3 * there:.1f} ms on gpu and {1e3 * here:.1f} ms on the CPU"
+            if there < here:
+                cpu.close()
+                return gpu, "; ".join((f"gpu computes: {why}", *(said if faulty else ()))), faulty
+            gpu.close()
+            said.append(why)
+        else:
+            said.append("the only adapter for WebGPU is software")
+    except DeviceError as error:
+        absent = isinstance(error, ort.Absent)
+        faulty = faulty or not absent
+        said.append(error.problem if absent else f"gpu fails: {error}")
+    return cpu, f"the CPU computes: {'; '.join(said)}", faulty or driver

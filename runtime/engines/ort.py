@@ -1,25 +1,419 @@
-"""ONNX Runtime: which of its packages is here, and its CUDA and TensorRT providers as a trunk on the GPU."""
+"""ONNX Runtime: a bundle's graphs on every device that it serves. A device is a row in a table, `DEVICES`.
+
+The trunk ends in the features convolved with the B filters that all filters of all scales are sums of. They stay on the device
+between `encode` and `render`, and so does all that a scale and a geometry need again: up goes an image, down come its pixels.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
+import os
+import re
+import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import Any, NamedTuple
 
-from ..errors import DeviceError, DeviceMemoryError, reason
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from .cuda import Array, Device
+from .. import grid
+from ..acquired import NOTHING, Told
+from ..bounded import BoundedCache
+from ..bundle import GRAPHS, Bundle, Model
+from ..errors import BundleError, ClosedError, DeviceError, DeviceMemoryError, reason
+from ..intensity import Intensity
+from ..phases import WeightPredictor, slot_table
+from ..tiles import Span, by_distance_to_the_ends, content
+from . import graphs, openvino, stage
 
-PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+log = logging.getLogger(__name__)
+
+Float = NDArray[np.float32]
+
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # with one import name: the last one installed wins, to remove one breaks both
 INSTALL = "pip install onnxruntime, or onnxruntime-gpu for an NVIDIA GPU"
-REPAIRS = {
-    "cuda": "pip install 'onnxruntime-gpu[cuda,cudnn]'",  # CUDA's and cuDNN's libraries, where the system has none that fit
-    "tensorrt": "pip install tensorrt-rtx",
-}
 REINSTALL = f"pip uninstall onnxruntime onnxruntime-gpu, then {INSTALL}"
+_KEPT = 8 << 20  # bytes on the device: backgrounds of 1.4 MB, slot tables (the paper's scales have 2.4 MB), geometries
+_OVERHEAD = 1 << 10  # bytes that an array on the device takes beside its own
+_WORTH_SKIPPING = 0.9  # of an image's pixels: to fill in the background's features takes a twentieth of the trunk's time
+_LARGEST = float(np.finfo(np.float32).max)
+_OUT_OF_MEMORY = ("failed to allocate", "out of memory", "out of device memory", "bad_alloc", "alloc_failed")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What ONNX Runtime must know of a device."""
+
+    provider: str
+    memory: str  # what it calls the device's memory
+    repair: str = ""
+    in_flight: int = 2  # slices at once: one is prepared while the other is computed
+    half: bool = False  # whether half precision is exact enough, and faster
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+DEVICES = {
+    "cpu": Device("CPUExecutionProvider", "cpu", in_flight=1),
+    "openvino": Device("CPUExecutionProvider", "cpu", in_flight=1),  # but for the trunk
+    "gpu": Device("WebGpuExecutionProvider", "webgpu", "pip install onnxruntime-ep-webgpu, or use device 'cpu'"),
+    "cuda": Device(
+        "CUDAExecutionProvider",
+        "cuda",
+        "pip install 'onnxruntime-gpu[cuda,cudnn]'",  # CUDA's and cuDNN's libraries, where the system has none that fit
+        half=True,
+        # TF32 would keep ten bits of a product; a search for the fastest convolution would be repeated for each new shape.
+        options={"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "prefer_nhwc": "1"}
+        | {"arena_extend_strategy": "kSameAsRequested"},
+    ),
+}
+_PLUGIN = "onnxruntime_ep_webgpu"
+_registering = threading.Lock()
+
+
+class Sessions(NamedTuple):
+    """A bundle's graphs on a device, and the one that puts features together."""
+
+    trunk: Any
+    by_table: Any
+    table_free: Any
+    blend: Any
+
+
+@dataclass
+class Features:
+    """The features (H·W, B') of an image, on the device, and what they were made of."""
+
+    value: Any
+    image: Float  # standardised; empty unless they are in half precision
+    told: Told
+    half: bool
+
+
+class _Kept(NamedTuple):
+    """What is needed again: feeds on the device, or pieces of an output with theirs."""
+
+    values: Any
+    nbytes: int
+
+
+class OrtEngine:
+    """A bundle on one device. Parts in the constructor, `load` builds them. Safe to share between threads, which take turns
+    on any device but the CPU.
+
+    Where half precision overflows, the image is computed once more in float32, by the trunk that `exact` makes, and a
+    warning says so.
+    """
+
+    def __init__(
+        self, name: str, model: Model, predictor: WeightPredictor, runs_on: str, sessions: Sessions, exact: Callable[[], Any]
+    ) -> None:
+        self.device, self.runs_on, self.in_flight = name, runs_on, DEVICES[name].in_flight
+        self._memory, self._half = DEVICES[name].memory, DEVICES[name].half and model.precision == "float16"
+        self._model, self._predictor = model, predictor
+        self._open: Sessions | None = sessions
+        self._make_exact: Callable[[], Any] = exact
+        self._exact: Any = None if self._half else sessions.trunk
+        self._background = np.float32((0 - np.float32(model.mean)) / np.float32(model.std))
+        self._kept: BoundedCache[_Kept] = BoundedCache(_KEPT)
+        self._turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if name == "cpu" else threading.RLock()
+
+    @classmethod
+    def load(cls, bundle: Bundle, name: str = "cpu", threads: int | None = None) -> OrtEngine:
+        """A bundle's graphs on a device; on the CPU by default with one thread for each processor this process may use.
+
+        Raises DeviceError where the device cannot run all of the trunk, DeviceMemoryError, and BundleError on the CPU.
+        """
+        if bundle.integers and name != "cpu":
+            raise DeviceError(
+                f"this bundle computes in 8-bit integers, which {name} does not",
+                "use device 'cpu', or give the one exported without --int8",
+            )
+        opener = Opener(name, threads)
+        half = DEVICES[name].half and bundle.has_half
+
+        def trunk(half: bool) -> Any:
+            return opener.open(bundle.trunk(half) + graphs.TRUNK_END)
+
+        # It computes shapes on the CPU.
+        by_table = opener.open(bundle.files["stage.onnx"] + graphs.STAGE_END, wholly=False)
+        table_free = opener.open(bundle.files["table_free.onnx"] + graphs.STAGE_END)
+        first, precision = trunk(half), "8-bit integers" if bundle.integers else "float16" if half else "float32"
+        if name == "openvino":
+            first = openvino.Trunk(bundle.trunk(False) + graphs.TRUNK_END, opener.threads)
+            precision = f"{first.library}, bfloat16"
+        sessions = Sessions(first, by_table, table_free, opener.open(graphs.BLEND, threads=1))
+        runs_on = ", ".join(part for part in (opener.library, precision, opener.processor) if part)
+        return cls(name, bundle.model, bundle.predictor(), runs_on, sessions, lambda: trunk(False))
+
+    def encode(self, image: NDArray[Any], levels: Intensity, told: Told = NOTHING) -> Features:
+        """An image (H, W) in grey values → its features. The trunk runs only where they are not the background's."""
+        told = told if self._model.told else NOTHING
+        standard = (levels.normalise(image) - np.float32(self._model.mean)) / np.float32(self._model.std)
+        with self._turn:
+            kept = standard if self._half else standard[:0]
+            return Features(self._encode(standard, told, self._sessions.trunk), kept, told, self._half)
+
+    def render(
+        self, features: Features, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: NDArray[np.float32]
+    ) -> None:
+        """Write the pixels rows × cols at a scale, in grey values within the range of `levels`, to `out`."""
+        with self._turn:
+            finite = self._render(features, rows, cols, scales, levels, out)
+            if not finite and features.half:
+                log.warning("half precision overflowed: this image is computed again in float32")
+                self._exact = self._exact or self._make_exact()
+                features.value, features.half = self._encode(features.image, features.told, self._exact), False
+                finite = self._render(features, rows, cols, scales, levels, out)
+        if not finite:
+            raise DeviceError(f"{self.runs_on}: the result is not finite", "use device 'cpu', or export the bundle again")
+
+    def close(self) -> None:
+        """Let go of the sessions and their memory. Harmless when repeated."""
+        with self._turn:
+            self._open = self._exact = None
+            self._kept = BoundedCache(0)
+
+    @property
+    def _sessions(self) -> Sessions:
+        if self._open is None:
+            raise ClosedError("this Upscaler is closed: load it again")
+        return self._open
+
+    def _encode(self, image: Float, told: Told, trunk: Any) -> Any:
+        """A standardised image (H, W) → features (H·W, B')."""
+        radius = self._model.radius
+        axes = [content((image != self._background).any(axis), radius) for axis in (1, 0)]
+        (inner_y, outer_y), (inner_x, outer_x) = axes
+        part = image[outer_y, outer_x]
+        if min(image.shape) <= 2 * radius or part.size > _WORTH_SKIPPING * image.size:
+            return self._run_trunk(trunk, image, told)
+        blank = self._blank(trunk, told)
+        rows, cols = (by_distance_to_the_ends(n, radius) for n in image.shape)
+        index = (rows[:, None] * (2 * radius + 1) + cols).astype(np.int32)
+        if part.size:
+            first = (2 * radius + 1) ** 2
+            places = np.arange(first, first + part.size, dtype=np.int32).reshape(part.shape)
+            inside = (slice(i.start - o.start, i.stop - o.start) for i, o in axes)
+            index[inner_y, inner_x] = places[tuple(inside)]
+        part = self._run_trunk(trunk, part, told) if part.size else blank
+        feeds = {"blank": blank, "part": part, "index": index.ravel()}
+        return self._run(self._sessions.blend, feeds, {"features": self._memory})[0]
+
+    def _run_trunk(self, trunk: Any, image: Float, told: Told) -> Any:
+        feeds = {"image": image[None, None]} | ({"told": np.array(told, np.float32)} if self._model.told else {})
+        if isinstance(trunk, openvino.Trunk):
+            return load_onnxruntime().OrtValue.ortvalue_from_numpy(trunk.run(feeds))
+        return self._run(trunk, feeds, {"features": self._memory})[0]
+
+    def _blank(self, trunk: Any, told: Told) -> Any:
+        """The background's features: by distance to each end of an axis up to the receptive radius, equal beyond it."""
+
+        def make() -> _Kept:
+            value = self._run_trunk(trunk, np.full((2 * self._model.radius + 1,) * 2, self._background, np.float32), told)
+            return _Kept(value, 4 * math.prod(value.shape()))
+
+        return self._kept.get(("blank", told, trunk is self._exact), make).values
+
+    def _render(
+        self, features: Features, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: NDArray[np.float32]
+    ) -> bool:
+        """Write the pixels; whether all of them are finite."""
+        by_table = grid.has_table(scales)
+        session = self._sessions.by_table if by_table else self._sessions.table_free
+        feeds = self._map(levels) | {"responses": features.value}
+        if by_table:
+            feeds |= self._slots(scales)
+        target = out if out.flags.c_contiguous else np.empty(out.shape, np.float32)
+        finite = True
+        for place, more in self._pieces(rows, cols, scales):
+            whole_rows = isinstance(place, slice)
+            onto = target[place] if whole_rows else "cpu"
+            finished, means = self._run(session, feeds | more, {"finished": onto, "means": "cpu"})
+            finite = finite and bool(np.isfinite(means.numpy()).all())
+            if not whole_rows:
+                target[place] = finished.numpy()
+        if target is not out:
+            out[...] = target
+        return finite
+
+    def _map(self, levels: Intensity) -> Any:
+        """The feeds that make grey values of the network's."""
+        width, low, high = levels.white - levels.black, max(levels.low, -_LARGEST), min(levels.high, _LARGEST)
+        numbers = {"gain": self._model.std * width, "offset": self._model.mean * width + levels.black, "low": low, "high": high}
+        return self._keep(tuple(numbers.values()), lambda: {name: np.array(n, np.float32) for name, n in numbers.items()})
+
+    def _slots(self, scales: grid.Scales) -> Any:
+        """The feed that is a scale's slot table."""
+        table, model = self._predictor.table, self._model
+        return self._keep(scales, lambda: {"slots": slot_table(table(scales), scales, model.projection, model.skip)})
+
+    def _pieces(self, rows: Span, cols: Span, scales: grid.Scales) -> Any:
+        """Where each piece of an output lies, and its feeds."""
+        by_table = grid.has_table(scales)
+
+        def make() -> _Kept:
+            more = (scales, self._predictor, self._model.skip)
+            pieces = stage.by_table(rows, cols) if by_table else stage.table_free(rows, cols, *more)
+            kept = [(piece.place, self._on_device(piece.feeds)) for piece in pieces]
+            return _Kept([(place, feeds.values) for place, feeds in kept], sum(feeds.nbytes for _, feeds in kept))
+
+        return self._kept.get((by_table, rows.key, cols.key), make).values
+
+    def _keep(self, key: Hashable, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Any:
+        """Feeds on the device, made where they are not kept."""
+        return self._kept.get(key, lambda: self._on_device(make())).values
+
+    def _on_device(self, arrays: Mapping[str, NDArray[Any]]) -> _Kept:
+        make, memory = load_onnxruntime().OrtValue.ortvalue_from_numpy, self._memory
+        values = {name: make(np.ascontiguousarray(array), memory, 0) for name, array in arrays.items()}
+        return _Kept(values, sum(array.nbytes + _OVERHEAD for array in arrays.values()))
+
+    def _run(self, session: Any, feeds: Mapping[str, Any], outputs: Mapping[str, str | Float]) -> list[Any]:
+        """Run a graph. Inputs are on the device or in host arrays; outputs go to a memory, or into a contiguous host array."""
+        make = load_onnxruntime().OrtValue.ortvalue_from_numpy
+        try:
+            binding = session.io_binding()
+            for name, value in feeds.items():
+                if isinstance(value, np.ndarray):
+                    binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                else:
+                    binding.bind_ortvalue_input(name, value)
+            for name, onto in outputs.items():
+                if isinstance(onto, str):
+                    binding.bind_output(name, onto, 0)
+                else:
+                    binding.bind_ortvalue_output(name, make(onto))
+            session.run_with_iobinding(binding)
+            results: list[Any] = binding.get_outputs()
+            return results
+        except Exception as error:  # ONNX Runtime has no base class for its own
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> DeviceError:
+        if out_of_memory(error):
+            return DeviceMemoryError(*_too_little(self.device))
+        return DeviceError(f"{self.runs_on}: {reason(error)}")
+
+
+class Opener:
+    """Opens graphs on a device. Raises DeviceError where the device is not there, with what is missing."""
+
+    def __init__(self, name: str, threads: int | None) -> None:
+        self._ort, self._name, self._device = load_onnxruntime(), name, DEVICES[name]
+        self.library, self.processor = f"onnxruntime {self._ort.__version__}", ""
+        self._adapter: Any = None
+        on_cpu = self._device.memory == "cpu"
+        self.threads = (threads or available_processors()) if on_cpu else 1
+        if on_cpu:
+            _check_threads(self.threads * len(GRAPHS) if self.threads > 1 else 0)
+            np.linalg.inv(np.eye(2))  # OpenBLAS takes its memory now: where it gets none later, it ends the process
+        if name == "gpu":
+            self._adapter = adapter()
+            self.library += f" WebGPU {version_of('onnxruntime-ep-webgpu')}"
+            self.processor = processor(self._adapter)
+        if name == "cuda":
+            if self._device.provider not in self._ort.get_available_providers():
+                here = " and ".join(installed()) or "a package that pip does not know"
+                raise Absent(f"{self.library}, by {here}, has no {self._device.provider}", REINSTALL)
+            self.library += " CUDA"
+            _preload(self._ort)
+
+    def open(self, graph: bytes, wholly: bool = True, threads: int | None = None) -> Any:
+        """A session, `wholly` on the device."""
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads or self.threads
+        options.inter_op_num_threads = 1
+        # A plan for the memory of each shape would be kept for ever, and takes half as much again: 62 MB of 180 at 240×240.
+        options.enable_mem_pattern = False
+        options.log_severity_level = 4  # what goes wrong is raised
+        # The sessions take turns: threads of one that spin after their work would slow the next one down twofold.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if wholly and self._device.provider != DEVICES["cpu"].provider:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        providers: list[Any] | None = [(self._device.provider, dict(self._device.options))]
+        if self._adapter is not None:
+            options.add_provider_for_devices([self._adapter], dict(self._device.options))
+            providers = None
+        try:  # without its own second try on the CPU, of which it would say so on stdout alone
+            session = self._ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+        except Exception as error:
+            if out_of_memory(error):
+                raise DeviceMemoryError(*_too_little(self._name)) from error
+            if self._name == "cpu":
+                raise BundleError(f"{self.library} cannot run this bundle ({reason(error)}): update it") from error
+            raise DeviceError(f"{self.library} does not work here: {self._cause(error)}", self._device.repair) from error
+        if session.get_providers()[0] != self._device.provider:
+            raise DeviceError(f"{self.library} does not work here: {self._cause(None)}", self._device.repair)
+        return session
+
+    def _cause(self, error: Exception | None) -> str:
+        """Why a provider did not load: ONNX Runtime says so in its log alone, so that another process is asked for it."""
+        code = "import sys, onnxruntime as o; o.InferenceSession(bytes.fromhex(sys.argv[1]), providers=[sys.argv[2]])"
+        command = [sys.executable, "-c", code, graphs.PROBE.hex(), self._device.provider]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60).stderr
+            if found := re.search(r"with error: ([^\n\x1b]+)", said):
+                return found[1]
+        return reason(error) if error else f"{self._device.provider} was not used"
+
+
+class Absent(DeviceError):
+    """A device that this machine has not, or whose package is not installed: no fault, unless it was asked for by name."""
+
+
+def adapter() -> Any:
+    """The adapter that WebGPU would compute on: hardware before software. Raises DeviceError where there is none."""
+    ort, repair = load_onnxruntime(), DEVICES["gpu"].repair
+    try:
+        plugin = import_module(_PLUGIN)
+    except ImportError:
+        raise Absent("onnxruntime-ep-webgpu is not installed", repair) from None
+    if not hasattr(ort, "register_execution_provider_library"):
+        raise DeviceError(f"onnxruntime {ort.__version__} takes no plug-ins", "pip install 'onnxruntime>=1.31'")
+    try:
+        with _registering:
+            if not _adapters(ort, plugin):
+                _register(plugin.get_ep_name(), plugin.get_library_path())
+            found = _adapters(ort, plugin)
+    except Exception as error:
+        what = f"onnxruntime-ep-webgpu {version_of('onnxruntime-ep-webgpu')} does not load"
+        raise DeviceError(f"{what} into onnxruntime {ort.__version__}: {reason(error)}", "update both") from error
+    if not found:
+        raise Absent(
+            "there is no GPU with a driver for Vulkan, Direct3D 12 or Metal", "install its driver, or use device 'cpu'"
+        )
+    return min(found, key=lambda one: not is_hardware(one))
+
+
+@lru_cache
+def _register(name: str, library: str) -> None:
+    """Load a plug-in, once: to load it twice crashes the process."""
+    load_onnxruntime().register_execution_provider_library(name, library)
+
+
+def _adapters(ort: Any, plugin: Any) -> list[Any]:
+    return [one for one in ort.get_ep_devices() if one.ep_name == plugin.get_ep_name()]
+
+
+def is_hardware(adapter: Any) -> bool:
+    """Whether an adapter is a GPU, and no program that does as if."""
+    return str(adapter.device.type).endswith("GPU")
+
+
+def processor(adapter: Any) -> str:
+    """An adapter's name, for a person."""
+    device = adapter.device
+    name = dict(device.metadata).get("Description") or f"GPU {device.device_id:#06x} of {device.vendor or 'an unknown vendor'}"
+    return name if is_hardware(adapter) else "a software adapter"
 
 
 def load_onnxruntime() -> Any:
@@ -31,16 +425,10 @@ def load_onnxruntime() -> Any:
         return onnxruntime
     except (ImportError, AttributeError) as error:
         here = installed()
-        damaged = isinstance(error, AttributeError) or here
-    if not damaged:
-        raise DeviceError("onnxruntime is not installed", INSTALL)
-    raise DeviceError(f"onnxruntime is damaged: {_mix(here)}", REINSTALL)
-
-
-def _mix(here: list[str]) -> str:
-    if len(here) > 1:
-        return f"{' and '.join(here)} share its files"
-    return "onnxruntime and onnxruntime-gpu share its files, and one of them was removed"
+        if isinstance(error, ImportError) and not here:
+            raise DeviceError("onnxruntime is not installed", INSTALL) from None
+    removed = "" if len(here) > 1 else ", and one of them was removed"
+    raise DeviceError(f"onnxruntime is damaged: {' and '.join(PACKAGES)} share its files{removed}", REINSTALL)
 
 
 def installed() -> list[str]:
@@ -50,108 +438,54 @@ def installed() -> list[str]:
 
 def version_of(package: str) -> str:
     """The version that pip knows of a package, or nothing."""
-    from importlib import metadata
-
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
 
 
-def check_provider(name: str) -> str:
-    """ONNX Runtime's version and the provider for cuda or tensorrt. Raises DeviceError where that cannot be loaded."""
-    ort, provider = load_onnxruntime(), PROVIDERS[name]
-    what = f"onnxruntime {ort.__version__}"
-    if provider not in ort.get_available_providers():
-        here = " and ".join(installed()) or "a package that pip does not know"
-        raise DeviceError(f"{what}, by {here}, has no {provider}", REINSTALL)
-    if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN may have come by pip
-        ort.preload_dlls()
-    if missing := _missing_library(Path(ort.__file__).parent / "capi", name):
-        raise DeviceError(f"{what} cannot load its {provider}: {missing}", REPAIRS[name])
-    return f"{what} {provider}"
-
-
-def _missing_library(folder: Path, name: str) -> str:
-    """What the system's loader says is missing for a provider, such as libcudnn.so.9; nothing where nothing is."""
-    if sys.platform != "linux":
-        return ""
-    import ctypes
-
-    try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"))
-    except OSError as error:
-        return reason(error)
-    return ""
-
-
-class OnnxTrunk:
-    """A trunk's session whose inputs and output stay in device memory. Parts in the constructor, `load` builds them."""
-
-    def __init__(self, device: Device, session: Any, half: bool, runs_on: str) -> None:
-        self.half, self.runs_on = half, runs_on
-        self._device, self._session = device, session
-        self._run_options = load_onnxruntime().RunOptions()
-        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # all is on one stream
-
-    @classmethod
-    def load(cls, device: Device, graph: bytes, half: bool, name: str, settings: Mapping[str, str]) -> OnnxTrunk:
-        """A graph on the provider for cuda or tensorrt, with its settings. Raises DeviceError unless all of it runs there."""
-        what, provider = check_provider(name), PROVIDERS[name]
-        ort = load_onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        stream = {"user_compute_stream": str(device.stream)}
-        try:
-            with device.borrowed():
-                session = ort.InferenceSession(graph, options, providers=[(provider, stream | dict(settings))])
-        except Exception as error:  # ONNX Runtime has no base class for its own
-            raise _failure(f"{what} does not work here", error) from error
-        if session.get_providers()[0] != provider:  # it falls back with a line in its log only
-            raise DeviceError(f"{what} is there, but was not used", "metasrgan doctor")
-        return cls(device, session, half, f"{what}, {'float16' if half else 'float32'}")
-
-    def run(self, image: Array, told: Array | None, responses: Array) -> None:
-        binding = self._session.io_binding()
-        where = self._device.kind, 0
-        binding.bind_input("image", *where, image.dtype.type, [1, 1, *image.shape], image.pointer)
-        if told is not None:
-            binding.bind_input("told", *where, told.dtype.type, [*told.shape], told.pointer)
-        binding.bind_output("responses", *where, responses.dtype.type, [1, *responses.shape], responses.pointer)
-        with self._device.borrowed():
-            try:
-                self._session.run_with_iobinding(binding, self._run_options)
-            except Exception as error:
-                raise _failure(self.runs_on, error) from error
-
-    def close(self) -> None:
-        self._session = None
-
-
-def cuda_settings() -> dict[str, str]:
-    # TF32 would keep ten bits of a product; a search for the fastest convolution would be repeated for each new shape.
-    return {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
-
-
-def tensorrt_settings(half: bool, largest: int, cache: Path) -> dict[str, str]:
-    """One engine for all shapes up to `largest`, kept in the folder `cache`, which must be this graph's alone: the provider
-    names its files by a graph's structure, not by its weights."""
-    usual = min(256, largest)
-    shapes = {"min": 1, "opt": usual, "max": largest}
-    return {
-        "trt_fp16_enable": str(int(half)),
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(cache),
-        **{f"trt_profile_{which}_shapes": f"image:1x1x{size}x{size}" for which, size in shapes.items()},
-    }
-
-
-def _failure(what: str, error: Exception) -> DeviceError:
-    return (DeviceMemoryError if out_of_memory(error) else DeviceError)(f"{what}: {reason(error)}")
+def _preload(ort: Any) -> None:
+    """Load CUDA and cuDNN where they came by pip. What ONNX Runtime prints of it goes to the log."""
+    if load := getattr(ort, "preload_dlls", None):
+        quiet = vars(ort) | {"print": lambda *said: log.debug("onnxruntime: %s", " ".join(map(str, said)))}
+        FunctionType(load.__code__, quiet, argdefs=load.__defaults__)()
 
 
 def out_of_memory(error: Exception) -> bool:
     """Whether memory is what ONNX Runtime, which has no type for it, could not get."""
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in ("memory", "bad_alloc"))
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def _too_little(name: str) -> tuple[str, str]:
+    if DEVICES[name].memory == "cpu":
+        return "there is too little memory for the network", "free some, or give fewer threads or workers"
+    return "the GPU has too little memory for the network", "free some, or give smaller tiles"
+
+
+def _check_threads(count: int) -> None:
+    """Raise DeviceMemoryError where so many threads cannot be started: ONNX Runtime would wait for ever for those it has."""
+    ready = threading.Event()
+    threads = [threading.Thread(target=ready.wait, daemon=True) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    except (RuntimeError, MemoryError):
+        raise DeviceMemoryError(f"this process may not start {count} threads", "give fewer, or raise its limits") from None
+    finally:
+        ready.set()
+        for thread in threads:
+            if thread.ident:
+                thread.join()
+
+
+def available_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processors that this process may use: those of its affinity mask, and no more than a container's share of time allows."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:
+        count = os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        return min(count, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):  # no container, or one without a limit: "max 100000"
+        return count

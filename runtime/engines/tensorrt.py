@@ -1,97 +1,229 @@
-"""TensorRT: a trunk's ONNX → an engine, built once and kept, and that engine as a trunk on the GPU.
+"""The native engine for NVIDIA GPUs: the trunk by TensorRT, grey values and the Meta-Upscale stage by kernels, on one stream.
 
-The package `tensorrt` where it is installed, or else `tensorrt_rtx`, TensorRT for RTX: the same interface, made for small GPUs,
-and able to build on a machine that has none. Precision is what the graph says: neither has a switch for it any more.
+TensorRT is the package `tensorrt` where it is installed, or else `tensorrt_rtx`, made for small GPUs, which builds engines on a
+machine without one too. Precision is what the graph says: neither has a switch for it any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import logging
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import grid
+from ..acquired import NOTHING, Told
+from ..bounded import BoundedCache
 from ..bundle import Bundle
-from ..errors import DeviceError, DeviceMemoryError
-from ..tiles import TILE
-from . import cuda
+from ..errors import ClosedError, DeviceError, ImageError, reason
+from ..intensity import UNIT, Intensity
+from ..tiles import Span
 from .cache import EngineCache
-from .ort import OnnxTrunk, tensorrt_settings
-
-if TYPE_CHECKING:
-    from . import Progress
-    from .gpu import Trunk
+from .cuda import Array, Device
 
 log = logging.getLogger(__name__)
 
-MODULES = ("tensorrt", "tensorrt_rtx")
-CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0))  # that TensorRT for RTX builds for ahead of time
-PORTABLE = "any of " + ", ".join(f"{major}.{minor}" for major, minor in CAPABILITIES)
-INSTALL = "pip install tensorrt-rtx"
+Progress = Callable[[str, int, int], None]  # of an engine that is built: phase, steps done, steps in all
+KERNELS = ("standardise", "meta_upscale_float", "meta_upscale_half")
+IMAGE = np.dtype("u8, u8, i8, i8, i4, i4, i4, f4, f4, f4", align=True)  # as meta_upscale.cu has them
+STAGE = np.dtype("u8, u8, u8, u8, u8, u8, u8, u8, u8, (9,)i4, (4,)f4", align=True)
+KINDS = "fehHbB"  # NumPy's characters for the types of pixels that float32 holds exactly
+_CACHED = 8 << 20  # bytes on the GPU of tables and of where pixels lie: 200 kB and 20 kB at most for a slice of 240×240
 
 
-def load_library(names: tuple[str, ...] = MODULES) -> Any:
-    """The first of the modules that can be imported. Raises DeviceError where none can."""
+@dataclass
+class Features:
+    """A standardised image on the GPU, what is told of it, and its features (B', H, W), in half precision or not."""
+
+    image: Array
+    told: Told
+    values: Array
+
+
+class TensorRtEngine:
+    """A bundle on an NVIDIA GPU. Threads may share it, and take turns.
+
+    Where half precision overflows, the image is computed once more in float32, and a warning says so.
+    """
+
+    device, in_flight = "tensorrt", 2
+
+    def __init__(self, bundle: Bundle, tile: int, cache_dir: Path | None = None, progress: Progress | None = None) -> None:
+        """For images of `tile` pixels an axis and their halo. Raises DeviceError, which says what is missing."""
+        if bundle.integers:
+            raise DeviceError("this bundle computes in 8-bit integers, for CPUs", "give the one exported without --int8")
+        self._bundle, self._model, self._predictor = bundle, bundle.model, bundle.predictor()
+        self._largest, self._cache = tile + 2 * bundle.model.radius, EngineCache(cache_dir)
+        self._progress = progress or (lambda phase, done, total: None)
+        self._gpu, self._library, self._lock = Device(), load_library(), threading.RLock()
+        if self._gpu.capability < (7, 5):
+            raise DeviceError(f"{self._gpu.name} is older than compute capability 7.5", "use device 'gpu' or 'cpu'")
+        self._logger = _logger(self._library)  # which TensorRT does not keep alive
+        self._trunks: dict[bool, Any] = {}
+        self._kept: BoundedCache[Array] = BoundedCache(_CACHED)
+        self.runs_on = f"{describe(self._library)}, {bundle.model.precision}, {self._gpu.name}"
+        with self._working() as gpu:
+            self._kernels = gpu.load(resources.files(__package__).joinpath("meta_upscale.ptx").read_bytes(), *KERNELS)
+            self._trunk(bundle.has_half)
+
+    def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Features:
+        """Grey values (H, W), on the host or, of `KINDS`, with `__cuda_array_interface__` → features."""
+        on_host = isinstance(image, np.ndarray)
+        if on_host and (image.dtype.char not in KINDS or levels.aside):
+            image, levels = levels.normalise(image), UNIT
+        spread = (levels.white - levels.black) or 1.0
+        affine = levels.black, 1 / (spread * self._model.std), -self._model.mean / self._model.std
+        with self._working() as gpu:
+            pixels = gpu.borrow(gpu.upload(image) if on_host else image)
+            if pixels.dtype.char not in KINDS or not pixels.dtype.isnative:
+                raise ImageError(f"pixels of type {pixels.dtype} on the GPU: give float32, or integers of at most 16 bits")
+            standard = Array(gpu, pixels.shape, np.float32)
+            struct = pixels.pointer, standard.pointer, *pixels.strides, *pixels.shape, ord(pixels.dtype.char), *affine
+            gpu.launch(self._kernels["standardise"], pixels.shape, np.array(struct, IMAGE))
+            return Features(standard, told, self._run_trunk(standard, told, self._bundle.has_half))
+
+    def render(self, features: Features, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> None:
+        """The pixels rows × cols at a scale, grey values clipped to the levels' range, into `out`, float32.
+
+        `out` is on the host, or has `__cuda_array_interface__`; its rows are contiguous.
+        """
+        with self._working() as gpu:
+            target = Array(gpu, out.shape, np.float32) if isinstance(out, np.ndarray) else gpu.borrow(out)
+            while not self._launch(features.values, rows, cols, scales, levels, target):
+                if features.values.dtype == np.float32:
+                    raise DeviceError(f"{self.runs_on}: the result is not finite", "use device 'cpu', and report it")
+                log.warning("half precision overflowed: this image is computed again in float32")
+                features.values = self._run_trunk(features.image, features.told, half=False)
+            if isinstance(out, np.ndarray):
+                out[...] = gpu.download(target)
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """A float32 array on the GPU, which may outlive the engine."""
+        with self._working() as gpu:
+            return Array(gpu, shape, np.float32)
+
+    def upload(self, array: NDArray[np.float32]) -> Array:
+        """A copy on the GPU."""
+        with self._working() as gpu:
+            copy = gpu.upload(array)
+            gpu.synchronise()
+            return copy
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        """A copy on the host of an array with `__cuda_array_interface__`."""
+        with self._working() as gpu:
+            return gpu.download(gpu.borrow(array))
+
+    def close(self) -> None:
+        """Let go of the GPU. Arrays and features that are referred to keep their own memory. Harmless when repeated."""
+        with contextlib.suppress(ClosedError), self._working() as gpu:
+            gpu.cuda.cuStreamSynchronize(gpu.stream)  # whatever it says: after an error, nothing works any more
+            self._trunks, self._kernels, self._kept = {}, {}, BoundedCache(0)
+            del self._gpu
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[Device]:
+        with self._lock:
+            if not hasattr(self, "_gpu"):
+                raise ClosedError("this Upscaler is closed: load it again")
+            gpu = self._gpu
+            with gpu.current():
+                yield gpu
+
+    def _keep(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> Array:
+        return self._kept.get(key, lambda: self._gpu.upload(make()))
+
+    def _trunk(self, half: bool) -> Any:
+        """The trunk's context, of an engine that the cache has, or that is built now and kept."""
+        if half not in self._trunks:
+            library, graph, gpu = self._library, self._bundle.trunk(half), self._gpu
+            of = describe(library), gpu.name, *gpu.capability, self._largest, hashlib.sha256(graph).hexdigest()
+            key = " ".join(map(str, of))  # all that an engine depends on; precision is in the graph
+            if (engine := self._cache.get(key)) is None:
+                log.warning("%s builds an engine for this GPU, once: this takes up to some minutes", describe(library))
+                self._progress("TensorRT's engine", 0, 1)
+                engine = build(library, graph, self._largest)
+                self._cache.put(key, engine)
+                self._progress("TensorRT's engine", 1, 1)
+            loaded = library.Runtime(self._logger).deserialize_cuda_engine(engine)
+            context = loaded and loaded.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if context is None:
+                raise DeviceError(f"{self.runs_on} cannot load its engine: {self._logger.last}", "metasrgan cache --clear")
+            self._trunks[half] = context
+        return self._trunks[half]
+
+    def _run_trunk(self, image: Array, told: Told, half: bool) -> Array:
+        """The features of a standardised image; TensorRT works in memory as large as this image needs."""
+        gpu, context, channels = self._gpu, self._trunk(half), self._model.basis + 9 * self._model.skip
+        tensors = {"image": image, "features": Array(gpu, (channels, *image.shape), np.float16 if half else np.float32)}
+        if self._model.told:
+            tensors["told"] = self._keep(("told", told), lambda: np.array(told, np.float32))
+        fits = context.set_input_shape("image", (1, 1, *image.shape))
+        if fits and all(context.set_tensor_address(name, array.pointer) for name, array in tensors.items()):
+            memory = Array(gpu, (context.update_device_memory_size_for_shapes(),), np.uint8)
+            context.set_device_memory(memory.pointer, memory.nbytes)
+            if context.execute_async_v3(int(gpu.stream)):
+                return tensors["features"]
+        raise DeviceError(f"{self.runs_on}: an image of {image.shape} failed: {self._logger.last}")
+
+    def _launch(self, features: Array, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, target: Array) -> bool:
+        """Whether all pixels are finite."""
+        gpu, model, predictor, spread = self._gpu, self._model, self._predictor, levels.white - levels.black
+        units, by_table, parts = len(predictor.b1), grid.has_table(scales), (rows.offset, cols.offset, scales)
+        if by_table:
+            filters = self._keep(scales, lambda: predictor.table(scales))
+            places = filters.pointer, 0, 0
+        else:
+            filters = self._keep(("hidden", rows.key, cols.key), lambda: np.concatenate(predictor.hidden_parts(*parts)))
+            places = 0, filters.pointer, filters.pointer + 4 * units * len(rows)
+        w2, b2 = self._keep("w2", lambda: predictor.w2.T), self._keep("b2", lambda: predictor.b2)
+        axes, bad = self._keep((rows.key, cols.key), lambda: _axes(rows, cols, by_table)), gpu.upload(np.zeros(1, np.int32))
+        sizes = *features.shape, model.basis, units, scales[1].numerator, *target.shape, target.strides[0] // 4
+        affine = model.std * spread, model.mean * spread + levels.black, levels.low, levels.high
+        pointers = features.pointer, *places, *(array.pointer for array in (w2, b2, axes, target, bad))
+        kernel = self._kernels["meta_upscale_half" if features.dtype == np.float16 else "meta_upscale_float"]
+        gpu.launch(kernel, target.shape, np.array((*pointers, sizes, affine), STAGE))
+        return not gpu.download(bad)[0]
+
+
+def _axes(rows: Span, cols: Span, by_table: bool) -> NDArray[np.int32]:
+    """Where pixels lie, as `axes` of meta_upscale.cu has it. Without a table, each output is a phase of its own."""
+    parts: list[NDArray[np.int32]] = []
+    for span in (rows, cols):
+        phase = span.axis.phase[span.start : span.stop] if by_table else np.arange(len(span))
+        taps = grid.skip_taps(span.axis.scale, span.axis.projection, span.offset).astype(np.float32)
+        parts += [span.sources, phase.astype(np.int32), taps.ravel().view(np.int32)]
+    return np.concatenate(parts)
+
+
+def load_library() -> Any:
+    """TensorRT, or TensorRT for RTX. Raises DeviceError where neither can be imported."""
     said = []
-    for name in names:
+    for name in ("tensorrt", "tensorrt_rtx"):
         try:
             module = importlib.import_module(name)
             module.Builder  # noqa: B018  the package on PyPI may be without its libraries
             return module
         except (ImportError, AttributeError, OSError) as error:
-            said.append(f"{name}: {error}")
-    raise DeviceError(f"TensorRT is not installed ({'; '.join(said)})", INSTALL)
+            said.append(f"{name}: {reason(error)}")
+    raise DeviceError(f"TensorRT is not installed ({'; '.join(said)})", "pip install tensorrt-rtx")
 
 
 def describe(library: Any) -> str:
     return f"{library.__name__} {library.__version__}"
 
 
-def open_trunk(
-    device: cuda.Device, bundle: Bundle, largest: int, cache: EngineCache, progress: Progress | None, half: bool
-) -> Trunk:
-    """A bundle's trunk by TensorRT: with an engine that the bundle or the cache has, or one that is built now and kept.
-
-    Without a TensorRT of Python's, ONNX Runtime's TensorRT provider serves where it can. Raises DeviceError.
-    """
-    graph, gpu = bundle.trunk(half), device.properties
-    try:
-        library = load_library()
-    except DeviceError as error:
-        settings = tensorrt_settings(half, largest, cache.folder(hashlib.sha256(graph).hexdigest()))
-        try:
-            return OnnxTrunk.load(device, graph, half, "tensorrt", settings)
-        except DeviceError as also:
-            raise DeviceError(f"{error.problem}; {also.problem}", error.repair) from None
-    own = key(library, graph, largest, f"{gpu.name}, {gpu.compute_capability[0]}.{gpu.compute_capability[1]}")
-    portable = key(library, graph, largest, PORTABLE)
-    engine = bundle.engine(portable) if gpu.compute_capability in CAPABILITIES else None
-    engine = engine or cache.get(own)
-    if engine is None:
-        log.warning("%s builds an engine for this GPU, once: this takes up to some minutes", describe(library))
-        engine = build(library, graph, largest, portable=False, progress=progress)
-        cache.put(own, engine)
-    return TensorRtTrunk(library, device, engine, half)
-
-
-def portable_engines(bundle: Bundle) -> tuple[dict[str, dict[str, str]], dict[str, bytes]]:
-    """What a bundle may carry as `engines` in its manifest, and the members: an engine for all of `CAPABILITIES`, for the usual
-    tiles. Needs TensorRT for RTX, and no GPU. Raises DeviceError."""
-    library, name = load_library(("tensorrt_rtx",)), "engines/rtx.engine"
-    graph, largest = bundle.trunk(bundle.has_half), TILE + 2 * bundle.model.radius
-    return {name: key(library, graph, largest, PORTABLE)}, {name: build(library, graph, largest, portable=True)}
-
-
-def key(library: Any, graph: bytes, largest: int, gpu: str) -> dict[str, str]:
-    """All that an engine depends on. Precision is in the graph."""
-    return {"graph": hashlib.sha256(graph).hexdigest(), "library": describe(library), "gpu": gpu, "largest": str(largest)}
-
-
-def build(library: Any, graph: bytes, largest: int, portable: bool, progress: Progress | None = None) -> bytes:
-    """An engine for images of 1×1 to `largest`×`largest` pixels, for the GPU here or, `portable`, for all of `CAPABILITIES`.
-
-    Takes seconds to minutes; `progress` is told. Raises DeviceError where TensorRT refuses the graph or fails.
-    """
+def build(library: Any, graph: bytes, largest: int) -> bytes:
+    """An engine for images of 1×1 to `largest`×`largest` pixels on this GPU. Raises DeviceError."""
     logger = _logger(library)
     builder = library.Builder(logger)
     # TensorRT 11 has typed networks only, and no flag for them.
@@ -100,85 +232,29 @@ def build(library: Any, graph: bytes, largest: int, portable: bool, progress: Pr
     parser = library.OnnxParser(network, logger)
     if not parser.parse(graph):
         raise DeviceError(f"{describe(library)} cannot read this bundle's trunk: {parser.get_error(0).desc()}")
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    usual = min(256, largest)
-    profile.set_shape("image", (1, 1, 1, 1), (1, 1, usual, usual), (1, 1, largest, largest))
+    planes = network.add_shuffle(network.get_output(0))
+    planes.first_transpose = 0, 3, 1, 2  # from channels last, of which neighbouring threads would read far from each other
+    network.unmark_output(network.get_output(0))
+    network.mark_output(planes.get_output(0))
+    planes.get_output(0).name = "features"
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    profile.set_shape("image", (1, 1, 1, 1), (1, 1, *[min(256, largest)] * 2), (1, 1, largest, largest))
     config.add_optimization_profile(profile)
     config.clear_flag(library.BuilderFlag.TF32)  # which would keep ten bits of a product
-    if portable:
-        config.num_compute_capabilities = len(CAPABILITIES)
-        for k, (major, minor) in enumerate(CAPABILITIES):
-            config.set_compute_capability(getattr(library.ComputeCapability, f"SM{major}{minor}"), k)
-    if progress is not None and hasattr(library, "IProgressMonitor"):
-        config.progress_monitor = _monitor(library, progress)
     content = builder.build_serialized_network(network, config)
     if content is None:
         raise DeviceError(f"{describe(library)} could not build an engine: {logger.last}")
     return bytes(content)
 
 
-class TensorRtTrunk:
-    """An engine as a trunk on the GPU."""
-
-    def __init__(self, library: Any, device: cuda.Device, engine: bytes, half: bool) -> None:
-        self.half, self._device = half, device
-        self.runs_on = f"{describe(library)}, {'float16' if half else 'float32'}"
-        logger = _logger(library)
-        with device.borrowed():
-            self._runtime = library.Runtime(logger)
-            self._engine = self._runtime.deserialize_cuda_engine(engine)
-            self._context = self._engine and self._engine.create_execution_context()
-        if self._context is None:
-            kind = DeviceMemoryError if "memory" in logger.last.lower() else DeviceError
-            raise kind(f"{describe(library)} cannot run its engine on this GPU: {logger.last}")
-        self._logger = logger  # TensorRT does not keep it alive
-
-    def run(self, image: cuda.Array, told: cuda.Array | None, responses: cuda.Array) -> None:
-        context = self._context
-        with self._device.borrowed() as stream:
-            fits = context.set_input_shape("image", (1, 1, *image.shape))
-            fits = fits and context.set_tensor_address("image", image.pointer)
-            fits = fits and (told is None or context.set_tensor_address("told", told.pointer))
-            fits = fits and context.set_tensor_address("responses", responses.pointer)
-            if not fits or not context.execute_async_v3(stream):
-                raise DeviceError(f"{self.runs_on}: an image of {image.shape} failed: {self._logger.last}")
-
-    def close(self) -> None:
-        with self._device.borrowed():
-            del self._context, self._engine, self._runtime
-
-
 def _logger(library: Any) -> Any:
     """TensorRT's words in this package's log; `last` is the last complaint."""
 
     class Logger(library.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.last = "it does not say why"
+        last = "it does not say why"
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR):
-                self.last = message
+            self.last = message if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR) else self.last
             log.debug("%s: %s", severity, message)
 
     return Logger()
-
-
-def _monitor(library: Any, progress: Progress) -> Any:
-    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self._steps: dict[str, int] = {}
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self._steps[name] = steps
-
-        def step_complete(self, name: str, step: int) -> bool:
-            progress(name, step + 1, self._steps[name])
-            return True
-
-        def phase_finish(self, name: str) -> None:
-            self._steps.pop(name, None)
-
-    return Monitor()

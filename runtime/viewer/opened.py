@@ -21,7 +21,7 @@ from ..errors import ImageError
 from ..intensity import Intensity
 from ..measure import Matrix
 from ..scan import Scan
-from ..slices import Encoded, Slices, output_shape
+from ..slices import Encoded, Slices, Tile, output_shape
 from ..upscaler import Upscaler, View
 
 Float = NDArray[np.float32]
@@ -85,7 +85,7 @@ class Shown:
 
     @property
     def nbytes(self) -> int:
-        return sum(tile.responses.nbytes for tile in self.encoded.tiles)
+        return sum(_features(tile).nbytes for tile in self.encoded.tiles)
 
     def lacking(self) -> Float:
         """What the output lacks of what was measured, on the grid of `Plane.fine`; black is 0 and white 1."""
@@ -191,7 +191,7 @@ class Opened:
             (y, inner_y), (x, inner_x) = (
                 (slice(k.start, k.stop), slice(k.start - k.first, k.stop - k.first)) for k in (tile.rows, tile.cols)
             )
-            part = tile.responses[inner_y, inner_x]
+            part = _features(tile)[inner_y, inner_x]
             for first in range(0, basis, 4):
                 last = min(first + 4, basis)
                 responses[first // 4, y, x, : last - first] = part[..., first:last]
@@ -306,3 +306,9 @@ def _upright(axes: str) -> tuple[bool, list[bool], Sequence[str]]:
     flipped = [down in "SA", right in "RA"]
     bottom, last = (_OPPOSITE[end] if flip else end for end, flip in zip((down, right), flipped))
     return turned, flipped, [_OPPOSITE[bottom], bottom, _OPPOSITE[last], last]
+
+
+def _features(tile: Tile) -> Float:
+    """A tile's features (h, w, B'), which ONNX Runtime holds on the CPU."""
+    held: Float = tile.features.value.numpy()
+    return held.reshape(tile.rows.last - tile.rows.first, tile.cols.last - tile.cols.first, -1)

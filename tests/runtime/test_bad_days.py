@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from runtime import DeviceError, Upscaler
-from runtime.engines.cpu import available_processors
+from runtime.engines.ort import available_processors
 from tests.conftest import ROOT
 
 
@@ -49,7 +49,7 @@ def test_more_threads_than_processors_give_the_same_picture(head: np.ndarray) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on memory holds on Linux alone")
-@pytest.mark.parametrize("work", ["up.slices.engine.encode(image)", "np.linalg.inv(image)"])
+@pytest.mark.parametrize("work", ["up.slices.engine.encode(image, UNIT)", "np.linalg.inv(image)"])
 def test_too_little_memory_is_an_error_with_a_type(work: str) -> None:
     """ONNX Runtime's own error has none, and OpenBLAS ends a process that has no memory for its first product."""
     code = f"""
@@ -58,6 +58,7 @@ import resource
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each of its threads takes memory when it first works
 import numpy as np
 from runtime import Upscaler
+from runtime.intensity import UNIT
 image = np.random.default_rng(0).random((400, 400)).astype(np.float32)
 with Upscaler.load(threads=1) as up:
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -190,7 +190,7 @@ def test_a_model_out_of_bounds_is_refused(content: bytes, change: dict[str, int]
         Bundle.parse(_rewritten(content, {"model": model}), "x")
 
 
-@pytest.mark.parametrize("change", [{"format": "x" * 9000}, {"version": 10**400}, {"version": "3"}, {"engines": ["a"]}])
+@pytest.mark.parametrize("change", [{"format": "x" * 9000}, {"version": 10**400}, {"version": "3"}])
 def test_a_manifest_that_says_odd_things_is_refused_in_a_short_line(content: bytes, change: dict[str, object]) -> None:
     with pytest.raises(BundleError) as caught:
         Bundle.parse(_rewritten(content, change), "x")

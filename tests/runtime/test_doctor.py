@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 
-from runtime import engines
+from runtime import Upscaler, engines
 from runtime.__main__ import main
 from runtime.engines import cuda
 from runtime.engines.cache import EngineCache
@@ -21,9 +22,10 @@ def test_without_a_driver_it_says_what_runs_and_what_does_not(tmp_path: Path, ca
     assert main(["doctor", "--cache-dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     said = {line.split()[0]: line for line in lines}
-    assert "cpu: onnxruntime" in said["auto"]
+    assert "ms  the CPU computes: " in said["auto"]
+    assert " ms  onnxruntime " in said["cpu"]
     assert said["cuda"].endswith("no: no NVIDIA driver is installed here")
-    assert "→ install one, or use device 'cpu'" in lines[lines.index(said["cuda"]) + 1]
+    assert "→ install one, or use device 'gpu' or 'cpu'" in lines[lines.index(said["cuda"]) + 1]
     assert "0 engines" in said["cache"]
 
 
@@ -31,6 +33,7 @@ def test_a_program_gets_the_same_as_json(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["doctor", "--json", "--cache-dir", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["devices"]["cpu"]["works"] is True
+    assert found["devices"]["cpu"]["ms"] > 0
     assert found["devices"]["tensorrt"]["works"] is False
     assert found["gpu"] == {"problem": "no NVIDIA driver is installed here"}
     assert found["packages"]["numpy"]
@@ -41,21 +44,24 @@ def test_half_an_installation_is_said_device_by_device(
 ) -> None:
     """A GPU, its driver, and the onnxruntime that is for CPUs."""
 
-    class Driver:
-        library, kind = "cuda-bindings 12.9", "cuda"
-        properties = cuda.Properties("A small GPU", (8, 6), 4_000_000_000, 12080)
+    class Device:
+        name, capability, driver = "A small GPU", (8, 6), 12080
 
-        def __getattr__(self, name: str) -> object:
-            return lambda *_: 3_000_000_000
+        def memory(self) -> tuple[int, int]:
+            return 3_000_000_000, 4_000_000_000
 
     monkeypatch.setattr(engines, "driver_is_installed", lambda: True)
-    monkeypatch.setattr(cuda, "open_driver", Driver)
-    with caplog.at_level(logging.WARNING):
-        assert main(["doctor", "--cache-dir", str(tmp_path)]) == 0
+    monkeypatch.setattr(cuda, "Device", Device)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert main(["doctor", "--cache-dir", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "A small GPU, compute capability 8.6, 4,000 MB, 3,000 MB of it free; its driver serves CUDA 12.8" in out
     assert "has no CUDAExecutionProvider\n          → pip uninstall onnxruntime onnxruntime-gpu" in out
-    assert "the CPU computes, not cuda" in caplog.text  # and `auto` falls back aloud
+    assert "the CPU computes: this machine has an NVIDIA driver, but cuda fails: onnxruntime" in out
+    with caplog.at_level(logging.WARNING), Upscaler.load(device="auto") as up:  # which falls back aloud
+        assert up.device == "cpu"
+    assert [record.getMessage()[:46] for record in caplog.records] == ["the CPU computes: this machine has an NVIDIA d"]
 
 
 def test_a_damaged_bundle_is_no_crash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,12 +71,11 @@ def test_a_damaged_bundle_is_no_crash(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_cache_is_listed_and_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    key = {"graph": "a", "library": "tensorrt_rtx 1.7", "gpu": "A small GPU, 8.6", "largest": "544"}
-    EngineCache(tmp_path).put(key, b"x" * 1_000_000)
+    EngineCache(tmp_path).put("tensorrt_rtx 1.7, A small GPU", b"x" * 1_000_000)
     assert main(["cache", "--cache-dir", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "1 engines, 1.0 MB" in out
-    assert "tensorrt_rtx 1.7, A small GPU, 8.6, 544" in out
+    assert "tensorrt_rtx_1.7_A_small_GPU: 1.0 MB" in out
     assert main(["cache", "--clear", "--cache-dir", str(tmp_path)]) == 0
     assert "1 engines removed" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

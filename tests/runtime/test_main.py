@@ -214,7 +214,7 @@ def test_bad_input_file_is_one_clear_line(name: str, tmp_path: Path, capsys: pyt
         (["--scale", "1", "2", "3", "4"], "4 entries"),
         (["--shape", "10", "10"], "shape (10, 10) cannot be made of an image of 30×24"),
         (["--scale", "2", "--device", "toaster"], "device 'toaster' is unknown: use one of auto, cpu"),
-        (["--scale", "2", "--device", "cuda"], "no NVIDIA driver is installed here: install one, or use device 'cpu'"),
+        (["--scale", "2", "--device", "cuda"], "no NVIDIA driver is installed here: install one, or use device 'gpu' or 'cpu'"),
         (["--scale", "2", "--threads", "0"], "threads is 0"),
         (["--scale", "2", "--bundle", "none.bundle"], "none.bundle cannot be read"),
         (["--scale", "2", "--model", "slow"], "model 'slow' is unknown: use one of brain, fast, perceptual, or the path"),

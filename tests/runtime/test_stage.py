@@ -6,10 +6,14 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from runtime import Upscaler, grid, tiles
+from runtime.acquired import NOTHING
+from runtime.engines.ort import Features
+from runtime.intensity import Intensity
 from tests import reference
 
 SHAPE = (7, 11)  # odd, not square, no multiple of any q
@@ -48,15 +52,27 @@ def _spans(up: Upscaler, scales: tuple[Fraction, Fraction]) -> tuple[tiles.Span,
     return rows, cols
 
 
+def rendered(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) -> np.ndarray:
+    """The engine's pixels, in the network's own units."""
+    model, engine = up.bundle.model, up.slices.engine
+    rows, cols = _spans(up, scales)
+    out = np.empty((len(rows), len(cols)), np.float32)
+    value = encoded.responses.reshape(-1, encoded.responses.shape[-1])
+    features = Features(onnxruntime.OrtValue.ortvalue_from_numpy(value), out, NOTHING, half=False)
+    standard = Intensity(-np.inf, np.inf, black=-model.mean / model.std, white=(1 - model.mean) / model.std)
+    engine.render(features, rows, cols, scales, standard, out)
+    return out
+
+
 def by_table(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) -> np.ndarray:
     assert grid.has_table(scales)
-    return up.slices.engine.render(encoded.responses, *_spans(up, scales), scales)
+    return rendered(up, encoded, scales)
 
 
 def table_free(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) -> np.ndarray:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid, "has_table", lambda scales: False)
-        return up.slices.engine.render(encoded.responses, *_spans(up, scales), scales)
+        return rendered(up, encoded, scales)
 
 
 def loop(up: Upscaler, encoded: Encoded, scales: tuple[Fraction, Fraction]) -> np.ndarray:
@@ -108,7 +124,7 @@ def test_strips_do_not_show(random_upscaler: Upscaler, encoded: Encoded, monkeyp
     scales = (Fraction(21, 10), Fraction(21, 10))
     paths = (by_table, table_free)
     whole = [path(random_upscaler, encoded, scales) for path in paths]
-    monkeypatch.setattr("runtime.engines.cpu._STRIP_SLOTS", 1)
-    monkeypatch.setattr("runtime.engines.cpu._STRIP_PIXELS", 1)
+    monkeypatch.setattr("runtime.engines.stage._STRIP_SLOTS", 1)
+    monkeypatch.setattr("runtime.engines.stage._STRIP_PIXELS", 1)
     for path, expected in zip(paths, whole):
         np.testing.assert_allclose(path(random_upscaler, encoded, scales), expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -12,8 +12,8 @@ import pytest
 
 from runtime import BundleError, ClosedError, DeviceError, ImageError, ScaleError, Upscaler, grid
 from runtime.acquired import STORED
-from runtime.engines.cpu import CpuEngine
 from runtime.intensity import Intensity
+from runtime.phases import WeightPredictor
 from tests.conftest import random_generator
 
 
@@ -40,6 +40,12 @@ def test_a_stack_is_one_volume_with_one_range(shipped: Upscaler, head: np.ndarra
     assert (
         np.abs(sr[1] - shipped(stack[1], scale=2, acquired=STORED)).max() > 0.1
     )  # of a range of 100: a range of its own is another picture
+
+
+def test_slices_that_come_one_by_one_share_the_volumes_range(shipped: Upscaler, head: np.ndarray) -> None:
+    stack = np.stack([head, 0.1 * head])
+    known: dict[str, Any] = {"acquired": shipped.measure(stack), "levels": Intensity.of(stack)}
+    np.testing.assert_array_equal([shipped(slice_, 2, **known) for slice_ in stack], shipped(stack, 2))
 
 
 @pytest.mark.parametrize("scale", ["2", "2.1", "3.9", "1.7320508"])
@@ -221,14 +227,14 @@ def test_background_is_skipped_exactly(
     up = Upscaler.of(random_upscaler.bundle, tile=tile)
     encoded, run_trunk = [], up.slices.engine._run_trunk
 
-    def spy(part: np.ndarray, told: tuple[float, ...]) -> np.ndarray:
+    def spy(trunk: Any, part: np.ndarray, told: tuple[float, ...]) -> Any:
         encoded.append(part.size)
-        return run_trunk(part, told)
+        return run_trunk(trunk, part, told)
 
     monkeypatch.setattr(up.slices.engine, "_run_trunk", spy)
     skipped = up(image, "2.5")
     assert sum(encoded) < 0.9 * image.size
-    monkeypatch.setattr("runtime.engines.cpu._WORTH_SKIPPING", -1.0)
+    monkeypatch.setattr("runtime.engines.ort._WORTH_SKIPPING", -1.0)
     whole = up(image, "2.5")
     np.testing.assert_allclose(skipped, whole, rtol=0, atol=1e-6 * max(1, np.ptp(whole)))
 
@@ -329,13 +335,9 @@ def test_a_bundle_with_phase_tables_of_its_own_loads() -> None:
 
 def test_a_network_that_gives_nan_is_an_error(shipped: Upscaler, head: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """As half precision may where it overflows: cast to an integer, NaN would be any number."""
-    render = CpuEngine.render
-
-    def overflown(self: CpuEngine, *arguments: Any) -> np.ndarray:
-        pixels = render(self, *arguments)
-        pixels[3, 5] = np.nan
-        return pixels
-
-    monkeypatch.setattr(CpuEngine, "render", overflown)
-    with pytest.raises(DeviceError, match=r"gave NaN on onnxruntime.*: use device 'cpu'"):
-        shipped(head, 2)
+    table = WeightPredictor.table
+    monkeypatch.setattr(WeightPredictor, "table", lambda self, scales: table(self, scales) * np.float32(np.nan))
+    with Upscaler.of(shipped.bundle, device="cpu") as up:
+        with pytest.raises(DeviceError, match=r"onnxruntime.* is not finite: use device 'cpu'"):
+            up(head, 2)
+        assert np.isfinite(up(head, "1.7320508")).all()  # by the predictor: it is usable

@@ -245,7 +245,7 @@ def test_payload_has_what_the_stage_is_made_of(scan: Opened, served: Server) -> 
     image = np.frombuffer(body, "<f4", rows * cols).reshape(rows, cols)
     np.testing.assert_array_equal(image, encoded.acquired.canonical(encoded.unit)[0])
     halves = np.frombuffer(body, "<f2", 32 * rows * cols, image.nbytes).reshape(8, rows, cols, 4)
-    responses = encoded.tiles[0].responses
+    responses = encoded.tiles[0].features.value.numpy().reshape(rows, cols, -1)
     np.testing.assert_allclose(halves.transpose(1, 2, 0, 3).reshape(rows, cols, 32), responses[..., :32], rtol=1e-3, atol=1e-4)
     fine = json.loads(ask(served, f"/{served.token}/scan.json")[1])["planes"][0]["fine"]
     assert len(body) == image.nbytes + halves.nbytes + 2 * fine[0] * fine[1]

@@ -1,0 +1,91 @@
+"""Arrays in a GPU's memory, as PyCUDA, CuPy and torch have them: with `__cuda_array_interface__`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import measure
+from .acquired import Acquired
+from .engines import DeviceEngine
+from .errors import ImageError
+from .intensity import Intensity, real_array
+from .measure import Matrix
+from .sizes import Size
+from .slices import Slices, check_slice_shape, output_shape
+
+
+class Part:
+    """A part of an array in a GPU's memory, of the array's own face; slices and numbers give parts of it."""
+
+    def __init__(self, array: Any) -> None:
+        self._owner = array
+        # numpy works out where a part lies, and reads none of it.
+        self._at = np.asarray(_Face(dict(array.__cuda_array_interface__)))
+
+    def __getitem__(self, index: Any) -> Part:
+        part = object.__new__(Part)
+        part._owner, part._at = self._owner, self._at[index]
+        return part
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._at.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._at.dtype
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        own = self._at.__array_interface__
+        part = {name: own[name] for name in ("shape", "typestr", "data")} | {"strides": self._at.strides}
+        return dict(self._owner.__cuda_array_interface__) | part
+
+
+class _Face:
+    def __init__(self, face: dict[str, Any]) -> None:
+        self.__array_interface__ = {name: face.get(name) for name in ("shape", "typestr", "data", "strides")} | {"version": 3}
+
+
+def upscale(
+    slices: Slices,
+    image: Any,
+    size: Size,
+    acquired: Matrix,
+    noise: float | None,
+    grain: float,
+    levels: Intensity | None,
+    on_host: Callable[[NDArray[Any]], NDArray[np.float32]],
+) -> Any:
+    """A slice (H, W), or the slices of one volume (N, H, W), upscaled to a new float32 array in the same memory.
+
+    A copy on the host tells the range and what was measured, unless `levels` and an `Acquired` do. The pixels stay on the GPU,
+    but for those of which something is set aside, cropped to an acquired matrix, given back, or too fine for float32:
+    `on_host` upscales a copy. Raises ImageError where the engine computes elsewhere.
+    """
+    engine = slices.engine
+    if not isinstance(engine, DeviceEngine):
+        raise ImageError(f"the image is in a GPU's memory, and {engine.device} computes: copy it to the host, or load tensorrt")
+    part = Part(image)
+    if part._at.ndim not in (2, 3):
+        raise ImageError(f"the image has shape {part.shape}: give (H, W) or (N, H, W)")
+    check_slice_shape(part.shape[-2:])
+    host = None
+    if levels is None or not isinstance(acquired, Acquired):
+        host = real_array(engine.to_host(image))
+        levels = levels or Intensity.of(host)
+        acquired = measure.of(host, (-2, -1), levels, acquired, noise)
+    measured = acquired.along(-2, -1)
+    fine = part.dtype.itemsize > 2 and part.dtype != np.float32
+    if fine or grain or levels.aside or not measured.is_stored or not levels.fits_float32(np.float32):
+        return engine.upload(on_host(real_array(engine.to_host(image)) if host is None else host))
+    rows, cols, _ = size.of(part.shape[-2:], (), 2)
+    out = engine.empty((*part.shape[:-2], *output_shape(part.shape[-2:], (rows, cols))))
+    for k in np.ndindex(part.shape[:-2]):
+        target: Any = Part(out)[k]
+        slices.fill(target, part[k], levels, (rows, cols), measured)  # type: ignore[arg-type]
+    return out
