@@ -86,7 +86,7 @@ class TensorRtEngine:
             pixels = gpu.borrow(gpu.upload(image) if on_host else image)
             if pixels.dtype.char not in KINDS or not pixels.dtype.isnative:
                 raise ImageError(f"pixels of type {pixels.dtype} on the GPU: give float32, or integers of at most 16 bits")
-            standard = Array(gpu, pixels.shape, np.float32)
+            standard = gpu.empty(pixels.shape, np.float32)
             struct = pixels.pointer, standard.pointer, *pixels.strides, *pixels.shape, ord(pixels.dtype.char), *affine
             gpu.launch(self._kernels["standardise"], pixels.shape, np.array(struct, IMAGE))
             return Features(standard, told, self._run_trunk(standard, told, self._bundle.has_half))
@@ -97,7 +97,7 @@ class TensorRtEngine:
         `out` is on the host, or has `__cuda_array_interface__`; its rows are contiguous.
         """
         with self._working() as gpu:
-            target = Array(gpu, out.shape, np.float32) if isinstance(out, np.ndarray) else gpu.borrow(out)
+            target = gpu.empty(out.shape, np.float32) if isinstance(out, np.ndarray) else gpu.borrow(out)
             while not self._launch(features.values, rows, cols, scales, levels, target):
                 if features.values.dtype == np.float32:
                     raise DeviceError(f"{self.runs_on}: the result is not finite", "use device 'cpu', and report it")
@@ -109,7 +109,7 @@ class TensorRtEngine:
     def empty(self, shape: tuple[int, ...]) -> Array:
         """A float32 array on the GPU, which may outlive the engine."""
         with self._working() as gpu:
-            return Array(gpu, shape, np.float32)
+            return gpu.empty(shape, np.float32)
 
     def upload(self, array: NDArray[np.float32]) -> Array:
         """A copy on the GPU."""
@@ -164,12 +164,12 @@ class TensorRtEngine:
     def _run_trunk(self, image: Array, told: Told, half: bool) -> Array:
         """The features of a standardised image; TensorRT works in memory as large as this image needs."""
         gpu, context, channels = self._gpu, self._trunk(half), self._model.basis + 9 * self._model.skip
-        tensors = {"image": image, "features": Array(gpu, (channels, *image.shape), np.float16 if half else np.float32)}
+        tensors = {"image": image, "features": gpu.empty((channels, *image.shape), np.float16 if half else np.float32)}
         if self._model.told:
             tensors["told"] = self._keep(("told", told), lambda: np.array(told, np.float32))
         fits = context.set_input_shape("image", (1, 1, *image.shape))
         if fits and all(context.set_tensor_address(name, array.pointer) for name, array in tensors.items()):
-            memory = Array(gpu, (context.update_device_memory_size_for_shapes(),), np.uint8)
+            memory = gpu.empty((context.update_device_memory_size_for_shapes(),), np.uint8)
             context.set_device_memory(memory.pointer, memory.nbytes)
             if context.execute_async_v3(int(gpu.stream)):
                 return tensors["features"]
