@@ -39,11 +39,8 @@ def prepare(argv: list[str], prog: str) -> None:
     devices = f"one of {', '.join(engines.DEVICES)} (default: auto)"
     args = _parsed(argv, prog, prepare, "--device", default="auto", help=devices)
 
-    def show(phase: str, done: int, total: int) -> None:
-        print(f"\r{phase}: {done} of {total}".ljust(79), end="", flush=True)
-
     began = time.perf_counter()
-    with Upscaler.load(args.bundle, device=args.device, cache_dir=args.cache_dir, progress=show) as upscaler:
+    with Upscaler.load(args.bundle, device=args.device, cache_dir=args.cache_dir) as upscaler:
         upscaler.prepare((240, 240), 2)
         print(f"{upscaler.device} is ready: {upscaler.runs_on}, in {time.perf_counter() - began:.1f} s")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +24,6 @@ from .ort import OrtEngine
 log = logging.getLogger(__name__)
 
 DEVICES = ("auto", *ort.DEVICES, "tensorrt")
-Progress = Callable[[str, int, int], None]  # of an engine that is built: phase, steps done, steps in all
 _PROOF, _TIMED = 16, 128  # pixels an axis of the image that proves that an engine works, and of the one that times it
 
 
@@ -66,9 +64,7 @@ class DeviceEngine(Engine, Protocol):
         """A copy of a device array on the host."""
 
 
-def load(
-    bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir: Path | None, progress: Progress | None = None
-) -> Engine:
+def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir: Path | None) -> Engine:
     """The engine for a device by name. One small image has gone through it, unless it is the CPU's.
 
     `auto` takes cuda where it works; else gpu, if it is hardware and faster than the CPU; else the CPU. One line of the log
@@ -82,14 +78,14 @@ def load(
         log.log(logging.WARNING if faulty else logging.INFO, why)
         return engine
     if device == "cpu":
-        return OrtEngine.load(bundle, device, threads)
+        return OrtEngine(bundle, device, threads)
     if device in ("cuda", "tensorrt") and not driver_is_installed():
         raise DeviceError("no NVIDIA driver is installed here", "install one, or use device 'gpu' or 'cpu'")
     if device == "tensorrt":
         from . import tensorrt  # nobody without it imports any of it
 
-        return _proved(tensorrt.TensorRtEngine(bundle, tile, cache_dir, progress))
-    return _proved(OrtEngine.load(bundle, device, threads))
+        return _proved(tensorrt.TensorRtEngine(bundle, tile, cache_dir))
+    return _proved(OrtEngine(bundle, device, threads))
 
 
 def seconds(engine: Engine, pixels: int) -> float:
@@ -122,16 +118,15 @@ def _proved(engine: Engine) -> Engine:
         seconds(engine, _PROOF)
     except Exception as error:
         engine.close()
-        said = error.problem if isinstance(error, DeviceError) else f"{engine.runs_on}: {reason(error)}"
+        ours = error if isinstance(error, DeviceError) else DeviceError(f"{engine.runs_on}: {reason(error)}")
         known = ort.DEVICES[engine.device].repair if engine.device in ort.DEVICES else ""
-        kind = type(error) if isinstance(error, DeviceError) else DeviceError
-        raise kind(said, getattr(error, "repair", "") or known) from error
+        raise type(ours)(ours.problem, ours.repair or known) from error
     return engine
 
 
 def fastest(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str, bool]:
     """What `auto` takes, why, and whether a GPU that is here failed."""
-    cpu = OrtEngine.load(bundle, "cpu", threads)
+    cpu = OrtEngine(bundle, "cpu", threads)
     if bundle.integers:
         return cpu, "the CPU computes: this bundle is in 8-bit integers, which is for CPUs", False
     driver, said, faulty = driver_is_installed(), [], False

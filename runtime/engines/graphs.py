@@ -85,28 +85,3 @@ BLEND = model(
 )
 
 PROBE = model(node("Relu", "x", "y"), graph_input("x", "N"), graph_output("y", "N"))  # any provider can run it
-
-
-def merged(model: bytes) -> bytes:
-    """A model of several messages as one, for readers that are not protobuf's own."""
-    rest, graph, at = b"", b"", 0
-    while at < len(model):
-        start, (key, at) = at, _read(model, at)
-        value, at = _read(model, at)
-        if key & 7 == 2:  # bytes: `value` is how many
-            at += value
-        if key == 7 << 3 | 2:
-            graph += model[at - value : at]
-        else:
-            rest += model[start:at]
-    return rest + field(7, graph)
-
-
-def _read(message: bytes, at: int) -> tuple[int, int]:
-    """A varint, and where it ends."""
-    value = shift = 0
-    while True:
-        value |= (message[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if message[at - 1] < 0x80:
-            return value, at

@@ -32,7 +32,6 @@ from .cuda import Array, Device
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]  # of an engine that is built: phase, steps done, steps in all
 KERNELS = ("standardise", "meta_upscale_float", "meta_upscale_half")
 IMAGE = np.dtype("u8, u8, i8, i8, i4, i4, i4, f4, f4, f4", align=True)  # as meta_upscale.cu has them
 STAGE = np.dtype("u8, u8, u8, u8, u8, u8, u8, u8, u8, (9,)i4, (4,)f4", align=True)
@@ -57,13 +56,12 @@ class TensorRtEngine:
 
     device, in_flight = "tensorrt", 2
 
-    def __init__(self, bundle: Bundle, tile: int, cache_dir: Path | None = None, progress: Progress | None = None) -> None:
+    def __init__(self, bundle: Bundle, tile: int, cache_dir: Path | None = None) -> None:
         """For images of `tile` pixels an axis and their halo. Raises DeviceError, which says what is missing."""
         if bundle.integers:
             raise DeviceError("this bundle computes in 8-bit integers, for CPUs", "give the one exported without --int8")
         self._bundle, self._model, self._predictor = bundle, bundle.model, bundle.predictor()
         self._largest, self._cache = tile + 2 * bundle.model.radius, EngineCache(cache_dir)
-        self._progress = progress or (lambda phase, done, total: None)
         self._gpu, self._library, self._lock = Device(), load_library(), threading.RLock()
         if self._gpu.capability < (7, 5):
             raise DeviceError(f"{self._gpu.name} is older than compute capability 7.5", "use device 'gpu' or 'cpu'")
@@ -150,10 +148,7 @@ class TensorRtEngine:
             key = " ".join(map(str, of))  # all that an engine depends on; precision is in the graph
             if (engine := self._cache.get(key)) is None:
                 log.warning("%s builds an engine for this GPU, once: this takes up to some minutes", describe(library))
-                self._progress("TensorRT's engine", 0, 1)
-                engine = build(library, graph, self._largest)
-                self._cache.put(key, engine)
-                self._progress("TensorRT's engine", 1, 1)
+                self._cache.put(key, engine := build(library, graph, self._largest))
             loaded = library.Runtime(self._logger).deserialize_cuda_engine(engine)
             context = loaded and loaded.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
             if context is None:
