@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from . import measure
 from .acquired import Acquired
-from .engines import DeviceEngine
 from .engines.cuda import Array
+from .engines.tensorrt import TensorRtEngine
 from .errors import ImageError
 from .intensity import Intensity, real_array
 from .measure import Matrix
@@ -36,7 +36,7 @@ def upscale(
     `on_host` upscales a copy. Raises ImageError where the engine computes elsewhere.
     """
     engine = slices.engine
-    if not isinstance(engine, DeviceEngine):
+    if not isinstance(engine, TensorRtEngine):
         raise ImageError(f"the image is in a GPU's memory, and {engine.device} computes: copy it to the host, or load tensorrt")
     part = Array(image)
     if len(part.shape) not in (2, 3):

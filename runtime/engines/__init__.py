@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import sys
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import grid
 from ..acquired import NOTHING, Told
@@ -20,6 +21,7 @@ from ..intensity import UNIT, Intensity
 from ..tiles import Span
 from . import ort
 from .ort import OrtEngine
+from .tensorrt import TensorRtEngine
 
 log = logging.getLogger(__name__)
 
@@ -50,20 +52,6 @@ class Engine(Protocol):
         """Give back what the engine holds. Harmless when repeated."""
 
 
-@runtime_checkable
-class DeviceEngine(Engine, Protocol):
-    """One that takes and gives arrays that are on its device: all that has `__cuda_array_interface__`."""
-
-    def empty(self, shape: tuple[int, ...]) -> Any:
-        """An array on the device, float32, in C order."""
-
-    def upload(self, array: NDArray[np.float32]) -> Any:
-        """A copy of a host array on the device."""
-
-    def to_host(self, array: Any) -> NDArray[Any]:
-        """A copy of a device array on the host."""
-
-
 def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir: Path | None) -> Engine:
     """The engine for a device by name. One small image has gone through it, unless it is the CPU's.
 
@@ -81,11 +69,8 @@ def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir:
         return OrtEngine(bundle, device, threads)
     if device in ("cuda", "tensorrt") and not driver_is_installed():
         raise DeviceError("no NVIDIA driver is installed here", "install one, or use device 'gpu' or 'cpu'")
-    if device == "tensorrt":
-        from . import tensorrt  # nobody without it imports any of it
-
-        return _proved(tensorrt.TensorRtEngine(bundle, tile, cache_dir))
-    return _proved(OrtEngine(bundle, device, threads))
+    native = device == "tensorrt"
+    return _proved(TensorRtEngine(bundle, tile, cache_dir) if native else OrtEngine(bundle, device, threads))
 
 
 def seconds(engine: Engine, pixels: int) -> float:
@@ -103,13 +88,9 @@ def seconds(engine: Engine, pixels: int) -> float:
 
 def driver_is_installed() -> bool:
     """Whether this machine has an NVIDIA driver: looks for its library, and imports nothing of CUDA."""
-    import ctypes
-
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError):
+        return bool(ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"))
+    return False
 
 
 def _proved(engine: Engine) -> Engine:
@@ -137,17 +118,16 @@ def fastest(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str, bo
             faulty = not isinstance(error, ort.Absent)
             said.append(f"this machine has an NVIDIA driver, but cuda fails: {error}")
     try:
-        if ort.is_hardware(ort.adapter()):
-            gpu = load(bundle, "gpu", None, 0, None)
-            there, here = seconds(gpu, _TIMED), seconds(cpu, _TIMED)
-            why = f"{_TIMED}×{_TIMED} pixels take {1e3 * there:.1f} ms on gpu and {1e3 * here:.1f} ms on the CPU"
-            if there < here:
-                cpu.close()
-                return gpu, "; ".join((f"gpu computes: {why}", *(said if faulty else ()))), faulty
-            gpu.close()
-            said.append(why)
-        else:
-            said.append("the only adapter for WebGPU is software")
+        if not ort.is_hardware(ort.adapter()):
+            raise ort.Absent("the only adapter for WebGPU is software")
+        gpu = load(bundle, "gpu", None, 0, None)
+        there, here = seconds(gpu, _TIMED), seconds(cpu, _TIMED)
+        why = f"{_TIMED}×{_TIMED} pixels take {1e3 * there:.1f} ms on gpu and {1e3 * here:.1f} ms on the CPU"
+        if there < here:
+            cpu.close()
+            return gpu, "; ".join((f"gpu computes: {why}", *(said if faulty else ()))), faulty
+        gpu.close()
+        said.append(why)
     except DeviceError as error:
         absent = isinstance(error, ort.Absent)
         faulty = faulty or not absent

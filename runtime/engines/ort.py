@@ -16,6 +16,7 @@ import sys
 import threading
 from collections import namedtuple
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module, metadata
@@ -77,8 +78,6 @@ DEVICES = {
     ),
 }
 _registering = threading.Lock()
-
-
 Sessions = namedtuple("Sessions", "trunk by_table table_free blend")  # a bundle's graphs, and the one that joins features
 
 
@@ -93,9 +92,7 @@ class Features:
 
 
 class _Kept(NamedTuple):
-    """What is needed again: feeds on the device, or pieces of an output with theirs."""
-
-    values: Any
+    values: Any  # what is needed again: feeds on the device, or pieces of an output with theirs
     nbytes: int
 
 
@@ -426,25 +423,19 @@ def too_little_memory(error: Exception, name: str) -> DeviceMemoryError | None:
 def _check_threads(count: int) -> None:
     """Raise DeviceMemoryError where so many threads cannot be started: ONNX Runtime would wait for ever for those it has."""
     ready = threading.Event()
-    threads = [threading.Thread(target=ready.wait, daemon=True) for _ in range(count)]
-    try:
-        for thread in threads:
-            thread.start()
-    except (RuntimeError, MemoryError):
-        raise DeviceMemoryError(f"this process may not start {count} threads", "give fewer, or raise its limits") from None
-    finally:
-        ready.set()
-        for thread in threads:
-            if thread.ident:
-                thread.join()
+    with ThreadPoolExecutor(count or 1) as pool:
+        try:
+            for _ in range(count):
+                pool.submit(ready.wait)
+        except (RuntimeError, MemoryError):
+            raise DeviceMemoryError(f"this process may not start {count} threads", "give fewer, or raise its limits") from None
+        finally:
+            ready.set()
 
 
 def available_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Processors that this process may use: those of its affinity mask, and no more than a container's share of time allows."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:
-        count = os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
         return min(count, max(1, math.ceil(int(quota) / int(period))))
