@@ -67,6 +67,9 @@ def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir:
         return engine
     if device == "cpu":
         return OrtEngine(bundle, device, threads)
+    if bundle.integers:
+        repair = "use device 'cpu', or give the one exported without --int8"
+        raise DeviceError(f"this bundle computes in 8-bit integers, which {device} does not", repair)
     if device in ("cuda", "tensorrt") and not driver_is_installed():
         raise DeviceError("no NVIDIA driver is installed here", "install one, or use device 'gpu' or 'cpu'")
     native = device == "tensorrt"

@@ -46,6 +46,7 @@ def rewritten(graph: bytes) -> bytes:
 
     with TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
         options.optimized_model_filepath = os.path.join(folder, "graph.onnx")
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

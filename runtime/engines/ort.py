@@ -107,11 +107,6 @@ class OrtEngine:
 
         Raises DeviceError where the device cannot run all of the trunk, DeviceMemoryError, and BundleError on the CPU.
         """
-        if bundle.integers and name != "cpu":
-            raise DeviceError(
-                f"this bundle computes in 8-bit integers, which {name} does not",
-                "use device 'cpu', or give the one exported without --int8",
-            )
         device, opener = DEVICES[name], Opener(name, threads)
         self.device, self.in_flight, self._memory = name, device.in_flight, device.memory
         self._model, self._predictor = bundle.model, bundle.predictor()

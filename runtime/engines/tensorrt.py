@@ -58,8 +58,6 @@ class TensorRtEngine:
 
     def __init__(self, bundle: Bundle, tile: int, cache_dir: Path | None = None) -> None:
         """For images of `tile` pixels an axis and their halo. Raises DeviceError, which says what is missing."""
-        if bundle.integers:
-            raise DeviceError("this bundle computes in 8-bit integers, for CPUs", "give the one exported without --int8")
         self._bundle, self._model, self._predictor = bundle, bundle.model, bundle.predictor()
         self._largest, self._cache = tile + 2 * bundle.model.radius, EngineCache(cache_dir)
         self._gpu, self._library, self._lock = Device(), load_library(), threading.RLock()
