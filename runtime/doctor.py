@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import time
@@ -39,11 +40,8 @@ def prepare(argv: list[str], prog: str) -> None:
     devices = f"one of {', '.join(engines.DEVICES)} (default: auto)"
     args = _parsed(argv, prog, prepare, "--device", default="auto", help=devices)
 
-    def show(phase: str, done: int, total: int) -> None:
-        print(f"\r{phase}: {done} of {total}".ljust(79), end="", flush=True)
-
     began = time.perf_counter()
-    with Upscaler.load(args.bundle, device=args.device, cache_dir=args.cache_dir, progress=show) as upscaler:
+    with Upscaler.load(args.bundle, device=args.device, cache_dir=args.cache_dir) as upscaler:
         upscaler.prepare((240, 240), 2)
         print(f"{upscaler.device} is ready: {upscaler.runs_on}, in {time.perf_counter() - began:.1f} s")
 
@@ -79,25 +77,18 @@ def examine(bundle: str | Path | None = None, cache_dir: Path | None = None) -> 
 def describe(found: dict[str, Any]) -> str:
     """What was found, for a person."""
     gpu, kept = found["gpu"], found["cache"]
+    about = "{name}, compute capability {compute_capability}, {memory_mb:,} MB, {free_mb:,} MB of it free"
+    about += "; its driver serves CUDA {cuda}"
     lines = [
         f"metasrgan-edge {found['metasrgan-edge']}, Python {found['python']}, {found['system']}",
         "packages  " + ", ".join(f"{name} {version}" for name, version in found["packages"].items()),
-        f"GPU       {gpu['problem']}"
-        if "problem" in gpu
-        else f"GPU       {gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['memory_mb']:,} MB, "
-        f"{gpu['free_mb']:,} MB of it free; its driver serves CUDA {gpu['cuda']}",
+        f"GPU       {gpu.get('problem') or about.format(**gpu)}",
         f"device    {TIMED}×{TIMED} ×2  runs on",
     ]
     for name, device in found["devices"].items():
-        lines.append(
-            f"{name:<9} {device['ms']:7.1f} ms  {device['runs_on']}"
-            if device["works"]
-            else f"{name:<9} no: {device['problem']}"
-        )
-        if device.get("repair"):
-            lines.append(f"{'':<9} → {device['repair']}")
-    lines.append(f"cache     {kept['folder']}: {kept['engines']} engines")
-    return "\n".join(lines)
+        said = f"{device['ms']:7.1f} ms  {device['runs_on']}" if device["works"] else f"no: {device['problem']}"
+        lines += [f"{name:<9} {said}", *([f"{'':<9} → {device['repair']}"] if device.get("repair") else [])]
+    return "\n".join([*lines, f"cache     {kept['folder']}: {kept['engines']} engines"])
 
 
 def _parsed(argv: list[str], prog: str, command: Callable[..., None], option: str, **about: Any) -> argparse.Namespace:
@@ -115,11 +106,8 @@ def _try(name: str, bundle: str | Path | None, cache_dir: Path | None) -> dict[s
             engine, why, _ = engines.fastest(opened)
         else:
             engine, why = engines.load(opened, name, None, TILE, cache_dir), ""
-        try:
-            found = {"works": True, "ms": 1e3 * engines.seconds(engine, TIMED), "runs_on": why or engine.runs_on}
-        finally:
-            engine.close()
-        return found
+        with contextlib.closing(engine):
+            return {"works": True, "ms": 1e3 * engines.seconds(engine, TIMED), "runs_on": why or engine.runs_on}
     except MetasrganError as error:
         problem, repair = (error.problem, error.repair) if isinstance(error, DeviceError) else (str(error), "")
         return {"works": False, "problem": problem, "repair": repair}

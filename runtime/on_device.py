@@ -10,45 +10,13 @@ from numpy.typing import NDArray
 
 from . import measure
 from .acquired import Acquired
-from .engines import DeviceEngine
+from .engines.cuda import Array
+from .engines.tensorrt import TensorRtEngine
 from .errors import ImageError
 from .intensity import Intensity, real_array
 from .measure import Matrix
 from .sizes import Size
 from .slices import Slices, check_slice_shape, output_shape
-
-
-class Part:
-    """A part of an array in a GPU's memory, of the array's own face; slices and numbers give parts of it."""
-
-    def __init__(self, array: Any) -> None:
-        self._owner = array
-        # numpy works out where a part lies, and reads none of it.
-        self._at = np.asarray(_Face(dict(array.__cuda_array_interface__)))
-
-    def __getitem__(self, index: Any) -> Part:
-        part = object.__new__(Part)
-        part._owner, part._at = self._owner, self._at[index]
-        return part
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._at.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._at.dtype
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        own = self._at.__array_interface__
-        part = {name: own[name] for name in ("shape", "typestr", "data")} | {"strides": self._at.strides}
-        return dict(self._owner.__cuda_array_interface__) | part
-
-
-class _Face:
-    def __init__(self, face: dict[str, Any]) -> None:
-        self.__array_interface__ = {name: face.get(name) for name in ("shape", "typestr", "data", "strides")} | {"version": 3}
 
 
 def upscale(
@@ -68,10 +36,10 @@ def upscale(
     `on_host` upscales a copy. Raises ImageError where the engine computes elsewhere.
     """
     engine = slices.engine
-    if not isinstance(engine, DeviceEngine):
+    if not isinstance(engine, TensorRtEngine):
         raise ImageError(f"the image is in a GPU's memory, and {engine.device} computes: copy it to the host, or load tensorrt")
-    part = Part(image)
-    if part._at.ndim not in (2, 3):
+    part = Array(image)
+    if len(part.shape) not in (2, 3):
         raise ImageError(f"the image has shape {part.shape}: give (H, W) or (N, H, W)")
     check_slice_shape(part.shape[-2:])
     host = None
@@ -86,6 +54,5 @@ def upscale(
     rows, cols, _ = size.of(part.shape[-2:], (), 2)
     out = engine.empty((*part.shape[:-2], *output_shape(part.shape[-2:], (rows, cols))))
     for k in np.ndindex(part.shape[:-2]):
-        target: Any = Part(out)[k]
-        slices.fill(target, part[k], levels, (rows, cols), measured)  # type: ignore[arg-type]
+        slices.fill(out[k], part[k], levels, (rows, cols), measured)  # type: ignore[arg-type]
     return out

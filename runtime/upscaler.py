@@ -19,7 +19,7 @@ from . import engines, grid, measure, on_device, tiles, volume
 from .acquired import Acquired
 from .bounded import BoundedCache
 from .bundle import Bundle
-from .engines import Engine, Progress
+from .engines import Engine
 from .errors import BundleError, DeviceError, ImageError, ScaleError
 from .intensity import Intensity, real_array
 from .measure import Matrix
@@ -57,7 +57,6 @@ class Upscaler:
         threads: int | None = None,
         cache_dir: str | Path | None = None,
         tile: int = tiles.TILE,
-        progress: Progress | None = None,
     ) -> Upscaler:
         """Load a bundle for a device: cpu, gpu, cuda, tensorrt or auto. A bundle is a path, or the name of a shipped one:
         brain (the default), fast or perceptual.
@@ -66,10 +65,10 @@ class Upscaler:
         and why; no other name falls back.
         `threads` is by default the number of processors this process may use; `cache_dir` keeps TensorRT's engines (by
         default: in the user's cache); an image larger than `tile` pixels an axis is cut into tiles, smaller ones of which
-        need less memory. While TensorRT builds an engine, `progress(phase, done, total)` is called.
+        need less memory.
         Raises BundleError for a bundle that is missing or damaged, DeviceError for a device that cannot run here.
         """
-        return cls.of(open_bundle(bundle), device=device, threads=threads, cache_dir=cache_dir, tile=tile, progress=progress)
+        return cls.of(open_bundle(bundle), device=device, threads=threads, cache_dir=cache_dir, tile=tile)
 
     @classmethod
     def of(
@@ -80,7 +79,6 @@ class Upscaler:
         threads: int | None = None,
         cache_dir: str | Path | None = None,
         tile: int = tiles.TILE,
-        progress: Progress | None = None,
     ) -> Upscaler:
         """`load` for a bundle that is in memory already."""
         if threads is not None and (not isinstance(threads, int) or threads < 1):
@@ -88,7 +86,7 @@ class Upscaler:
         if not isinstance(tile, int) or tile < 1:
             raise DeviceError(f"tile is {tile!r}: give 1 pixel or more")
         folder = Path(cache_dir) if cache_dir else None
-        return cls(bundle, engines.load(bundle, device, threads, tile, folder, progress), tile)
+        return cls(bundle, engines.load(bundle, device, threads, tile, folder), tile)
 
     @property
     def device(self) -> str:

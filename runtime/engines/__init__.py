@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import sys
 import time
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import grid
 from ..acquired import NOTHING, Told
@@ -21,11 +21,11 @@ from ..intensity import UNIT, Intensity
 from ..tiles import Span
 from . import ort
 from .ort import OrtEngine
+from .tensorrt import TensorRtEngine
 
 log = logging.getLogger(__name__)
 
 DEVICES = ("auto", *ort.DEVICES, "tensorrt")
-Progress = Callable[[str, int, int], None]  # of an engine that is built: phase, steps done, steps in all
 _PROOF, _TIMED = 16, 128  # pixels an axis of the image that proves that an engine works, and of the one that times it
 
 
@@ -52,23 +52,7 @@ class Engine(Protocol):
         """Give back what the engine holds. Harmless when repeated."""
 
 
-@runtime_checkable
-class DeviceEngine(Engine, Protocol):
-    """One that takes and gives arrays that are on its device: all that has `__cuda_array_interface__`."""
-
-    def empty(self, shape: tuple[int, ...]) -> Any:
-        """An array on the device, float32, in C order."""
-
-    def upload(self, array: NDArray[np.float32]) -> Any:
-        """A copy of a host array on the device."""
-
-    def to_host(self, array: Any) -> NDArray[Any]:
-        """A copy of a device array on the host."""
-
-
-def load(
-    bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir: Path | None, progress: Progress | None = None
-) -> Engine:
+def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir: Path | None) -> Engine:
     """The engine for a device by name. One small image has gone through it, unless it is the CPU's.
 
     `auto` takes cuda where it works; else gpu, if it is hardware and faster than the CPU; else the CPU. One line of the log
@@ -82,14 +66,14 @@ def load(
         log.log(logging.WARNING if faulty else logging.INFO, why)
         return engine
     if device == "cpu":
-        return OrtEngine.load(bundle, device, threads)
+        return OrtEngine(bundle, device, threads)
+    if bundle.integers:
+        repair = "use device 'cpu', or give the one exported without --int8"
+        raise DeviceError(f"this bundle computes in 8-bit integers, which {device} does not", repair)
     if device in ("cuda", "tensorrt") and not driver_is_installed():
         raise DeviceError("no NVIDIA driver is installed here", "install one, or use device 'gpu' or 'cpu'")
-    if device == "tensorrt":
-        from . import tensorrt  # nobody without it imports any of it
-
-        return _proved(tensorrt.TensorRtEngine(bundle, tile, cache_dir, progress))
-    return _proved(OrtEngine.load(bundle, device, threads))
+    native = device == "tensorrt"
+    return _proved(TensorRtEngine(bundle, tile, cache_dir) if native else OrtEngine(bundle, device, threads))
 
 
 def seconds(engine: Engine, pixels: int) -> float:
@@ -107,13 +91,9 @@ def seconds(engine: Engine, pixels: int) -> float:
 
 def driver_is_installed() -> bool:
     """Whether this machine has an NVIDIA driver: looks for its library, and imports nothing of CUDA."""
-    import ctypes
-
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError):
+        return bool(ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"))
+    return False
 
 
 def _proved(engine: Engine) -> Engine:
@@ -122,16 +102,15 @@ def _proved(engine: Engine) -> Engine:
         seconds(engine, _PROOF)
     except Exception as error:
         engine.close()
-        said = error.problem if isinstance(error, DeviceError) else f"{engine.runs_on}: {reason(error)}"
+        ours = error if isinstance(error, DeviceError) else DeviceError(f"{engine.runs_on}: {reason(error)}")
         known = ort.DEVICES[engine.device].repair if engine.device in ort.DEVICES else ""
-        kind = type(error) if isinstance(error, DeviceError) else DeviceError
-        raise kind(said, getattr(error, "repair", "") or known) from error
+        raise type(ours)(ours.problem, ours.repair or known) from error
     return engine
 
 
 def fastest(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str, bool]:
     """What `auto` takes, why, and whether a GPU that is here failed."""
-    cpu = OrtEngine.load(bundle, "cpu", threads)
+    cpu = OrtEngine(bundle, "cpu", threads)
     if bundle.integers:
         return cpu, "the CPU computes: this bundle is in 8-bit integers, which is for CPUs", False
     driver, said, faulty = driver_is_installed(), [], False
@@ -142,17 +121,16 @@ def fastest(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str, bo
             faulty = not isinstance(error, ort.Absent)
             said.append(f"this machine has an NVIDIA driver, but cuda fails: {error}")
     try:
-        if ort.is_hardware(ort.adapter()):
-            gpu = load(bundle, "gpu", None, 0, None)
-            there, here = seconds(gpu, _TIMED), seconds(cpu, _TIMED)
-            why = f"{_TIMED}×{_TIMED} pixels take {1e3 * there:.1f} ms on gpu and {1e3 * here:.1f} ms on the CPU"
-            if there < here:
-                cpu.close()
-                return gpu, "; ".join((f"gpu computes: {why}", *(said if faulty else ()))), faulty
-            gpu.close()
-            said.append(why)
-        else:
-            said.append("the only adapter for WebGPU is software")
+        if not ort.is_hardware(ort.adapter()):
+            raise ort.Absent("the only adapter for WebGPU is software")
+        gpu = load(bundle, "gpu", None, 0, None)
+        there, here = seconds(gpu, _TIMED), seconds(cpu, _TIMED)
+        why = f"{_TIMED}×{_TIMED} pixels take {1e3 * there:.1f} ms on gpu and {1e3 * here:.1f} ms on the CPU"
+        if there < here:
+            cpu.close()
+            return gpu, "; ".join((f"gpu computes: {why}", *(said if faulty else ()))), faulty
+        gpu.close()
+        said.append(why)
     except DeviceError as error:
         absent = isinstance(error, ort.Absent)
         faulty = faulty or not absent

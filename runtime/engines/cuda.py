@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,32 +28,31 @@ _REPAIRS = {
 
 
 class Array:
-    """New device memory in C order, which goes back with the last reference to the array; or the memory of another array."""
+    """An array in a GPU's memory that `owner` holds, with the owner's `__cuda_array_interface__`; indices give parts of it."""
 
-    def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike, source: Any = None) -> None:
-        self.shape, self.dtype, self._source = tuple(shape), np.dtype(dtype), source
-        self.nbytes, inner = math.prod(shape) * self.dtype.itemsize, (self.shape[k + 1 :] for k in range(len(shape)))
-        self.strides: tuple[int, ...] = tuple(self.dtype.itemsize * math.prod(sizes) for sizes in inner)  # in bytes
-        if source is None:
-            self.pointer = int(device.call("cuMemAllocFromPoolAsync", max(self.nbytes, 1), device.pool, device.stream))
-            device.pointers.add(self.pointer)
-            self._device = device
-        else:
-            face = source.__cuda_array_interface__
-            self.pointer, self.strides = int(face["data"][0]), face.get("strides") or self.strides
+    def __init__(self, owner: Any, at: NDArray[Any] | None = None) -> None:
+        if at is None:  # numpy works out where parts lie, and reads none of them
+            face = owner.__cuda_array_interface__
+            place = {name: face.get(name) for name in ("shape", "typestr", "data", "strides")} | {"version": 3}
+            at = np.asarray(SimpleNamespace(__array_interface__=place))
+        self._owner, self._at, self.pointer = owner, at, at.ctypes.data
+        self.shape, self.dtype, self.strides, self.nbytes = at.shape, at.dtype, at.strides, at.nbytes
+
+    def __getitem__(self, index: Any) -> Array:
+        return Array(self._owner, self._at[index])
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        data = {"data": (self.pointer, False), "strides": self.strides, "stream": None}
-        return {"shape": self.shape, "typestr": self.dtype.str, "version": 3, **data}
+        own = {"shape": self.shape, "data": self._at.__array_interface__["data"], "strides": self.strides}
+        return dict(self._owner.__cuda_array_interface__) | own
 
-    def __del__(self) -> None:  # in whatever thread collects garbage
-        if hasattr(self, "_device"):
-            self._device.free(self.pointer)
+
+class _Memory:
+    __cuda_array_interface__: dict[str, Any]
 
 
 class Device:
-    """The GPU. What it holds goes with the last reference to it, which an array may be. All but `memory` wants `current`."""
+    """The GPU, released with the last reference to it or to an array of it. All but `memory` wants `current`."""
 
     def __init__(self) -> None:
         """Raises DeviceError, which says what is missing."""
@@ -70,8 +71,7 @@ class Device:
         kinds = (getattr(cuda.CUdevice_attribute, name) for name in names)
         self.capability = tuple(int(self.call("cuDeviceGetAttribute", kind, gpu)) for kind in kinds)
         self.driver = int(self.call("cuDriverGetVersion"))  # the newest CUDA that it serves: 12080 for 12.8
-        self._context = self.call("cuDevicePrimaryCtxRetain", gpu)
-        self._release, self.pointers = contextlib.ExitStack(), set[int]()
+        self._context, self._release = self.call("cuDevicePrimaryCtxRetain", gpu), contextlib.ExitStack()
         self._release.callback(cuda.cuDevicePrimaryCtxRelease, gpu)
         self._release.callback(cuda.cuCtxPopCurrent)
         with self.current():
@@ -88,15 +88,7 @@ class Device:
     def __del__(self) -> None:
         if hasattr(self, "_release"):
             self.cuda.cuCtxPushCurrent(self._context)
-            for pointer in [*self.pointers]:  # of arrays that are garbage with it, and come later
-                self.free(pointer)
             self._release.close()
-
-    def free(self, pointer: int) -> None:
-        """Give memory back when all that was asked for is done."""
-        if pointer in self.pointers:
-            self.pointers.remove(pointer)
-            self.cuda.cuMemFreeAsync(pointer, self.stream)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """What a function of the driver returns. Raises DeviceMemoryError and DeviceError by its status."""
@@ -122,17 +114,28 @@ class Device:
             free, total = self.call("cuMemGetInfo")
         return int(free), int(total)
 
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """A new array in C order. Its memory goes back with the last part of it, when all that was asked for is done."""
+        kind = np.dtype(dtype)
+        pointer = int(self.call("cuMemAllocFromPoolAsync", max(math.prod(shape) * kind.itemsize, 1), self.pool, self.stream))
+        memory = _Memory()
+        memory.__cuda_array_interface__ = {"shape": shape, "typestr": kind.str, "data": (pointer, False), "version": 3}
+        weakref.finalize(memory, self._free, pointer)  # in whatever thread collects garbage
+        return Array(memory)
+
+    def _free(self, pointer: int) -> None:
+        self.cuda.cuMemFreeAsync(pointer, self.stream)
+
     def upload(self, array: NDArray[Any]) -> Array:
         """A copy of a host array, which may change at once."""
         array = np.ascontiguousarray(array)
-        copy = Array(self, array.shape, array.dtype)
+        copy = self.empty(array.shape, array.dtype)
         self.call("cuMemcpyHtoDAsync", copy.pointer, array.ctypes.data, array.nbytes, self.stream)
         return copy
 
     def borrow(self, array: Any) -> Array:
         """Another library's array; what is asked for from now on waits for its stream. Raises DeviceError and ImageError."""
-        face = array.__cuda_array_interface__
-        borrowed = Array(self, face["shape"], face["typestr"], array)
+        face, borrowed = array.__cuda_array_interface__, Array(array)
         if face.get("mask") is not None or min(borrowed.strides, default=0) < 0:
             raise ImageError("the array on the GPU has a mask or negative strides: give a plain copy")
         context, kind = -1, self.cuda.CUpointer_attribute.CU_POINTER_ATTRIBUTE_CONTEXT

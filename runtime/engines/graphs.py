@@ -5,6 +5,8 @@ A graph that ends in some value goes on from there; its own output stays, and no
 
 from __future__ import annotations
 
+from functools import partial
+
 FLOAT, INT32 = 1, 6  # as ONNX numbers its types
 
 
@@ -32,17 +34,12 @@ def node(kind: str, inputs: str, output: str, **attributes: int | list[int]) -> 
     return field(1, names)
 
 
-def _value(role: int, name: str, dims: str, kind: int = FLOAT) -> bytes:
+def _value(role: int, name: str, dims: str = "", kind: int = FLOAT) -> bytes:
     shape = b"".join(field(1, field(2, dim)) for dim in dims.split())
     return field(role, field(1, name) + field(2, field(1, field(1, kind) + field(2, shape))))
 
 
-def graph_input(name: str, dims: str = "", kind: int = FLOAT) -> bytes:
-    return _value(11, name, dims, kind)
-
-
-def graph_output(name: str, dims: str) -> bytes:
-    return _value(12, name, dims)
+graph_input, graph_output = partial(_value, 11), partial(_value, 12)
 
 
 def _more(*parts: bytes) -> bytes:
@@ -68,8 +65,7 @@ STAGE_END = _more(
     node("Min", "above high", "finished"),
     node("ReduceMean", "pixels", "means", axes=[-1], keepdims=0),
     *(graph_input(name) for name in ("gain", "offset", "low", "high")),
-    graph_output("finished", "h w"),
-    graph_output("means", "h"),
+    *(graph_output("finished", "h w"), graph_output("means", "h")),
 )
 
 # Features of a whole image (P, K) from those of its background and of a part of it: `index` counts on from one to the other.
@@ -85,28 +81,3 @@ BLEND = model(
 )
 
 PROBE = model(node("Relu", "x", "y"), graph_input("x", "N"), graph_output("y", "N"))  # any provider can run it
-
-
-def merged(model: bytes) -> bytes:
-    """A model of several messages as one, for readers that are not protobuf's own."""
-    rest, graph, at = b"", b"", 0
-    while at < len(model):
-        start, (key, at) = at, _read(model, at)
-        value, at = _read(model, at)
-        if key & 7 == 2:  # bytes: `value` is how many
-            at += value
-        if key == 7 << 3 | 2:
-            graph += model[at - value : at]
-        else:
-            rest += model[start:at]
-    return rest + field(7, graph)
-
-
-def _read(message: bytes, at: int) -> tuple[int, int]:
-    """A varint, and where it ends."""
-    value = shift = 0
-    while True:
-        value |= (message[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if message[at - 1] < 0x80:
-            return value, at

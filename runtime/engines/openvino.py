@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeviceError, reason
-from . import graphs
 
 
 class Trunk:
@@ -27,18 +29,28 @@ class Trunk:
         # What is kept for each shape that was ever seen would grow without end.
         settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads, "CPU_RUNTIME_CACHE_CAPACITY": 0}
         try:
-            model = core.compile_model(core.read_model(io.BytesIO(graphs.merged(graph))), "CPU", settings)
+            model = core.compile_model(core.read_model(io.BytesIO(rewritten(graph))), "CPU", settings)
         except Exception as error:
             raise DeviceError(f"{self.library} does not work here: {reason(error)}", "use device 'cpu'") from error
         self._request = model.create_infer_request()
 
     def run(self, feeds: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The graph's `features`."""
-        try:
-            features: NDArray[np.float32] = self._request.infer(dict(feeds))["features"]
-        except Exception as error:
-            raise DeviceError(f"{self.library}: {reason(error)}", "use device 'cpu'") from error
-        return features.copy()  # its memory is the next one's
+        """The features (H·W, B') of an image."""
+        responses: NDArray[np.float32] = self._request.infer(dict(feeds))["responses"]
+        return responses.reshape(-1, responses.shape[-1]).copy()  # its memory is the next one's
+
+
+def rewritten(graph: bytes) -> bytes:
+    """A graph of several messages, which OpenVINO does not merge, as the one that ONNX Runtime writes."""
+    import onnxruntime
+
+    with TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.optimized_model_filepath = os.path.join(folder, "graph.onnx")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return Path(options.optimized_model_filepath).read_bytes()
 
 
 def load_openvino() -> Any:

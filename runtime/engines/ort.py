@@ -14,7 +14,9 @@ import re
 import subprocess
 import sys
 import threading
+from collections import namedtuple
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module, metadata
@@ -28,10 +30,10 @@ from numpy.typing import NDArray
 from .. import grid
 from ..acquired import NOTHING, Told
 from ..bounded import BoundedCache
-from ..bundle import GRAPHS, Bundle, Model
+from ..bundle import GRAPHS, Bundle
 from ..errors import BundleError, ClosedError, DeviceError, DeviceMemoryError, reason
 from ..intensity import Intensity
-from ..phases import WeightPredictor, slot_table
+from ..phases import slot_table
 from ..tiles import Span, by_distance_to_the_ends, content
 from . import graphs, openvino, stage
 
@@ -75,17 +77,8 @@ DEVICES = {
         | {"arena_extend_strategy": "kSameAsRequested"},
     ),
 }
-_PLUGIN = "onnxruntime_ep_webgpu"
 _registering = threading.Lock()
-
-
-class Sessions(NamedTuple):
-    """A bundle's graphs on a device, and the one that puts features together."""
-
-    trunk: Any
-    by_table: Any
-    table_free: Any
-    blend: Any
+Sessions = namedtuple("Sessions", "trunk by_table table_free blend")  # a bundle's graphs, and the one that joins features
 
 
 @dataclass
@@ -99,60 +92,40 @@ class Features:
 
 
 class _Kept(NamedTuple):
-    """What is needed again: feeds on the device, or pieces of an output with theirs."""
-
-    values: Any
+    values: Any  # what is needed again: feeds on the device, or pieces of an output with theirs
     nbytes: int
 
 
 class OrtEngine:
-    """A bundle on one device. Parts in the constructor, `load` builds them. Safe to share between threads, which take turns
-    on any device but the CPU.
+    """A bundle on one device. Threads may share it; they take turns on any device but the CPU.
 
-    Where half precision overflows, the image is computed once more in float32, by the trunk that `exact` makes, and a
-    warning says so.
+    Where half precision overflows, the image is computed once more in float32, and a warning says so.
     """
 
-    def __init__(
-        self, name: str, model: Model, predictor: WeightPredictor, runs_on: str, sessions: Sessions, exact: Callable[[], Any]
-    ) -> None:
-        self.device, self.runs_on, self.in_flight = name, runs_on, DEVICES[name].in_flight
-        self._memory, self._half = DEVICES[name].memory, DEVICES[name].half and model.precision == "float16"
-        self._model, self._predictor = model, predictor
-        self._open: Sessions | None = sessions
-        self._make_exact: Callable[[], Any] = exact
-        self._exact: Any = None if self._half else sessions.trunk
-        self._background = np.float32((0 - np.float32(model.mean)) / np.float32(model.std))
-        self._kept: BoundedCache[_Kept] = BoundedCache(_KEPT)
-        self._turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if name == "cpu" else threading.RLock()
-
-    @classmethod
-    def load(cls, bundle: Bundle, name: str = "cpu", threads: int | None = None) -> OrtEngine:
-        """A bundle's graphs on a device; on the CPU by default with one thread for each processor this process may use.
+    def __init__(self, bundle: Bundle, name: str = "cpu", threads: int | None = None) -> None:
+        """On the CPU by default with one thread for each processor that this process may use.
 
         Raises DeviceError where the device cannot run all of the trunk, DeviceMemoryError, and BundleError on the CPU.
         """
-        if bundle.integers and name != "cpu":
-            raise DeviceError(
-                f"this bundle computes in 8-bit integers, which {name} does not",
-                "use device 'cpu', or give the one exported without --int8",
-            )
-        opener = Opener(name, threads)
-        half = DEVICES[name].half and bundle.has_half
-
-        def trunk(half: bool) -> Any:
-            return opener.open(bundle.trunk(half) + graphs.TRUNK_END)
-
-        # It computes shapes on the CPU.
-        by_table = opener.open(bundle.files["stage.onnx"] + graphs.STAGE_END, wholly=False)
-        table_free = opener.open(bundle.files["table_free.onnx"] + graphs.STAGE_END)
-        first, precision = trunk(half), "8-bit integers" if bundle.integers else "float16" if half else "float32"
+        device, opener = DEVICES[name], Opener(name, threads)
+        self.device, self.in_flight, self._memory = name, device.in_flight, device.memory
+        self._model, self._predictor = bundle.model, bundle.predictor()
+        self._half = device.half and bundle.has_half
+        self._open_trunk: Callable[[bool], Any] = lambda half: opener.open(bundle.trunk(half) + graphs.TRUNK_END)
         if name == "openvino":
-            first = openvino.Trunk(bundle.trunk(False) + graphs.TRUNK_END, opener.threads)
-            precision = f"{first.library}, bfloat16"
-        sessions = Sessions(first, by_table, table_free, opener.open(graphs.BLEND, threads=1))
-        runs_on = ", ".join(part for part in (opener.library, precision, opener.processor) if part)
-        return cls(name, bundle.model, bundle.predictor(), runs_on, sessions, lambda: trunk(False))
+            trunk: Any = openvino.Trunk(bundle.trunk(False), opener.threads)
+            precision = f"{trunk.library}, bfloat16"
+        else:
+            trunk = self._open_trunk(self._half)
+            precision = "8-bit integers" if bundle.integers else "float16" if self._half else "float32"
+        by_table = opener.open(bundle.files["stage.onnx"] + graphs.STAGE_END, wholly=False)  # it computes shapes on the CPU
+        table_free = opener.open(bundle.files["table_free.onnx"] + graphs.STAGE_END)
+        self._open: Sessions | None = Sessions(trunk, by_table, table_free, opener.open(graphs.BLEND, threads=1))
+        self._exact = None if self._half else trunk
+        self.runs_on = ", ".join(part for part in (opener.library, precision, opener.processor) if part)
+        self._background = np.float32((0 - np.float32(self._model.mean)) / np.float32(self._model.std))
+        self._kept: BoundedCache[_Kept] = BoundedCache(_KEPT)
+        self._turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if name == "cpu" else threading.RLock()
 
     def encode(self, image: NDArray[Any], levels: Intensity, told: Told = NOTHING) -> Features:
         """An image (H, W) in grey values → its features. The trunk runs only where they are not the background's."""
@@ -167,14 +140,14 @@ class OrtEngine:
     ) -> None:
         """Write the pixels rows × cols at a scale, in grey values within the range of `levels`, to `out`."""
         with self._turn:
-            finite = self._render(features, rows, cols, scales, levels, out)
-            if not finite and features.half:
+            while not self._render(features, rows, cols, scales, levels, out):
+                if not features.half:
+                    raise DeviceError(
+                        f"{self.runs_on}: the result is not finite", "use device 'cpu', or export the bundle again"
+                    )
                 log.warning("half precision overflowed: this image is computed again in float32")
-                self._exact = self._exact or self._make_exact()
+                self._exact = self._exact or self._open_trunk(False)
                 features.value, features.half = self._encode(features.image, features.told, self._exact), False
-                finite = self._render(features, rows, cols, scales, levels, out)
-        if not finite:
-            raise DeviceError(f"{self.runs_on}: the result is not finite", "use device 'cpu', or export the bundle again")
 
     def close(self) -> None:
         """Let go of the sessions and their memory. Harmless when repeated."""
@@ -210,8 +183,6 @@ class OrtEngine:
 
     def _run_trunk(self, trunk: Any, image: Float, told: Told) -> Any:
         feeds = {"image": image[None, None]} | ({"told": np.array(told, np.float32)} if self._model.told else {})
-        if isinstance(trunk, openvino.Trunk):
-            return load_onnxruntime().OrtValue.ortvalue_from_numpy(trunk.run(feeds))
         return self._run(trunk, feeds, {"features": self._memory})[0]
 
     def _blank(self, trunk: Any, told: Told) -> Any:
@@ -227,14 +198,24 @@ class OrtEngine:
         self, features: Features, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: NDArray[np.float32]
     ) -> bool:
         """Write the pixels; whether all of them are finite."""
-        by_table = grid.has_table(scales)
+        model, predictor, by_table = self._model, self._predictor, grid.has_table(scales)
         session = self._sessions.by_table if by_table else self._sessions.table_free
-        feeds = self._map(levels) | {"responses": features.value}
+        width, low, high = levels.white - levels.black, max(levels.low, -_LARGEST), min(levels.high, _LARGEST)
+        affine = {"gain": model.std * width, "offset": model.mean * width + levels.black, "low": low, "high": high}
+        feeds = {"responses": features.value} | self._keep(
+            tuple(affine.values()), lambda: {name: np.float32(number) for name, number in affine.items()}
+        )
         if by_table:
-            feeds |= self._slots(scales)
-        target = out if out.flags.c_contiguous else np.empty(out.shape, np.float32)
-        finite = True
-        for place, more in self._pieces(rows, cols, scales):
+            table = predictor.table
+            feeds |= self._keep(scales, lambda: {"slots": slot_table(table(scales), scales, model.projection, model.skip)})
+        target, finite = out if out.flags.c_contiguous else np.empty(out.shape, np.float32), True
+
+        def pieces() -> _Kept:
+            of = stage.by_table(rows, cols) if by_table else stage.table_free(rows, cols, scales, predictor, model.skip)
+            kept = [(piece.place, self._on_device(piece.feeds)) for piece in of]
+            return _Kept([(place, feeds.values) for place, feeds in kept], sum(feeds.nbytes for _, feeds in kept))
+
+        for place, more in self._kept.get((by_table, rows.key, cols.key), pieces).values:
             whole_rows = isinstance(place, slice)
             onto = target[place] if whole_rows else "cpu"
             finished, means = self._run(session, feeds | more, {"finished": onto, "means": "cpu"})
@@ -245,42 +226,21 @@ class OrtEngine:
             out[...] = target
         return finite
 
-    def _map(self, levels: Intensity) -> Any:
-        """The feeds that make grey values of the network's."""
-        width, low, high = levels.white - levels.black, max(levels.low, -_LARGEST), min(levels.high, _LARGEST)
-        numbers = {"gain": self._model.std * width, "offset": self._model.mean * width + levels.black, "low": low, "high": high}
-        return self._keep(tuple(numbers.values()), lambda: {name: np.array(n, np.float32) for name, n in numbers.items()})
-
-    def _slots(self, scales: grid.Scales) -> Any:
-        """The feed that is a scale's slot table."""
-        table, model = self._predictor.table, self._model
-        return self._keep(scales, lambda: {"slots": slot_table(table(scales), scales, model.projection, model.skip)})
-
-    def _pieces(self, rows: Span, cols: Span, scales: grid.Scales) -> Any:
-        """Where each piece of an output lies, and its feeds."""
-        by_table = grid.has_table(scales)
-
-        def make() -> _Kept:
-            more = (scales, self._predictor, self._model.skip)
-            pieces = stage.by_table(rows, cols) if by_table else stage.table_free(rows, cols, *more)
-            kept = [(piece.place, self._on_device(piece.feeds)) for piece in pieces]
-            return _Kept([(place, feeds.values) for place, feeds in kept], sum(feeds.nbytes for _, feeds in kept))
-
-        return self._kept.get((by_table, rows.key, cols.key), make).values
-
-    def _keep(self, key: Hashable, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Any:
+    def _keep(self, key: Hashable, make: Callable[[], Mapping[str, Any]]) -> Any:
         """Feeds on the device, made where they are not kept."""
         return self._kept.get(key, lambda: self._on_device(make())).values
 
-    def _on_device(self, arrays: Mapping[str, NDArray[Any]]) -> _Kept:
-        make, memory = load_onnxruntime().OrtValue.ortvalue_from_numpy, self._memory
-        values = {name: make(np.ascontiguousarray(array), memory, 0) for name, array in arrays.items()}
+    def _on_device(self, arrays: Mapping[str, Any]) -> _Kept:
+        make = load_onnxruntime().OrtValue.ortvalue_from_numpy
+        values = {name: make(np.ascontiguousarray(array), self._memory, 0) for name, array in arrays.items()}
         return _Kept(values, sum(array.nbytes + _OVERHEAD for array in arrays.values()))
 
-    def _run(self, session: Any, feeds: Mapping[str, Any], outputs: Mapping[str, str | Float]) -> list[Any]:
+    def _run(self, session: Any, feeds: Mapping[str, Any], outputs: Mapping[str, str | Float]) -> Any:
         """Run a graph. Inputs are on the device or in host arrays; outputs go to a memory, or into a contiguous host array."""
-        make = load_onnxruntime().OrtValue.ortvalue_from_numpy
+        place = load_onnxruntime().OrtValue.ortvalue_from_numpy
         try:
+            if isinstance(session, openvino.Trunk):
+                return [place(session.run(feeds))]
             binding = session.io_binding()
             for name, value in feeds.items():
                 if isinstance(value, np.ndarray):
@@ -291,17 +251,14 @@ class OrtEngine:
                 if isinstance(onto, str):
                     binding.bind_output(name, onto, 0)
                 else:
-                    binding.bind_ortvalue_output(name, make(onto))
+                    binding.bind_ortvalue_output(name, place(onto))
             session.run_with_iobinding(binding)
-            results: list[Any] = binding.get_outputs()
-            return results
+            return binding.get_outputs()
         except Exception as error:  # ONNX Runtime has no base class for its own
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> DeviceError:
-        if out_of_memory(error):
-            return DeviceMemoryError(*_too_little(self.device))
-        return DeviceError(f"{self.runs_on}: {reason(error)}")
+        return too_little_memory(error, self.device) or DeviceError(f"{self.runs_on}: {reason(error)}")
 
 
 class Opener:
@@ -309,11 +266,10 @@ class Opener:
 
     def __init__(self, name: str, threads: int | None) -> None:
         self._ort, self._name, self._device = load_onnxruntime(), name, DEVICES[name]
-        self.library, self.processor = f"onnxruntime {self._ort.__version__}", ""
+        self.library, self.processor, self.threads = f"onnxruntime {self._ort.__version__}", "", 1
         self._adapter: Any = None
-        on_cpu = self._device.memory == "cpu"
-        self.threads = (threads or available_processors()) if on_cpu else 1
-        if on_cpu:
+        if self._device.memory == "cpu":
+            self.threads = threads or available_processors()
             _check_threads(self.threads * len(GRAPHS) if self.threads > 1 else 0)
             np.linalg.inv(np.eye(2))  # OpenBLAS takes its memory now: where it gets none later, it ends the process
         if name == "gpu":
@@ -329,33 +285,32 @@ class Opener:
 
     def open(self, graph: bytes, wholly: bool = True, threads: int | None = None) -> Any:
         """A session, `wholly` on the device."""
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = threads or self.threads
-        options.inter_op_num_threads = 1
+        options, provider = self._ort.SessionOptions(), self._device.provider
+        options.intra_op_num_threads, options.inter_op_num_threads = threads or self.threads, 1
         # A plan for the memory of each shape would be kept for ever, and takes half as much again: 62 MB of 180 at 240×240.
         options.enable_mem_pattern = False
         options.log_severity_level = 4  # what goes wrong is raised
         # The sessions take turns: threads of one that spin after their work would slow the next one down twofold.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if wholly and self._device.provider != DEVICES["cpu"].provider:
+        if wholly and self._device.memory != "cpu":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        providers: list[Any] | None = [(self._device.provider, dict(self._device.options))]
+        providers: list[Any] | None = [(provider, dict(self._device.options))]
         if self._adapter is not None:
             options.add_provider_for_devices([self._adapter], dict(self._device.options))
             providers = None
         try:  # without its own second try on the CPU, of which it would say so on stdout alone
             session = self._ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+            if session.get_providers()[0] != provider:
+                raise RuntimeError(f"{provider} was not used")
+            return session
         except Exception as error:
-            if out_of_memory(error):
-                raise DeviceMemoryError(*_too_little(self._name)) from error
+            if too_little := too_little_memory(error, self._name):
+                raise too_little from error
             if self._name == "cpu":
                 raise BundleError(f"{self.library} cannot run this bundle ({reason(error)}): update it") from error
             raise DeviceError(f"{self.library} does not work here: {self._cause(error)}", self._device.repair) from error
-        if session.get_providers()[0] != self._device.provider:
-            raise DeviceError(f"{self.library} does not work here: {self._cause(None)}", self._device.repair)
-        return session
 
-    def _cause(self, error: Exception | None) -> str:
+    def _cause(self, error: Exception) -> str:
         """Why a provider did not load: ONNX Runtime says so in its log alone, so that another process is asked for it."""
         code = "import sys, onnxruntime as o; o.InferenceSession(bytes.fromhex(sys.argv[1]), providers=[sys.argv[2]])"
         command = [sys.executable, "-c", code, graphs.PROBE.hex(), self._device.provider]
@@ -363,7 +318,7 @@ class Opener:
             said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60).stderr
             if found := re.search(r"with error: ([^\n\x1b]+)", said):
                 return found[1]
-        return reason(error) if error else f"{self._device.provider} was not used"
+        return reason(error)
 
 
 class Absent(DeviceError):
@@ -374,16 +329,20 @@ def adapter() -> Any:
     """The adapter that WebGPU would compute on: hardware before software. Raises DeviceError where there is none."""
     ort, repair = load_onnxruntime(), DEVICES["gpu"].repair
     try:
-        plugin = import_module(_PLUGIN)
+        plugin = import_module("onnxruntime_ep_webgpu")
     except ImportError:
         raise Absent("onnxruntime-ep-webgpu is not installed", repair) from None
     if not hasattr(ort, "register_execution_provider_library"):
         raise DeviceError(f"onnxruntime {ort.__version__} takes no plug-ins", "pip install 'onnxruntime>=1.31'")
+
+    def adapters() -> list[Any]:
+        return [one for one in ort.get_ep_devices() if one.ep_name == plugin.get_ep_name()]
+
     try:
         with _registering:
-            if not _adapters(ort, plugin):
+            if not adapters():
                 _register(plugin.get_ep_name(), plugin.get_library_path())
-            found = _adapters(ort, plugin)
+        found = adapters()
     except Exception as error:
         what = f"onnxruntime-ep-webgpu {version_of('onnxruntime-ep-webgpu')} does not load"
         raise DeviceError(f"{what} into onnxruntime {ort.__version__}: {reason(error)}", "update both") from error
@@ -398,10 +357,6 @@ def adapter() -> Any:
 def _register(name: str, library: str) -> None:
     """Load a plug-in, once: to load it twice crashes the process."""
     load_onnxruntime().register_execution_provider_library(name, library)
-
-
-def _adapters(ort: Any, plugin: Any) -> list[Any]:
-    return [one for one in ort.get_ep_devices() if one.ep_name == plugin.get_ep_name()]
 
 
 def is_hardware(adapter: Any) -> bool:
@@ -451,39 +406,31 @@ def _preload(ort: Any) -> None:
         FunctionType(load.__code__, quiet, argdefs=load.__defaults__)()
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory is what ONNX Runtime, which has no type for it, could not get."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
-
-
-def _too_little(name: str) -> tuple[str, str]:
+def too_little_memory(error: Exception, name: str) -> DeviceMemoryError | None:
+    """What ONNX Runtime, which has no type for it, says of memory that it could not get on a device."""
+    if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+        return None
     if DEVICES[name].memory == "cpu":
-        return "there is too little memory for the network", "free some, or give fewer threads or workers"
-    return "the GPU has too little memory for the network", "free some, or give smaller tiles"
+        return DeviceMemoryError("there is too little memory for the network", "free some, or give fewer threads or workers")
+    return DeviceMemoryError("the GPU has too little memory for the network", "free some, or give smaller tiles")
 
 
 def _check_threads(count: int) -> None:
     """Raise DeviceMemoryError where so many threads cannot be started: ONNX Runtime would wait for ever for those it has."""
     ready = threading.Event()
-    threads = [threading.Thread(target=ready.wait, daemon=True) for _ in range(count)]
-    try:
-        for thread in threads:
-            thread.start()
-    except (RuntimeError, MemoryError):
-        raise DeviceMemoryError(f"this process may not start {count} threads", "give fewer, or raise its limits") from None
-    finally:
-        ready.set()
-        for thread in threads:
-            if thread.ident:
-                thread.join()
+    with ThreadPoolExecutor(count or 1) as pool:
+        try:
+            for _ in range(count):
+                pool.submit(ready.wait)
+        except (RuntimeError, MemoryError):
+            raise DeviceMemoryError(f"this process may not start {count} threads", "give fewer, or raise its limits") from None
+        finally:
+            ready.set()
 
 
 def available_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Processors that this process may use: those of its affinity mask, and no more than a container's share of time allows."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:
-        count = os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
         return min(count, max(1, math.ceil(int(quota) / int(period))))

@@ -32,7 +32,6 @@ from .cuda import Array, Device
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]  # of an engine that is built: phase, steps done, steps in all
 KERNELS = ("standardise", "meta_upscale_float", "meta_upscale_half")
 IMAGE = np.dtype("u8, u8, i8, i8, i4, i4, i4, f4, f4, f4", align=True)  # as meta_upscale.cu has them
 STAGE = np.dtype("u8, u8, u8, u8, u8, u8, u8, u8, u8, (9,)i4, (4,)f4", align=True)
@@ -57,13 +56,10 @@ class TensorRtEngine:
 
     device, in_flight = "tensorrt", 2
 
-    def __init__(self, bundle: Bundle, tile: int, cache_dir: Path | None = None, progress: Progress | None = None) -> None:
+    def __init__(self, bundle: Bundle, tile: int, cache_dir: Path | None = None) -> None:
         """For images of `tile` pixels an axis and their halo. Raises DeviceError, which says what is missing."""
-        if bundle.integers:
-            raise DeviceError("this bundle computes in 8-bit integers, for CPUs", "give the one exported without --int8")
         self._bundle, self._model, self._predictor = bundle, bundle.model, bundle.predictor()
         self._largest, self._cache = tile + 2 * bundle.model.radius, EngineCache(cache_dir)
-        self._progress = progress or (lambda phase, done, total: None)
         self._gpu, self._library, self._lock = Device(), load_library(), threading.RLock()
         if self._gpu.capability < (7, 5):
             raise DeviceError(f"{self._gpu.name} is older than compute capability 7.5", "use device 'gpu' or 'cpu'")
@@ -86,7 +82,7 @@ class TensorRtEngine:
             pixels = gpu.borrow(gpu.upload(image) if on_host else image)
             if pixels.dtype.char not in KINDS or not pixels.dtype.isnative:
                 raise ImageError(f"pixels of type {pixels.dtype} on the GPU: give float32, or integers of at most 16 bits")
-            standard = Array(gpu, pixels.shape, np.float32)
+            standard = gpu.empty(pixels.shape, np.float32)
             struct = pixels.pointer, standard.pointer, *pixels.strides, *pixels.shape, ord(pixels.dtype.char), *affine
             gpu.launch(self._kernels["standardise"], pixels.shape, np.array(struct, IMAGE))
             return Features(standard, told, self._run_trunk(standard, told, self._bundle.has_half))
@@ -97,7 +93,7 @@ class TensorRtEngine:
         `out` is on the host, or has `__cuda_array_interface__`; its rows are contiguous.
         """
         with self._working() as gpu:
-            target = Array(gpu, out.shape, np.float32) if isinstance(out, np.ndarray) else gpu.borrow(out)
+            target = gpu.empty(out.shape, np.float32) if isinstance(out, np.ndarray) else gpu.borrow(out)
             while not self._launch(features.values, rows, cols, scales, levels, target):
                 if features.values.dtype == np.float32:
                     raise DeviceError(f"{self.runs_on}: the result is not finite", "use device 'cpu', and report it")
@@ -109,7 +105,7 @@ class TensorRtEngine:
     def empty(self, shape: tuple[int, ...]) -> Array:
         """A float32 array on the GPU, which may outlive the engine."""
         with self._working() as gpu:
-            return Array(gpu, shape, np.float32)
+            return gpu.empty(shape, np.float32)
 
     def upload(self, array: NDArray[np.float32]) -> Array:
         """A copy on the GPU."""
@@ -150,10 +146,7 @@ class TensorRtEngine:
             key = " ".join(map(str, of))  # all that an engine depends on; precision is in the graph
             if (engine := self._cache.get(key)) is None:
                 log.warning("%s builds an engine for this GPU, once: this takes up to some minutes", describe(library))
-                self._progress("TensorRT's engine", 0, 1)
-                engine = build(library, graph, self._largest)
-                self._cache.put(key, engine)
-                self._progress("TensorRT's engine", 1, 1)
+                self._cache.put(key, engine := build(library, graph, self._largest))
             loaded = library.Runtime(self._logger).deserialize_cuda_engine(engine)
             context = loaded and loaded.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
             if context is None:
@@ -164,12 +157,12 @@ class TensorRtEngine:
     def _run_trunk(self, image: Array, told: Told, half: bool) -> Array:
         """The features of a standardised image; TensorRT works in memory as large as this image needs."""
         gpu, context, channels = self._gpu, self._trunk(half), self._model.basis + 9 * self._model.skip
-        tensors = {"image": image, "features": Array(gpu, (channels, *image.shape), np.float16 if half else np.float32)}
+        tensors = {"image": image, "features": gpu.empty((channels, *image.shape), np.float16 if half else np.float32)}
         if self._model.told:
             tensors["told"] = self._keep(("told", told), lambda: np.array(told, np.float32))
         fits = context.set_input_shape("image", (1, 1, *image.shape))
         if fits and all(context.set_tensor_address(name, array.pointer) for name, array in tensors.items()):
-            memory = Array(gpu, (context.update_device_memory_size_for_shapes(),), np.uint8)
+            memory = gpu.empty((context.update_device_memory_size_for_shapes(),), np.uint8)
             context.set_device_memory(memory.pointer, memory.nbytes)
             if context.execute_async_v3(int(gpu.stream)):
                 return tensors["features"]

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from runtime import DeviceError, Upscaler
-from runtime.engines import graphs
+from runtime.engines import openvino
 from tests.conftest import ROOT
 
 
@@ -82,9 +82,9 @@ def test_a_processor_without_bfloat16_and_a_missing_package_are_said(
         Upscaler.of(shipped.bundle, device="openvino")
 
 
-def test_a_model_of_several_messages_is_merged_into_one(shipped: Upscaler) -> None:
+def test_a_graph_of_several_messages_is_rewritten_as_one(shipped: Upscaler) -> None:
     """What protobuf makes of them, OpenVINO's reader does not."""
-    parts = shipped.bundle.trunk(False) + graphs.TRUNK_END
-    merged = graphs.merged(parts)
-    assert onnx.load_from_string(merged) == onnx.load_from_string(parts)
-    assert graphs.merged(merged) == merged
+    parts = shipped.bundle.trunk(False)
+    whole = onnx.load_from_string(openvino.rewritten(parts))
+    assert [node.op_type for node in whole.graph.node] == [node.op_type for node in onnx.load_from_string(parts).graph.node]
+    assert openvino.rewritten(whole.SerializeToString()) == openvino.rewritten(parts)

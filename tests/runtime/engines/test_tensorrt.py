@@ -90,8 +90,8 @@ def test_a_missing_driver_is_said(shipped: Upscaler) -> None:
 
 
 def test_integers_are_refused() -> None:
-    with pytest.raises(DeviceError, match="8-bit integers, for CPUs: give the one exported without --int8"):
-        tensorrt.TensorRtEngine(Bundle.read(ROOT / "runtime" / "fast.bundle"), 64)
+    with pytest.raises(DeviceError, match="8-bit integers, which tensorrt does not: use device 'cpu'"):
+        Upscaler.load("fast", device="tensorrt")
 
 
 @pytest.mark.parametrize("tests", [["tests/fake"], ["tests/gpu", "-k", "tensorrt"]], ids=lambda tests: tests[0])
