@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runtime import Upscaler, bundle, command
 from runtime.bundle import Bundle
-from runtime.errors import InputFileError, OutputFileError
+from runtime.errors import OutputFileError
 from runtime.files import check_output
 
 
@@ -42,11 +42,6 @@ def _export(argv: list[str], prog: str) -> None:
     from .verify import verify
 
     generator, content = checkpoint.load_generator(args.ckpt)
-    if args.int8 and generator.config.told:
-        raise InputFileError(
-            f"{args.ckpt} is told the noise, --int8 is for networks that are not: export without it, or train another "
-            "(metasrgan train --set generator.name=fast)"
-        )
     model, files = build(generator, args.fp16)
     manifest = about(generator, content, args.ckpt)
 
@@ -61,7 +56,7 @@ def _export(argv: list[str], prog: str) -> None:
             from . import graphs, int8
 
             calibrate, judge = int8.load_crops(args.int8)
-            files["trunk.onnx"] = int8.quantise(graphs.trunk(generator, half=False), model, calibrate)
+            files["trunk.onnx"] = int8.quantise(graphs.trunk(generator, half=False), int8.inputs(model, calibrate))
             files.pop(bundle.TRUNK_FP16, None)
             model = replace(model, precision="int8", weights=0)
             measure = partial(int8.measure_loss, exact=exact, crops=judge)

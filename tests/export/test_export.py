@@ -26,7 +26,7 @@ from train import checkpoint
 from train.generator import Generator
 
 
-@pytest.fixture(scope="module", params=["paper", "fast"])
+@pytest.fixture(scope="module", params=["paper", "shallow"])
 def ckpt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(random_generator(request.param), tmp_path_factory.mktemp("ckpt"))
 
@@ -224,7 +224,7 @@ def test_the_checkpoint_is_not_overwritten_by_its_bundle(ckpt: Path, capsys: pyt
 
 def test_a_wrong_graph_is_noticed(generator: Generator) -> None:
     """The verification can fail: a bundle of other weights is over the tolerance."""
-    other = random_generator("fast" if generator.config.skip else "paper")
+    other = random_generator("shallow" if generator.config.skip else "paper")
     with torch.no_grad():
         other.tail.bias[3] += 0.5
     with Upscaler.of(bundle_of(other)) as up, pytest.raises(BundleError, match="differs from its checkpoint"):
