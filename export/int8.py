@@ -84,10 +84,10 @@ def measure_loss(upscaler: Upscaler, exact: Upscaler, crops: list[data.Crop]) ->
         sr = models.upscale_by(up)(made.of(hr, (scale, scale)), (scale, scale), made.acquired)
         return metrics.psnr(hr[: sr.shape[0], : sr.shape[1]], sr)
 
-    lost = {
-        f"{made.name} ×{float(r):g}": float(np.mean([psnr(exact, c.pixels, made, r) - psnr(upscaler, c.pixels, made, r) for c in crops]))
-        for made, r in product(INPUTS, SCALES)
-    }
+    lost = {}
+    for made, r in product(INPUTS, SCALES):
+        each = [psnr(exact, crop.pixels, made, r) - psnr(upscaler, crop.pixels, made, r) for crop in crops]
+        lost[f"{made.name} ×{float(r):g}"] = float(np.mean(each))
     worst = max(lost, key=lost.__getitem__)
     if not lost[worst] <= MAX_LOSS:
         raise BundleError(

@@ -189,7 +189,7 @@ class Generator(nn.Module):
             told = torch.zeros(len(x), TOLD, device=x.device) if told is None else told
             noise = torch.log10(told[:, :1].clamp(min=LEAST_SIGMA)) - math.log10(LEAST_SIGMA)  # 0 is none, 2 is 10 % of white
             first = first + self.condition(torch.cat([noise, SOFT * told[:, 1:]], 1))[:, :, None, None]
-        return self.head_act(first)  # type: ignore[no-any-return]
+        return self.head_act(first)
 
 
 def interpolate(x: Tensor, scales: grid.Scales, projection: grid.Projection) -> Tensor:

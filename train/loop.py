@@ -267,10 +267,10 @@ def initial(config: Config) -> nn.Module:
 
 
 def starting(generator: nn.Module, stage: Stage, batches: data.Batches) -> nn.Module:
-    """The network that a stage trains, of the one that it starts from: where it rounds, with ranges of batches that no update sees."""
+    """The network that a stage trains: the one that it starts from, or where it rounds, that with ranges of a few batches."""
     if not stage.rounding:
         return generator
-    assert isinstance(generator, Generator)
+    assert isinstance(generator, Generator)  # as `prepare` made sure
     return Rounded(generator).watch(batches[stage.updates + k] for k in range(_RANGES))
 
 

@@ -17,8 +17,8 @@ from .generator import Generator
 class Rounded(Generator):
     """A generator without batch norm, rounded from its first block to its tail, and itself in float as its `teacher`.
 
-    Weights have 7 bits and a scale for each channel. Activations have 8 bits and the fixed `ranges` (activations, 2) that `watch`
-    finds. The parameters of `plain` have the generator's names; the state has all that a resumed run needs.
+    Weights have 7 bits and a scale for each channel. Activations have 8 bits, between `ranges` (activations, 2), which `watch`
+    finds. Parameters have the generator's names. The state has ranges and teacher too, all that a resumed run needs.
     """
 
     def __init__(self, teacher: Generator) -> None:
@@ -86,7 +86,7 @@ def round_activation(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 class RoundWeight(torch.autograd.Function):
-    """The weights of a convolution in 7 bits with a scale for each output channel; gradients pass as if nothing were rounded."""
+    """The weights of a convolution in 7 bits with a scale for each output channel; gradients pass as if not rounded."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -499,10 +499,12 @@ def test_a_dry_run_reads_a_sample(folder: Path) -> None:
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONFIG_FILES.glob("*.toml")))
 def test_every_named_configuration_loads_and_trains(folder: Path, vgg: Path, tmp_path: Path, name: str) -> None:
     """Each with its own stages, scales and losses, on a network and for a time that a test can afford."""
-    small = {"generator.channels": 8, "generator.blocks": 1, "init": "''", "features": f"'{vgg}'", "batch": 2, "patch": 48,
+    small = {"generator.channels": 8, "generator.blocks": 1, "features": f"'{vgg}'", "batch": 2, "patch": 48,
              "updates": 2, "warmup": 1, "validate_every": 2, "subject": "'subject.'"}  # fmt: skip
     chosen = load(name, [f"{key}={value}" for key, value in small.items()], data=folder)
-    chosen = replace(chosen, stage={n: replace(s, data=str(folder)) for n, s in chosen.stage.items()})
+    init = tmp_path / "init.pt"
+    checkpoint.save(init, {"generator": asdict(chosen.generator), "weights": networks.build(chosen.generator).state_dict()})
+    chosen = replace(chosen, init=str(init), stage={n: replace(s, data=str(folder)) for n, s in chosen.stage.items()})
     best = train(chosen, tmp_path / "out")
     assert checkpoint.load(best)["stage"] == list(chosen.stage)[-1]
 

@@ -49,8 +49,8 @@ def test_rounding_is_the_exported_graphs(name: str, lr: NDArray[np.float32], tol
     graph = onnx.load_from_string(int8.quantise(graphs.trunk(generator, half=False), inputs()))
     quantisers = {node.output[0]: node for node in graph.graph.node if node.op_type == "DequantizeLinear"}
     # The basis, in float, is convolved with what the last quantiser gives.
-    in_float = [n for n in graph.graph.node if n.op_type == "Conv" and n.input[0] in quantisers and n.input[1] not in quantisers]
-    features = in_float[-1].input[0]
+    convolved = [node.input for node in graph.graph.node if node.op_type == "Conv"]
+    features = next(x for x, weight, *_ in convolved if x in quantisers and weight not in quantisers)
     graph.graph.output.append(onnx.helper.make_tensor_value_info(features, onnx.TensorProto.FLOAT, None))
     run = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"]).run
     expected = np.concatenate([run([features], its)[0] for its in inputs()])
