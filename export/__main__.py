@@ -28,7 +28,7 @@ def _export(argv: list[str], prog: str) -> None:
     add("--ckpt", type=Path, required=True, help="a checkpoint, as training keeps it")
     add("--out", type=Path, help="the bundle (default: the checkpoint's name with .bundle)")
     add("--fp16", action="store_true", help="weights in half precision: half the size")
-    add("--int8", type=Path, metavar="FOLDER", help="8-bit trunk, calibrated on images in FOLDER: 2.5 times as fast on a CPU")
+    add("--int8", type=Path, metavar="FOLDER", help="8-bit trunk, calibrated on images in FOLDER: 2.7 times as fast with VNNI")
     add("--force", action="store_true", help="replace an existing bundle")
     args = parser.parse_args(argv)
     out = args.out or args.ckpt.with_suffix(".bundle")

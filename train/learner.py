@@ -27,9 +27,10 @@ def optimisers(network: nn.Module, muon: bool, rate: float) -> list[torch.optim.
     as the rest. A convolution's weight is a matrix (out, taps · in) in its own memory, channels last; updates have the size of
     Adam's (Liu et al. 2025, *Muon is scalable for LLM training*).
     """
-    hidden = [p for p in network.parameters() if p.ndim > 1 and min(p.shape[:2]) >= _LEAST]
+    learned = [p for p in network.parameters() if p.requires_grad]
+    hidden = [p for p in learned if p.ndim > 1 and min(p.shape[:2]) >= _LEAST]
     if not muon or not hidden:
-        return [torch.optim.Adam(network.parameters(), rate)]
+        return [torch.optim.Adam(learned, rate)]
     weights = {p: p.detach().movedim(1, -1).view(len(p), -1) for p in hidden}
     of_matrices = torch.optim.Muon(weights.values(), rate, weight_decay=_DECAY, adjust_lr_fn="match_rms_adamw")
 
@@ -39,7 +40,7 @@ def optimisers(network: nn.Module, muon: bool, rate: float) -> list[torch.optim.
             matrix.grad = weight.grad.movedim(1, -1).flatten(1)
 
     of_matrices.register_step_pre_hook(take_gradients)
-    return [torch.optim.Adam([p for p in network.parameters() if p not in weights], rate), of_matrices]
+    return [torch.optim.Adam([p for p in learned if p not in weights], rate), of_matrices]
 
 
 class Learner:

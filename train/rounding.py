@@ -25,6 +25,7 @@ class Rounded(Generator):
         super().__init__(teacher.config)
         self.load_state_dict(teacher.state_dict())
         self.teacher = teacher.requires_grad_(False)
+        self.upscale.predictor[:3].requires_grad_(False)  # it is not in the trunk, and the teacher's serves better
         self.register_buffer("ranges", torch.zeros(4 * teacher.config.blocks + 3, 2))
 
     def encode(self, x: Tensor, told: Tensor | None = None) -> Tensor:

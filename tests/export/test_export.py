@@ -168,15 +168,6 @@ def test_a_told_checkpoint_becomes_a_told_bundle(tmp_path: Path, capsys: pytest.
         assert said in out
 
 
-def test_integers_are_refused_for_a_told_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = saved(random_generator("told"), tmp_path)
-    assert main(["--ckpt", str(path), "--int8", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {path} is told the noise, --int8 is for networks that are not: export without it")
-    assert error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_command_keeps_an_existing_bundle_unless_forced(ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "x.bundle"
     out.write_bytes(b"precious")

@@ -73,6 +73,9 @@ def test_gradients_pass_and_the_teacher_stays(lr: NDArray[np.float32], told: NDA
         each(torch.from_numpy(lr), SCALES, torch.from_numpy(told)).square().mean().backward()
     for name, parameter in generator.named_parameters():
         gradient = network.get_parameter(name).grad
+        if name.startswith(("upscale.predictor.0", "upscale.predictor.2")):
+            assert gradient is None, name
+            continue
         assert gradient is not None, name
         assert parameter.grad is not None
         assert torch.nn.functional.cosine_similarity(gradient.flatten(), parameter.grad.flatten(), dim=0) > 0.8, name
