@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -18,17 +17,16 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from runtime import Upscaler
 from runtime.bundle import Model
 from runtime.errors import BundleError, InputFileError
-from train import config, data, degradations, metrics, models, subjects
+from train import config, data, degradations, metrics, models, rounding, subjects
 from train.degradations import Degradation
 
 MAX_LOSS = 0.1  # dB of PSNR of any of INPUTS at any of SCALES
 SCALES = tuple(map(Fraction, ("1.1", "1.5", "2", "3", "4")))
 # Resized, and as a scanner with 2 % noise stores them, as training validates.
 INPUTS = (degradations.resampled("bilinear"), degradations.resampled("kspace"), degradations.scan((0.7, 1.0), "hard", 0.02))
-STAGE = replace(config.load("int8").stage["int8"], batch=1)  # calibration sees what training does
+STAGE = rounding.calibration(config.load("int8").stage["int8"])
 _FILES = _SLICES = 64  # of a folder, evenly from all of it
 _JUDGED = 12  # of them, at most
-_CALIBRATED = 64  # inputs
 
 
 def load_crops(folder: Path) -> tuple[list[data.Crop], list[data.Crop]]:
@@ -98,9 +96,9 @@ def measure_loss(upscaler: Upscaler, exact: Upscaler, crops: list[data.Crop]) ->
 
 
 def inputs(model: Model, crops: list[data.Crop]) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """What the trunk will see, made of crops as training makes it."""
+    """What the trunk will see, made of crops as training makes it; see `rounding.calibration`."""
     batches = data.Batches(crops, STAGE)
-    for k in range(_CALIBRATED):
+    for k in range(rounding.CALIBRATED):
         lr, _, told, _ = batches[k]
         image = ((lr - model.mean) / model.std).astype(np.float32)
         yield {"image": image, "told": told[0]} if model.told else {"image": image}

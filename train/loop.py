@@ -24,7 +24,7 @@ from . import checkpoint, data, degradations, losses, metrics, models, networks,
 from .config import Config, Stage, parse
 from .generator import Generator, GeneratorConfig
 from .learner import Learner
-from .rounding import Rounded
+from .rounding import CALIBRATED, Rounded, calibration
 from .subjects import Split
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ SCANNER = degradations.scan((0.7, 1.0), "hard", 0.02)
 VALIDATION_CROPS = 24
 VALIDATION_SIZE = 512  # pixels an axis, of a photograph's middle: brains are smaller
 _MOVABLE = ("updates", "validate_every", "data", "validation", "features")  # what a resumed run may be given anew
-_RANGES = 8  # batches, by which the ranges of rounded activations are found
 _SAMPLE = 32  # files of either side that a dry run reads
 
 
@@ -267,11 +266,12 @@ def initial(config: Config) -> nn.Module:
 
 
 def starting(generator: nn.Module, stage: Stage, batches: data.Batches) -> nn.Module:
-    """The network that a stage trains: the one that it starts from, or where it rounds, that with ranges of a few batches."""
+    """The network that a stage trains: the one that it starts from, or where it rounds, that with its ranges."""
     if not stage.rounding:
         return generator
     assert isinstance(generator, Generator)  # as `prepare` made sure
-    return Rounded(generator).watch(batches[stage.updates + k] for k in range(_RANGES))
+    inputs = data.Batches(batches.crops, calibration(stage))
+    return Rounded(generator).watch(inputs[k] for k in range(CALIBRATED))
 
 
 def _plain(network: nn.Module) -> nn.Module:

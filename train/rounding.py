@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data
+from .config import Stage
 from .generator import Generator
+
+CALIBRATED = 64  # inputs, by which ranges are found
+
+
+def calibration(stage: Stage) -> Stage:
+    """The inputs by which ranges are found: a stage's own, whole patches, and as bright as the runtime makes them.
+
+    Smaller or darker ones give ranges that clip: bicubic inputs at ×4 lost 0.08 dB.
+    """
+    return replace(stage, batch=1, faint=0.0, input_patch=0, augment=replace(stage.augment, gain=(1.0, 1.0)))
 
 
 class Rounded(Generator):
