@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import subprocess
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,20 +14,17 @@ Upscale = Callable[[NDArray[np.float32], Fraction], NDArray[np.float32]]
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(__file__).parent / ".cache"  # what is too large to commit, and soon made again
-SHIPPED = ROOT / "models" / "fidelity.pt"
-FAST = ROOT / "models" / "fast.pt"  # 5 blocks of 64 channels, as the public code has
+PAPER = ROOT / "models" / "paper.pt"  # 5 blocks of 64 channels, as the public code has
 BUNDLES = {"ours, fp16": ROOT / "runtime" / "brain.bundle", "fast, int8": ROOT / "runtime" / "fast.bundle"}
 EDSR = {f"EDSR ×{s}": s for s in (2, 3, 4)}
 SRGAN = "SRGAN ×2"
 PUBLIC = "Meta-SR, public formulation"
-FAST_FLOAT = "fast, fp32"
-ROWS = ("bicubic", *BUNDLES, FAST_FLOAT, PUBLIC, SRGAN, *EDSR)
-NEED_TORCH = (FAST_FLOAT, PUBLIC)  # the first to be exported, the second at all
+ROWS = ("bicubic", *BUNDLES, PUBLIC, SRGAN, *EDSR)
 
 
 def can_load(row: str) -> bool:
     """Whether this environment has what a row needs."""
-    return row not in NEED_TORCH or importlib.util.find_spec("torch") is not None
+    return row != PUBLIC or importlib.util.find_spec("torch") is not None
 
 
 def load(row: str, threads: int) -> Upscale:
@@ -42,7 +36,7 @@ def load(row: str, threads: int) -> Upscale:
     if row == PUBLIC:
         from benchmarks import public
 
-        return public.load(FAST, threads)
+        return public.load(PAPER, threads)
     if file(row).suffix == ".bundle":
         from runtime import Upscaler
         from runtime.acquired import STORED
@@ -60,19 +54,14 @@ def file(row: str) -> Path:
     if row in BUNDLES:
         return BUNDLES[row]
     if row == PUBLIC:
-        return FAST
-    sha256 = hashlib.sha256(FAST.read_bytes()).hexdigest() if row == FAST_FLOAT else "1"
-    path = CACHE / f"{row.replace(', ', '-').replace(' ×', '-x')}-{sha256[:8]}{'.bundle' if row == FAST_FLOAT else '.onnx'}"
+        return PAPER
+    path = CACHE / f"{row.replace(' ×', '-x')}-1.onnx"
     if not path.exists():
+        from benchmarks import rivals
+
         CACHE.mkdir(exist_ok=True)
         made = path.with_suffix(".new")
-        if row == FAST_FLOAT:
-            command = [sys.executable, "-m", "export", "--ckpt", str(FAST), "--out", str(made), "--force"]
-            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        else:
-            from benchmarks import rivals
-
-            made.write_bytes(rivals.srgan(2) if row == SRGAN else rivals.edsr(EDSR[row]))
+        made.write_bytes(rivals.srgan(2) if row == SRGAN else rivals.edsr(EDSR[row]))
         made.replace(path)
     return path
 
@@ -85,8 +74,11 @@ def parameters(row: str) -> int:
         import onnx
 
         return sum(int(np.prod(c.dims)) for c in onnx.load(str(file(row))).graph.initializer if np.prod(c.dims) > 1)
+    if row == PUBLIC:
+        from train import checkpoint
+
+        return sum(p.numel() for p in checkpoint.load_generator(PAPER)[0].parameters())
     from runtime.bundle import Bundle
 
-    # What is not shipped is the fast network, too.
-    count: int = Bundle.read(BUNDLES.get(row, BUNDLES["fast, int8"])).manifest["parameters"]
+    count: int = Bundle.read(BUNDLES[row]).manifest["parameters"]
     return count

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runtime import Upscaler, bundle, command
 from runtime.bundle import Bundle
-from runtime.errors import InputFileError, OutputFileError
+from runtime.errors import OutputFileError
 from runtime.files import check_output
 
 
@@ -28,7 +28,7 @@ def _export(argv: list[str], prog: str) -> None:
     add("--ckpt", type=Path, required=True, help="a checkpoint, as training keeps it")
     add("--out", type=Path, help="the bundle (default: the checkpoint's name with .bundle)")
     add("--fp16", action="store_true", help="weights in half precision: half the size")
-    add("--int8", type=Path, metavar="FOLDER", help="8-bit trunk, calibrated on images in FOLDER: 2.5 times as fast on a CPU")
+    add("--int8", type=Path, metavar="FOLDER", help="8-bit trunk, calibrated on images in FOLDER: 2.7 times as fast with VNNI")
     add("--force", action="store_true", help="replace an existing bundle")
     args = parser.parse_args(argv)
     out = args.out or args.ckpt.with_suffix(".bundle")
@@ -42,11 +42,6 @@ def _export(argv: list[str], prog: str) -> None:
     from .verify import verify
 
     generator, content = checkpoint.load_generator(args.ckpt)
-    if args.int8 and generator.config.told:
-        raise InputFileError(
-            f"{args.ckpt} is told the noise, --int8 is for networks that are not: export without it, or train another "
-            "(metasrgan train --set generator.name=fast)"
-        )
     model, files = build(generator, args.fp16)
     manifest = about(generator, content, args.ckpt)
 
@@ -61,7 +56,7 @@ def _export(argv: list[str], prog: str) -> None:
             from . import graphs, int8
 
             calibrate, judge = int8.load_crops(args.int8)
-            files["trunk.onnx"] = int8.quantise(graphs.trunk(generator, half=False), model, calibrate)
+            files["trunk.onnx"] = int8.quantise(graphs.trunk(generator, half=False), int8.inputs(model, calibrate))
             files.pop(bundle.TRUNK_FP16, None)
             model = replace(model, precision="int8", weights=0)
             measure = partial(int8.measure_loss, exact=exact, crops=judge)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import cycle
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -17,37 +17,42 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from runtime import Upscaler
 from runtime.bundle import Model
 from runtime.errors import BundleError, InputFileError
-from train import data, degradations, metrics, models, resample, subjects
+from train import config, data, degradations, metrics, models, rounding, subjects
+from train.degradations import Degradation
 
-MAX_LOSS = 0.1  # dB of PSNR at any of SCALES
-SCALES = (Fraction(3, 2), Fraction(2), Fraction(3), Fraction(4))
+MAX_LOSS = 0.1  # dB of PSNR of any of INPUTS at any of SCALES
+SCALES = tuple(map(Fraction, ("1.1", "1.5", "2", "3", "4")))
+# Resized, and as a scanner with 2 % noise stores them, as training validates.
+INPUTS = (degradations.resampled("bilinear"), degradations.resampled("kspace"), degradations.scan((0.7, 1.0), "hard", 0.02))
+STAGE = rounding.calibration(config.load("int8").stage["int8"])
 _FILES = _SLICES = 64  # of a folder, evenly from all of it
-_MIN_SIZE = 64  # pixels an axis
+_JUDGED = 12  # of them, at most
 
 
 def load_crops(folder: Path) -> tuple[list[data.Crop], list[data.Crop]]:
     """Brain crops of a folder's images, to calibrate on and to judge by. Raises InputFileError for fewer than two."""
-    crops = data.load_crops(data.evenly(subjects.find_files(folder), _FILES), _MIN_SIZE)
+    crops = data.load_crops(data.evenly(subjects.find_files(folder), _FILES), STAGE.patch)
     if len(crops) < 2:
         raise InputFileError(
-            f"{folder} has {len(crops)} slices of {_MIN_SIZE}×{_MIN_SIZE} pixels or more: give two or more, of the kind "
+            f"{folder} has {len(crops)} slices of {STAGE.patch}×{STAGE.patch} pixels or more: give two or more, of the kind "
             "that the bundle will upscale"
         )
     chosen = data.evenly(crops, _SLICES)
-    return chosen[::2], chosen[1::2]
+    return chosen[::2], data.evenly(chosen[1::2], _JUDGED)
 
 
-def quantise(trunk: bytes, model: Model, crops: list[data.Crop]) -> bytes:
-    """A float32 trunk with 8-bit activations and weights from the first block to the tail.
+def quantise(trunk: bytes, inputs: Iterator[dict[str, NDArray[np.float32]]]) -> bytes:
+    """A float32 trunk with 8-bit activations and weights from the first block to the tail; ranges are those of the inputs.
 
-    The head and its activation stay in float, as the image goes past the blocks there: rounded to 8 bits, k-space inputs at
-    ×1.5 lost 0.24 dB and not 0.05. So does what follows the last sum, the basis.
+    The head, what is told and their activation stay in float, as the image goes past the blocks there: rounded to 8 bits,
+    k-space inputs at ×1.5 lost 0.24 dB and not 0.05. So does what follows the last sum, the basis.
     Weights have 7 bits and a scale for each channel: sums of two products then fit the 16 bits that processors without VNNI
-    keep them in.
+    keep them in. `train.rounding` rounds in the same way.
     """
     graph = onnx.load_from_string(trunk)
     onnx.helper.set_model_props(graph, {"onnx.quant.pre_process": "onnxruntime.quant"})  # there is nothing to fuse or infer
-    nodes, inputs = graph.graph.node, _inputs(model, crops)
+    nodes = graph.graph.node
+    first = next(k for k, node in enumerate(nodes) if node.op_type == "LeakyRelu")
     last = max(k for k, node in enumerate(nodes) if node.op_type == "Add")
     with TemporaryDirectory() as folder:
         quantised = Path(folder, "trunk.onnx")
@@ -57,7 +62,7 @@ def quantise(trunk: bytes, model: Model, crops: list[data.Crop]) -> bytes:
             SimpleNamespace(get_next=lambda: next(inputs, None)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "LeakyRelu", "Add"],
-            nodes_to_exclude=[node.name for node in (*nodes[:2], *nodes[last + 1 :])],
+            nodes_to_exclude=[node.name for node in (*nodes[: first + 1], *nodes[last + 1 :])],
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -68,29 +73,32 @@ def quantise(trunk: bytes, model: Model, crops: list[data.Crop]) -> bytes:
 
 
 def measure_loss(upscaler: Upscaler, exact: Upscaler, crops: list[data.Crop]) -> dict[str, float]:
-    """PSNR in dB that an upscaler loses against another one, by scale, mean over the crops.
+    """PSNR in dB that an upscaler loses against another one, by input and scale, mean over the crops.
 
-    Inputs are made in k-space, which lose the most: the network sharpens them most, and its own rounding with them.
     Raises BundleError where it is more than `MAX_LOSS`.
     """
-    kspace = degradations.resampled("kspace")
 
-    def psnr(up: Upscaler, hr: NDArray[np.float32], scale: Fraction) -> float:
-        sr = models.upscale_by(up)(kspace.of(hr, (scale, scale)), (scale, scale), kspace.acquired)
+    def psnr(up: Upscaler, hr: NDArray[np.float32], made: Degradation, scale: Fraction) -> float:
+        sr = models.upscale_by(up)(made.of(hr, (scale, scale)), (scale, scale), made.acquired)
         return metrics.psnr(hr[: sr.shape[0], : sr.shape[1]], sr)
 
-    lost = {f"×{r}": float(np.mean([psnr(exact, c.pixels, r) - psnr(upscaler, c.pixels, r) for c in crops])) for r in SCALES}
+    lost = {}
+    for made, r in product(INPUTS, SCALES):
+        each = [psnr(exact, crop.pixels, made, r) - psnr(upscaler, crop.pixels, made, r) for crop in crops]
+        lost[f"{made.name} ×{float(r):g}"] = float(np.mean(each))
     worst = max(lost, key=lost.__getitem__)
     if not lost[worst] <= MAX_LOSS:
         raise BundleError(
             f"8-bit integers lose {lost[worst]:.2f} dB at {worst}, more than {MAX_LOSS} dB: export without --int8, or train "
-            "a network that bears it (metasrgan train --set generator.name=fast)"
+            "the network to bear them (metasrgan train --config int8 --set init=CHECKPOINT)"
         )
     return lost
 
 
-def _inputs(model: Model, crops: list[data.Crop]) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """What the trunk will see: the crops made smaller by every scale and method in turn."""
-    for crop, scale, method in zip(crops, cycle(SCALES), cycle(resample.METHODS)):
-        image = resample.downsample(crop.pixels, (scale, scale), method)
-        yield {"image": ((image - model.mean) / model.std).astype(np.float32)[None, None]}
+def inputs(model: Model, crops: list[data.Crop]) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """What the trunk will see, made of crops as training makes it; see `rounding.calibration`."""
+    batches = data.Batches(crops, STAGE)
+    for k in range(rounding.CALIBRATED):
+        lr, _, told, _ = batches[k]
+        image = ((lr - model.mean) / model.std).astype(np.float32)
+        yield {"image": image, "told": told[0]} if model.told else {"image": image}

@@ -53,7 +53,7 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         dest="bundle",
         metavar="NAME",
-        help="a shipped network: brain (the default); fast, which takes less time and is less faithful; "
+        help="a shipped network: brain (the default); fast, the same in 8-bit integers, which takes less time; "
         "perceptual, which looks crisper and invents part of what it shows, never for measurement or diagnosis",
     )
     either.add_argument("--bundle", type=Path, help="another network, as `metasrgan export` makes it")

@@ -62,6 +62,8 @@ class Stage:
     perceptual: Weight = 0.0
     features: str = ""  # the file of VGG weights that the perceptual loss needs
     clamp: bool = False  # outputs to 0…1 before the losses
+    rounding: bool = False  # as an 8-bit export rounds; losses are against what the stage's first network makes in float
+    mean_with_init: Probability = 0.0  # where rounding: that network's part in the weights that are validated and kept
 
     optimiser: Literal["adam", "muon"] = "adam"
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5e-4

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -48,18 +47,15 @@ class GeneratorConfig:
     std: Std = 0.117
 
 
-# Without batch norm, projected from pixel centres, learning only what linear interpolation lacks; deep and narrow, which is
-# better at equal cost; black is zero, so that zero padding at the border is background. 32 basis filters are as good as any
-# (docs/training.md), and convolved with the features once they serve every scale.
-EDGE = GeneratorConfig(
-    channels=32, blocks=20, batch_norm=False, projection="centred", skip=True, basis=32, per_axis=True, told=True, mean=0.0
-)
 CONFIGS = {
     # The authors' generator: 561,926 parameters, 410,688 multiply-adds an lr pixel.
     "paper": GeneratorConfig(),
-    "edge": EDGE,
-    # Shallow enough for 8-bit integers, whose rounding adds up from block to block (docs/training.md).
-    "fast": replace(EDGE, channels=64, blocks=5, told=False),
+    # Without batch norm, projected from pixel centres, learning only what linear interpolation lacks; deep and narrow, which is
+    # better at equal cost; black is zero, so that zero padding at the border is background. 32 basis filters are as good as any
+    # (docs/training.md), and convolved with the features once they serve every scale.
+    "edge": GeneratorConfig(
+        channels=32, blocks=20, batch_norm=False, projection="centred", skip=True, basis=32, per_axis=True, told=True, mean=0.0
+    ),
 }
 
 
@@ -183,13 +179,17 @@ class Generator(nn.Module):
 
     def encode(self, x: Tensor, told: Tensor | None = None) -> Tensor:
         """The trunk: standardised images (N, 1, H, W) → features (N, C, H, W)."""
+        first = self.first(x, told)
+        return first + self.tail_norm(self.tail(self.blocks(first)))
+
+    def first(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+        """What the first block sees: the head's features, with what is told as biases."""
         first = self.head(x)
         if self.config.told:
             told = torch.zeros(len(x), TOLD, device=x.device) if told is None else told
             noise = torch.log10(told[:, :1].clamp(min=LEAST_SIGMA)) - math.log10(LEAST_SIGMA)  # 0 is none, 2 is 10 % of white
             first = first + self.condition(torch.cat([noise, SOFT * told[:, 1:]], 1))[:, :, None, None]
-        first = self.head_act(first)
-        return first + self.tail_norm(self.tail(self.blocks(first)))
+        return self.head_act(first)
 
 
 def interpolate(x: Tensor, scales: grid.Scales, projection: grid.Projection) -> Tensor:

@@ -14,6 +14,7 @@ from runtime.errors import InputFileError
 
 from . import data, losses, processes
 from .config import Stage
+from .rounding import Rounded
 
 _DECAY = 0.3  # Muon moves also what the images hardly excite: without decay, weights of no use grow until a bright dot shatters
 _LEAST = 16  # channels on either side of a weight that Muon takes: fewer say nothing about directions
@@ -26,9 +27,10 @@ def optimisers(network: nn.Module, muon: bool, rate: float) -> list[torch.optim.
     as the rest. A convolution's weight is a matrix (out, taps · in) in its own memory, channels last; updates have the size of
     Adam's (Liu et al. 2025, *Muon is scalable for LLM training*).
     """
-    hidden = [p for p in network.parameters() if p.ndim > 1 and min(p.shape[:2]) >= _LEAST]
+    learned = [p for p in network.parameters() if p.requires_grad]
+    hidden = [p for p in learned if p.ndim > 1 and min(p.shape[:2]) >= _LEAST]
     if not muon or not hidden:
-        return [torch.optim.Adam(network.parameters(), rate)]
+        return [torch.optim.Adam(learned, rate)]
     weights = {p: p.detach().movedim(1, -1).view(len(p), -1) for p in hidden}
     of_matrices = torch.optim.Muon(weights.values(), rate, weight_decay=_DECAY, adjust_lr_fn="match_rms_adamw")
 
@@ -38,7 +40,7 @@ def optimisers(network: nn.Module, muon: bool, rate: float) -> list[torch.optim.
             matrix.grad = weight.grad.movedim(1, -1).flatten(1)
 
     of_matrices.register_step_pre_hook(take_gradients)
-    return [torch.optim.Adam([p for p in network.parameters() if p not in weights], rate), of_matrices]
+    return [torch.optim.Adam([p for p in learned if p not in weights], rate), of_matrices]
 
 
 class Learner:
@@ -68,7 +70,8 @@ class Learner:
     @property
     def kept(self) -> nn.Module:
         """The generator that is validated and kept: the moving average, or where there is none, the last weights."""
-        return self.generator if self.average is None else self.average.module
+        network: nn.Module = self.generator if self.average is None else self.average.module
+        return network.mean_with_teacher(self.stage.mean_with_init) if isinstance(network, Rounded) else network
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs to go on as if nothing had happened."""
@@ -93,7 +96,11 @@ class Learner:
                 group["lr"] = stage.rate(update)
         self.generator.train()
         with self._autocast():
-            sr = self._generator(lr, batch[3], torch.from_numpy(batch[2]).to(self.device))
+            told = torch.from_numpy(batch[2]).to(self.device)
+            sr = self._generator(lr, batch[3], told)
+            if isinstance(self.generator, Rounded):
+                with torch.no_grad():
+                    hr = self.generator.teacher(lr, batch[3], told)
         sr = sr.clamp(0, 1) if stage.clamp else sr
         parts = {"l1": nn.functional.l1_loss(sr, hr)}
         loss = parts["l1"] if stage.loss == "l1" else 10 * nn.functional.mse_loss(sr, hr)  # as large as L1 of 0.02, or near it

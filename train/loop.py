@@ -22,8 +22,9 @@ from runtime.errors import InputFileError, MetasrganError, OutputFileError
 
 from . import checkpoint, data, degradations, losses, metrics, models, networks, processes, scores, subjects
 from .config import Config, Stage, parse
-from .generator import GeneratorConfig
+from .generator import Generator, GeneratorConfig
 from .learner import Learner
+from .rounding import CALIBRATED, Rounded, calibration
 from .subjects import Split
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,11 @@ def prepare(config: Config, names: Sequence[str] | None = None) -> dict[str, Spl
             splits[name] = subjects.split_as_given(files, subjects.find_files(Path(stage.validation), stage.pattern))
         else:
             splits[name] = subjects.split_by_subject(Path(stage.data), files, stage.subject or None)
+        network = config.generator
+        if stage.rounding and not (isinstance(network, GeneratorConfig) and not network.batch_norm):
+            raise InputFileError(f"stage {name} has rounding, which is for a meta generator without batch norm: leave it out")
+        if stage.rounding and not (config.init or name != next(iter(config.stage))):
+            raise InputFileError(f"stage {name} has rounding but no network to start from: give --set init=best.pt")
         if stage.perceptual and not stage.features:
             files_known = "VGG-16 as .npz or torchvision's vgg19-dcbb9e9d.pth"
             lacks = f"stage {name} has a perceptual loss but no features"
@@ -123,7 +129,7 @@ class _Stage:
         self.batches, self.held_out = load_stage(self.stage, split)
         self.digest = _digest(self.stage, [*self.batches.crops, *self.held_out])
         out.mkdir(parents=True, exist_ok=True)
-        self.learner = Learner(generator, self.stage, device)
+        self.learner = Learner(starting(generator, self.stage, self.batches), self.stage, device)
         counts = len(self.batches.crops), len(self.held_out)
         log.info("%d crops train, %d validate, on %s in %s", *counts, device, self.learner.precision)
         if state:
@@ -163,7 +169,7 @@ class _Stage:
                         self._validate(board)
                     self._save_last()
         self._save(self.out / f"{name}.pt")
-        return self.learner.kept
+        return _plain(self.learner.kept)
 
     def _step(self) -> dict[str, float]:
         update, batches = self.update, self.batches
@@ -195,7 +201,7 @@ class _Stage:
         """A checkpoint of the weights that are kept, by the first process."""
         if self.rank == 0:
             training = self.config.plain(places=False)
-            weights = {name: tensor.cpu() for name, tensor in self.learner.kept.state_dict().items()}
+            weights = {name: tensor.cpu() for name, tensor in _plain(self.learner.kept).state_dict().items()}
             content = {"generator": training["generator"], "weights": weights, "training": training}
             checkpoint.save(path, {**content, "stage": self.name, "update": self.update, **more})
 
@@ -229,7 +235,7 @@ def dry_run(config: Config, seconds: float = 5) -> Iterator[str]:
         yield f"stage {name}: {splits[name].how}"
         batches, held_out = load_stage(stage, splits[name], _SAMPLE)
         yield f"  {len(batches.crops):,} crops train, {len(held_out)} validate, of up to {_SAMPLE} files each"
-        learner = Learner(generator, stage, device)
+        learner = Learner(starting(generator, stage, batches), stage, device)
         # Past the warm-up if there is a part past it, where an update costs most; the first ones set things up.
         start = stage.warmup if stage.is_adversarial(stage.updates - 1) else 0
         times: list[float] = []
@@ -257,6 +263,19 @@ def initial(config: Config) -> nn.Module:
             raise InputFileError(f"{config.init} holds another network, {start.config}: configure the same, or give no init")
         network.load_state_dict(start.state_dict(), strict=start.config == wanted)
     return network
+
+
+def starting(generator: nn.Module, stage: Stage, batches: data.Batches) -> nn.Module:
+    """The network that a stage trains: the one that it starts from, or where it rounds, that with its ranges."""
+    if not stage.rounding:
+        return generator
+    assert isinstance(generator, Generator)  # as `prepare` made sure
+    inputs = data.Batches(batches.crops, calibration(stage))
+    return Rounded(generator).watch(inputs[k] for k in range(CALIBRATED))
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    return network.plain() if isinstance(network, Rounded) else network
 
 
 def _resumable(last: Path, config: Config) -> dict[str, Any]:

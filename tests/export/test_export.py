@@ -26,7 +26,7 @@ from train import checkpoint
 from train.generator import Generator
 
 
-@pytest.fixture(scope="module", params=["paper", "fast"])
+@pytest.fixture(scope="module", params=["paper", "shallow"])
 def ckpt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(random_generator(request.param), tmp_path_factory.mktemp("ckpt"))
 
@@ -168,15 +168,6 @@ def test_a_told_checkpoint_becomes_a_told_bundle(tmp_path: Path, capsys: pytest.
         assert said in out
 
 
-def test_integers_are_refused_for_a_told_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = saved(random_generator("told"), tmp_path)
-    assert main(["--ckpt", str(path), "--int8", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {path} is told the noise, --int8 is for networks that are not: export without it")
-    assert error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_command_keeps_an_existing_bundle_unless_forced(ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "x.bundle"
     out.write_bytes(b"precious")
@@ -224,7 +215,7 @@ def test_the_checkpoint_is_not_overwritten_by_its_bundle(ckpt: Path, capsys: pyt
 
 def test_a_wrong_graph_is_noticed(generator: Generator) -> None:
     """The verification can fail: a bundle of other weights is over the tolerance."""
-    other = random_generator("fast" if generator.config.skip else "paper")
+    other = random_generator("shallow" if generator.config.skip else "paper")
     with torch.no_grad():
         other.tail.bias[3] += 0.5
     with Upscaler.of(bundle_of(other)) as up, pytest.raises(BundleError, match="differs from its checkpoint"):

@@ -16,7 +16,7 @@ from tests.conftest import bundle_of, random_generator
 
 @pytest.fixture(scope="module")
 def content() -> bytes:
-    parsed = bundle_of(random_generator("fast"), half=True)
+    parsed = bundle_of(random_generator("shallow"), half=True)
     return bundle.serialise(parsed.model, parsed.files, {"parameters": 1})
 
 
@@ -144,7 +144,7 @@ def test_missing_bundle_is_named(tmp_path: Path) -> None:
 
 
 def test_half_precision_halves_the_size() -> None:
-    generator = random_generator("fast")
+    generator = random_generator("shallow")
     sizes = [sum(map(len, bundle_of(generator, half).files.values())) for half in (False, True)]
     assert sizes[1] < 0.52 * sizes[0]  # all but the graphs' structure
 

@@ -325,7 +325,7 @@ def test_a_bundle_with_phase_tables_of_its_own_loads() -> None:
     from export.build import build
     from runtime import bundle
 
-    model, files = build(random_generator("fast"), half=False)
+    model, files = build(random_generator("shallow"), half=False)
     table = bundle.array_bytes(np.zeros((2, 2, model.basis), np.float32))
     with_table = bundle.Bundle.parse(bundle.serialise(model, {**files, "tables/2-1.npy": table}, {}), "test")
     image = np.random.default_rng(0).random((20, 23), np.float32)

@@ -14,7 +14,7 @@ from train.generator import CONFIGS, Generator
 
 def test_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
     bad = tmp_path / "bad.pt"
-    checkpoint.save(bad, {"weights": Generator(CONFIGS["fast"]).state_dict()})
+    checkpoint.save(bad, {"weights": Generator(CONFIGS["edge"]).state_dict()})
     flipped = bytearray(bad.read_bytes())
     flipped[len(flipped) // 2] ^= 0x10  # torch loads a damaged weight without a word; its container's checksum knows
     for content in (b"", b"nonsense", b"PK\x03\x04 half a zip", bytes(flipped)):
@@ -40,9 +40,9 @@ def test_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
-    small = Generator(replace(CONFIGS["fast"], channels=8))
+    small = Generator(replace(CONFIGS["edge"], channels=8))
     path = tmp_path / "mixed.pt"
-    checkpoint.save(path, {"generator": asdict(CONFIGS["fast"]), "weights": small.state_dict()})
+    checkpoint.save(path, {"generator": asdict(CONFIGS["edge"]), "weights": small.state_dict()})
     with pytest.raises(MetasrganError, match="do not fit"):
         checkpoint.load_generator(path)
     checkpoint.save(path, {"generator": {"colour": 1}, "weights": {}})

@@ -25,12 +25,6 @@ def test_the_authors_generator_has_561926_parameters() -> None:
     assert parameters(Generator(CONFIGS["paper"])) == 561_926  # Tan, Zhu, Liò, as counted in their code
 
 
-def test_the_fast_one_drops_batch_norm_is_told_both_scales_and_has_a_basis() -> None:
-    # Each of 11 batch norms has 64 gains and 64 biases; a fourth input has a weight to each of 256 hidden units; these have
-    # 32 coefficients and not 576 weights to predict, with a bias each, and there are 32 filters to be learned.
-    assert parameters(Generator(CONFIGS["fast"])) == 561_926 - 11 * 128 + 256 - 257 * (576 - 32) + 32 * 576
-
-
 def test_the_shipped_one_is_deeper_and_narrower() -> None:
     head, conv, predictor = 9 * 9 * 32 + 32, 9 * 32 * 32 + 32, 4 * 256 + 256 + 256 * 32 + 32 + 32 * 9 * 32
     # Twenty blocks of two convolutions and an activation of one slope, the tail, and the head's slope.
@@ -110,7 +104,7 @@ def test_forward_equals_per_pixel_loop(name: str, scales: tuple[str, str]) -> No
 
 
 def test_batch_is_upscaled_image_by_image() -> None:
-    generator = random_generator("fast")
+    generator = random_generator("shallow")
     images = torch.rand(3, 1, 8, 11)
     with torch.no_grad():
         together = generator(images, grid.parse_scales("1.5"))
@@ -120,7 +114,7 @@ def test_batch_is_upscaled_image_by_image() -> None:
 
 def test_with_a_skip_the_untrained_network_is_nearly_linear_interpolation() -> None:
     torch.manual_seed(0)
-    generator = Generator(CONFIGS["fast"])
+    generator = Generator(CONFIGS["edge"])
     image = torch.rand(1, 1, 12, 12)
     scales = grid.parse_scales("2.5")
     with torch.no_grad():

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +94,14 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_training_learns_and_leaves_checkpoints(folder: Path, tmp_path: Path) -> None:
-    chosen = config(folder, {"name": "fast"}, updates=80, validate_every=40, ema=0.9)
+    chosen = config(folder, {"name": "edge", "blocks": 5}, updates=80, validate_every=40, ema=0.9)
     best = train(chosen, tmp_path)
     content = checkpoint.load(best)
     assert content["update"] in (40, 80)
     _, held_out = loop.load_stage(chosen.stage["brain"], loop.prepare(chosen)["brain"])
     generator, _ = checkpoint.load_generator(best)
     torch.manual_seed(0)
-    untrained = Generator(CONFIGS["fast"]).eval()
+    untrained = Generator(replace(CONFIGS["edge"], blocks=5)).eval()
     scores = [loop.validate(g, held_out, chosen.stage["brain"])[0] for g in (untrained, generator)]
     # From linear interpolation on: what 80 updates gain here is near 1 dB at ×2; half of it is asked for.
     before, after = (score["bilinear ×2"]["psnr"] for score in scores)
@@ -235,9 +235,56 @@ def test_weights_start_from_another_checkpoint(folder: Path, tmp_path: Path) -> 
     for name, tensor in weights(tmp_path / "second" / "last.pt").items():
         if tensor.is_floating_point() and "running" not in name:  # batch statistics move whatever the rate
             torch.testing.assert_close(tensor, weights(init)[name], rtol=0, atol=1e-9)
-    for other in ({"name": "fast"}, {**SMALL, "mean": 0.0}):  # of other shapes, and of the same with another meaning
+    for other in ({"name": "edge"}, {**SMALL, "mean": 0.0}):  # of other shapes, and of the same with another meaning
         with pytest.raises(InputFileError, match="another network"):
             train(replace(config(folder, other), init=str(init)), tmp_path / "third")
+
+
+@pytest.fixture
+def rounding(folder: Path, tmp_path: Path) -> Config:
+    """A run with rounding, from a network in float."""
+    plain = config(folder, NO_NORM, learning_rate=1e-2)
+    return replace(
+        config(folder, NO_NORM, rounding=True, mean_with_init=0.5, ema=0.5), init=str(train(plain, tmp_path / "float"))
+    )
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_run_with_rounding_resumes_without_its_init(
+    rounding: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    train(rounding, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_stop_signals", stopping_after(stop))
+        with pytest.raises(KeyboardInterrupt):
+            train(rounding, tmp_path / "halves")
+    Path(rounding.init).unlink()
+    train(rounding, tmp_path / "halves", resume=True)
+    whole, halves = (checkpoint.load(tmp_path / side / "last.pt") for side in ("whole", "halves"))
+    for part in ("generator", "average"):
+        for name, tensor in whole["networks"][part].items():
+            assert torch.equal(tensor, halves["networks"][part][name]), (part, name)
+    assert whole["best"] == halves["best"]
+
+
+def test_rounding_keeps_an_ordinary_checkpoint_half_way_to_its_init(rounding: Config, tmp_path: Path) -> None:
+    train(rounding, tmp_path / "run")
+    loaded, _ = checkpoint.load_generator(tmp_path / "run" / "brain.pt")
+    start, last = checkpoint.load(Path(rounding.init))["weights"], checkpoint.load(tmp_path / "run" / "last.pt")
+    assert type(loaded) is Generator
+    for name, weight in loaded.state_dict().items():
+        average = last["networks"]["average"][f"module.{name}"]
+        torch.testing.assert_close(weight, (start[name] + average) / 2)
+    assert not torch.equal(loaded.tail.weight, start["tail.weight"])
+    state = last["networks"]["generator"]
+    assert all(torch.equal(state[f"teacher.{name}"], weight) for name, weight in start.items())
+
+
+def test_rounding_needs_a_network_to_start_from_without_batch_norm(folder: Path, rounding: Config) -> None:
+    with pytest.raises(InputFileError, match="no network to start from: give --set init"):
+        loop.prepare(replace(rounding, init=""))
+    with pytest.raises(InputFileError, match="without batch norm"):
+        loop.prepare(config(folder, rounding=True))
 
 
 def test_network_that_is_told_the_noise_starts_from_one_that_was_not(folder: Path, tmp_path: Path) -> None:
@@ -452,10 +499,12 @@ def test_a_dry_run_reads_a_sample(folder: Path) -> None:
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONFIG_FILES.glob("*.toml")))
 def test_every_named_configuration_loads_and_trains(folder: Path, vgg: Path, tmp_path: Path, name: str) -> None:
     """Each with its own stages, scales and losses, on a network and for a time that a test can afford."""
-    small = {"generator.channels": 8, "generator.blocks": 1, "init": "''", "features": f"'{vgg}'", "batch": 2, "patch": 48,
+    small = {"generator.channels": 8, "generator.blocks": 1, "features": f"'{vgg}'", "batch": 2, "patch": 48,
              "updates": 2, "warmup": 1, "validate_every": 2, "subject": "'subject.'"}  # fmt: skip
     chosen = load(name, [f"{key}={value}" for key, value in small.items()], data=folder)
-    chosen = replace(chosen, stage={n: replace(s, data=str(folder)) for n, s in chosen.stage.items()})
+    init = tmp_path / "init.pt"
+    checkpoint.save(init, {"generator": asdict(chosen.generator), "weights": networks.build(chosen.generator).state_dict()})
+    chosen = replace(chosen, init=str(init), stage={n: replace(s, data=str(folder)) for n, s in chosen.stage.items()})
     best = train(chosen, tmp_path / "out")
     assert checkpoint.load(best)["stage"] == list(chosen.stage)[-1]
 

@@ -57,7 +57,7 @@ def test_features_follow_the_noise_from_a_thousandth_of_white(engine: OrtEngine,
 
 
 def test_a_model_that_is_not_told_ignores_the_noise(island: np.ndarray) -> None:
-    engine = OrtEngine(bundle_of(random_generator("fast")))
+    engine = OrtEngine(bundle_of(random_generator("shallow")))
     for image in (island, island[30:50, 70:100]):
         np.testing.assert_array_equal(features(engine, image, (0.05, 0.1, 0.0)), features(engine, image))
     assert len(engine._kept._values) == 1
