@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export.graph import Graph
+from runtime.engines.ort import load_onnxruntime
 
 Weight = Callable[[str, tuple[int, ...]], NDArray[np.float32]]  # by the name in PyTorch's state_dict, and shape
 _SHUFFLES = {2: (2,), 3: (3,), 4: (2, 2)}
@@ -108,6 +108,7 @@ def multiply_adds(model: bytes) -> int:
 
 def session(model: str | bytes, threads: int = 2) -> Any:
     """A session for a graph or its file. Its threads do not spin after their work, or they would slow down ours."""
+    ort = load_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

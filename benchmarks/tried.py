@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from benchmarks import measure, rows
 from benchmarks.conftest import slice_of
 from runtime import Upscaler
 from runtime.bundle import Bundle
 from runtime.engines.openvino import load_openvino
+from runtime.engines.ort import load_onnxruntime
 
 SIZE, ROUNDS = 240, 12
 TOLD = np.zeros(3, np.float32)
@@ -31,6 +31,7 @@ FLOAT, INT8 = (Bundle.read(path).trunk(half=False) for path in rows.BUNDLES.valu
 
 
 def session(content: bytes, spin: bool = False, pattern: bool = False, arena: bool = True) -> Callable[[Any], Any]:
+    ort = load_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 2
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from runtime import Upscaler
 from runtime.bundle import Model
+from runtime.engines.ort import load_onnxruntime
 from runtime.errors import BundleError, InputFileError
 from train import config, data, degradations, metrics, models, rounding, subjects
 from train.degradations import Degradation
@@ -54,6 +54,9 @@ def quantise(trunk: bytes, inputs: Iterator[dict[str, NDArray[np.float32]]]) -> 
     nodes = graph.graph.node
     first = next(k for k, node in enumerate(nodes) if node.op_type == "LeakyRelu")
     last = max(k for k, node in enumerate(nodes) if node.op_type == "Add")
+    load_onnxruntime()  # first, as others would have it report its import
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
     with TemporaryDirectory() as folder:
         quantised = Path(folder, "trunk.onnx")
         quantize_static(

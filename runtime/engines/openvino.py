@@ -42,7 +42,7 @@ class Trunk:
 
 def rewritten(graph: bytes) -> bytes:
     """A graph of several messages, which OpenVINO does not merge, as the one that ONNX Runtime writes."""
-    import onnxruntime
+    import onnxruntime  # as load_onnxruntime has done before
 
     with TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -77,7 +77,8 @@ DEVICES = {
         | {"arena_extend_strategy": "kSameAsRequested"},
     ),
 }
-_registering = threading.Lock()
+_registering, _importing = threading.Lock(), threading.Lock()
+_SILENT = "ORT_DISABLE_TELEMETRY"
 Sessions = namedtuple("Sessions", "trunk by_table table_free blend")  # a bundle's graphs, and the one that joins features
 
 
@@ -315,7 +316,9 @@ class Opener:
         code = "import sys, onnxruntime as o; o.InferenceSession(bytes.fromhex(sys.argv[1]), providers=[sys.argv[2]])"
         command = [sys.executable, "-c", code, graphs.PROBE.hex(), self._device.provider]
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60).stderr
+            said = subprocess.run(
+                command, env=os.environ | {_SILENT: "1"}, capture_output=True, text=True, errors="replace", timeout=60
+            ).stderr
             if found := re.search(r"with error: ([^\n\x1b]+)", said):
                 return found[1]
         return reason(error)
@@ -372,9 +375,13 @@ def processor(adapter: Any) -> str:
 
 
 def load_onnxruntime() -> Any:
-    """The module. Raises DeviceError where there is none, and where two packages have damaged each other."""
+    """The module, which reports nothing to its maker unless others imported it before.
+
+    Raises DeviceError where there is none, and where two packages have damaged each other.
+    """
     try:
-        import onnxruntime
+        with _unreported():
+            import onnxruntime
 
         onnxruntime.InferenceSession  # noqa: B018  a broken mix leaves an empty module
         return onnxruntime
@@ -384,6 +391,21 @@ def load_onnxruntime() -> Any:
             raise DeviceError("onnxruntime is not installed", INSTALL) from None
     removed = "" if len(here) > 1 else ", and one of them was removed"
     raise DeviceError(f"onnxruntime is damaged: {' and '.join(PACKAGES)} share its files{removed}", REINSTALL)
+
+
+@contextlib.contextmanager
+def _unreported() -> Iterator[None]:
+    """From 1.29 on, the package sends what it is used for over the network, unless this is set when it is imported first."""
+    with _importing:
+        before = os.environ.get(_SILENT)
+        os.environ[_SILENT] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_SILENT]
+            else:
+                os.environ[_SILENT] = before
 
 
 def installed() -> list[str]:

@@ -28,6 +28,8 @@ def test_its_import_is_reported_to_nobody(tmp_path: Path) -> None:
 import sys, socket
 socket.create_connection = socket.socket.connect = lambda *_: print("network")
 from runtime.engines.openvino import Trunk
+from runtime.engines.ort import load_onnxruntime
+load_onnxruntime()
 try:
     Trunk(b"", 1)
 except Exception:
