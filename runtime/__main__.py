@@ -52,8 +52,7 @@ def upscale(argv: list[str], prog: str) -> None:
     if args.workers is not None and args.dask is not None:
         parser.error("--workers are processes of this machine, --dask has its own: give one of them")
     asked: dict[str, Any] = {name: getattr(args, name) for name in _ASKED}
-    word, *more = args.acquired
-    asked["acquired"] = word if isinstance(word, str) and not more else args.acquired
+    asked["acquired"] = command.matrix(args.acquired)
     request = job.Request(Size(args.scale, args.shape, args.spacing, args.isotropic), key=_key(args), **asked)
     command.warn_of_inventions(args.bundle)
     computer = job.Computer(args.bundle, args.device, args.threads, args.cache_dir)

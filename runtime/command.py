@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .errors import MetasrganError, told
 
@@ -58,6 +59,11 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     )
     either.add_argument("--bundle", type=Path, help="another network, as `metasrgan export` makes it")
     parser.add_argument("--cache-dir", type=Path, help="folder that keeps TensorRT's engines (default: in this user's cache)")
+
+
+def matrix(words: list[Any]) -> Any:
+    """`acquired` of `Upscaler.__call__` by the words of --acquired: one word such as stored, or numbers."""
+    return words[0] if len(words) == 1 and isinstance(words[0], str) else words
 
 
 def warn_of_inventions(bundle: object) -> None:

@@ -92,6 +92,14 @@ def upright(image: NDArray[Any], axes: str) -> NDArray[Any]:
     """
     if len(axes) != 2:
         return image
-    rows_first = "SIAPLR".index(axes[0]) < "SIAPLR".index(axes[1])
-    image, down, right = (image, axes[0], axes[1]) if rows_first else (image.T, axes[1], axes[0])
-    return image[:: -1 if down in "SA" else 1, :: -1 if right in "RA" else 1]
+    turned, down, across = orientation(axes)
+    return (image.T if turned else image)[:: -1 if down else 1, :: -1 if across else 1]
+
+
+def orientation(axes: str) -> tuple[bool, bool, bool]:
+    """How `upright` turns: whether rows then run across, and whether what runs down, and what runs across, is flipped."""
+    if len(axes) != 2:
+        return False, False, False
+    turned = "SIAPLR".index(axes[0]) > "SIAPLR".index(axes[1])
+    down, across = (axes[1], axes[0]) if turned else (axes[0], axes[1])
+    return turned, down in "SA", across in "RA"

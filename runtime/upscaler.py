@@ -58,8 +58,8 @@ class Upscaler:
         cache_dir: str | Path | None = None,
         tile: int = tiles.TILE,
     ) -> Upscaler:
-        """Load a bundle for a device: cpu, gpu, cuda, tensorrt or auto. A bundle is a path, or the name of a shipped one:
-        brain (the default), fast or perceptual.
+        """Load a bundle for a device: cpu, openvino, gpu, cuda, tensorrt or auto. A bundle is a path, or the name of a
+        shipped one: brain (the default), fast or perceptual.
 
         `auto` takes cuda where it works, else gpu if it is hardware and faster than the CPU, else the CPU, and logs which
         and why; no other name falls back.
@@ -90,7 +90,7 @@ class Upscaler:
 
     @property
     def device(self) -> str:
-        """What really does the arithmetic: cpu, gpu, cuda or tensorrt."""
+        """What really does the arithmetic: cpu, openvino, gpu, cuda or tensorrt."""
         return self.slices.engine.device
 
     @property
@@ -140,8 +140,7 @@ class Upscaler:
         labels = getattr(image, "dtype", None) == np.bool_  # a mask has nothing between true and false
         scan = Scan(array, stack=0 if array.ndim == 3 else None, labels=labels)
         out = volume.prepared(scan, Size(scale, shape), np.float32)
-        options: dict[str, Any] = {"acquired": acquired, "noise": noise, "grain": grain, "levels": levels}
-        volume.upscale(self.slices, scan, out, progress=progress, **options)
+        volume.upscale(self.slices, scan, out, acquired=acquired, noise=noise, grain=grain, progress=progress, levels=levels)
         return out.pixels
 
     def measure(self, image: ArrayLike, *, acquired: Matrix = "auto", noise: float | None = None) -> Acquired:

@@ -7,7 +7,6 @@ import os
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Any
 
 from .. import command, io
 from ..errors import line
@@ -21,11 +20,9 @@ def view(argv: list[str], prog: str) -> None:
     from .server import Server
 
     command.warn_of_inventions(args.bundle)
-    word, *more = args.acquired
-    acquired: Any = word if isinstance(word, str) and not more else args.acquired
     scan = io.read(args.input, None if args.series is None else args.series - 1, args.allow_gaps)
     with Upscaler.load(args.bundle, device="cpu", threads=args.threads) as upscaler:
-        opened = Opened(scan, upscaler, args.input.resolve().name, acquired, args.noise)
+        opened = Opened(scan, upscaler, args.input.resolve().name, command.matrix(args.acquired), args.noise)
         with Server(opened, args.port) as server:
             print(f"{line(args.input, 200)} is shown at {server.address} to this machine alone; Ctrl-C ends it", flush=True)
             if not args.no_browser and _has_browser():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -20,6 +19,7 @@ from ..bounded import BoundedCache
 from ..errors import ImageError
 from ..intensity import Intensity
 from ..measure import Matrix
+from ..preview import orientation
 from ..scan import Scan
 from ..slices import Encoded, Slices, Tile, output_shape
 from ..upscaler import Upscaler, View
@@ -258,7 +258,7 @@ class Opened:
     def _described(self, plane: Plane) -> dict[str, Any]:
         scan = self._scan
         mm = [scan.spacing[k] for k in plane.pair] if scan.affine is not None else None
-        turned, flipped, letters = _upright(plane.axes)
+        turned, *flipped = orientation(plane.axes)
         return {
             "axis": plane.axis,
             "name": plane.name,
@@ -270,7 +270,7 @@ class Opened:
             "mm": mm if mm and np.isfinite(mm).all() else None,
             "turned": turned,
             "flipped": flipped,
-            "letters": letters,
+            "letters": _letters(plane.axes),
             "position": self._position(plane),
             "acquired": plane.acquired.said(plane.shape),
         }
@@ -296,16 +296,14 @@ class Opened:
         return {"black": black, "white": white, "low": limits[0], "high": limits[1]}
 
 
-def _upright(axes: str) -> tuple[bool, list[bool], Sequence[str]]:
-    """How to turn a slice for a radiologist, as `preview.upright` does: whether rows run across the screen; whether what runs
-    down, and across, is to be flipped; the letters at the top, bottom, left and right of the screen."""
+def _letters(axes: str) -> list[str]:
+    """What is at the top, bottom, left and right of an upright slice whose axes lead there; nothing for a picture."""
     if len(axes) != 2:
-        return False, [False, False], []
-    turned = "SIAPLR".index(axes[0]) > "SIAPLR".index(axes[1])
-    down, right = (axes[1], axes[0]) if turned else (axes[0], axes[1])
-    flipped = [down in "SA", right in "RA"]
-    bottom, last = (_OPPOSITE[end] if flip else end for end, flip in zip((down, right), flipped))
-    return turned, flipped, [_OPPOSITE[bottom], bottom, _OPPOSITE[last], last]
+        return []
+    turned, *flipped = orientation(axes)
+    ends = reversed(axes) if turned else axes
+    bottom, last = (_OPPOSITE[end] if flip else end for end, flip in zip(ends, flipped))
+    return [_OPPOSITE[bottom], bottom, _OPPOSITE[last], last]
 
 
 def _features(tile: Tile) -> Float:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from runtime.dicom import read, usable
 from runtime.dicom import series as series_module
 from runtime.job import Request
 from runtime.scan import Scan
+from runtime.viewer.opened import Opened
+from runtime.viewer.server import Server
 
 
 @dataclass
@@ -54,3 +59,14 @@ def dicom(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 def here(computer: cohort.Computer, request: Request, workers: int) -> cohort.Work:
     """`cohort.in_processes` in this process."""
     return lambda tasks: (cohort.attempt(computer, task, request) for task in tasks)
+
+
+@contextmanager
+def serving(opened: Opened) -> Iterator[Server]:
+    """A viewer's server that answers in a thread of its own."""
+    with Server(opened) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -25,6 +25,7 @@ from runtime.viewer import opened, server
 from runtime.viewer.opened import Key, Opened
 from runtime.viewer.server import ASSETS, Server
 from tests.conftest import ROOT
+from tests.runtime.conftest import serving
 
 SLICE = "axis=2&index=1&volume=0&noise=0.01"
 
@@ -43,12 +44,8 @@ def scan(head: np.ndarray) -> Opened:
 
 @pytest.fixture
 def served(scan: Opened) -> Iterator[Server]:
-    with Server(scan) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(scan) as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def ask(served: Server, path: str, method: str = "GET", **headers: str) -> tuple[HTTPResponse, bytes]:

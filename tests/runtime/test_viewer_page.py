@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import math
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from runtime.viewer import opened as viewer_opened
 from runtime.viewer.opened import Key, Opened
 from runtime.viewer.server import Server
 from tests.conftest import SCAN
+from tests.runtime.conftest import serving
 
 api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -57,16 +56,6 @@ SCALES = [("1", "1"), ("1.5", "1.5"), ("2", "2"), ("2.7321", "2.7321"), (str(mat
 
 def key_of(index: int, axis: int = 2, noise: float = 0.01) -> str:
     return f"axis={axis}&index={index}&volume=0&noise={noise}"
-
-
-@contextmanager
-def serving(opened: Opened) -> Iterator[Server]:
-    with Server(opened) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
