@@ -155,4 +155,3 @@ def _rise(profile: NDArray[np.float64]) -> float:
         return 0.0
     low, high = np.interp([0.1, 0.9], (rise - rise[0]) / (rise[-1] - rise[0]), np.arange(len(rise)))
     return float(high - low)
-

@@ -1,139 +1,208 @@
-"""A digital phantom: a T1-weighted head with line pairs, low-contrast discs and lesions, and how a scanner would store it.
+"""A digital phantom: a T1-weighted head with line pairs, low-contrast discs and lesions, scanned with them and without.
 
 Everything is analytic and deterministic. Lengths are in input pixels, grey values parts of white. All edges are as soft as
-partial volume makes them: a pixel from 10 to 90 %. The scan is the band that a full matrix measures, by the cosine transform.
+partial volume makes them: one pixel from 10 to 90 %. A scan is the band that a full matrix measures, by the cosine transform.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .. import grid
 from ..acquired import Float, resampling
+from .criteria import bicubic, flat_tissue, smooth
 
 SIZE = 256  # pixels an axis: 0.9 mm in a head
-NOISE = 0.02  # of white: a scan at the end of what sites accept
-_FINE = 8  # points of the analytic phantom, for each pixel along an axis
-_SOFT = 1 / (2 * np.log(9))  # of the logistic edge that rises from 10 to 90 % within a pixel
-_HALF = 7.0  # half of a field of line pairs
+NOISES = (0.0, 0.02)  # σ, parts of white
+TOLERANCE = 0.05  # of contrast and area
+NOTHING = 0.01  # of white, which is 5 % of the fainter lesions' contrast: what may be there beyond the noise of bicubic
+_SCANS = 3  # with noise
+_POINTS = 8  # of the analytic phantom, for each pixel along an axis
+_SOFT = 1 / (2 * math.log(9))  # of the logistic function that rises from 10 to 90 % within 1
+_FIELD, _MARGIN = 7, 5  # half of a field of line pairs; what is looked at around a disc
+_SPECK = 1.0  # σ of the Gaussian after which something invented is looked for
 
 # Half axes along rows and columns, and grey values: scalp, skull, fluid, grey matter, white matter. The last two are folded.
 _LAYERS = ((105, 87, 0.85), (98, 80, 0.06), (92, 74, 0.18), (88, 70, 0.5), (80, 62, 0.68))
 _FOLDED, _FOLDS = 3, ((13, 0.035), (29, 0.02))  # layers from which on; waves around, and their height
-_VENTRICLES = ((-5, -9, 22, 6), (-5, 9, 22, 6))  # row, column, half axes
-_FLUID = 0.18
+_VENTRICLES, _FLUID = ((-5, -9, 22, 6), (-5, 9, 22, 6)), 0.18  # row, column, half axes
+
+Kind = Literal["lesions", "low-contrast discs", "line pairs"]
 
 
 @dataclass(frozen=True)
 class Insert:
-    """A lesion or a disc of a diameter, or a field of line pairs with so many cycles a pixel; its place from the centre."""
+    """A disc of a diameter, or a field of so many line pairs a pixel, its place from the centre, its contrast in white."""
 
-    kind: str
+    kind: Kind
     row: float
     col: float
     contrast: float
     diameter: float = 0.0
-    cycles: float = 0.0
-    upright: bool = False  # lines that run along rows
+    pairs: float = 0.0
+    across: bool = False  # the lines run across rows
 
     @property
     def name(self) -> str:
-        if self.cycles:
-            return f"{self.cycles:g} line pairs a pixel, {'across rows' if self.upright else 'across columns'}"
-        return f"{self.kind} of {self.diameter:g} pixels, {100 * self.contrast:+.0f} % of white"
+        if self.pairs:
+            return f"{self.pairs:g} line pairs a pixel, across {'rows' if self.across else 'columns'}"
+        return f"{self.diameter:g} pixels, {100 * self.contrast:+.0f} % of white"
+
+    @property
+    def reach(self) -> float:
+        return self.diameter / 2 + _MARGIN if self.diameter else _FIELD + 2
 
 
 INSERTS = (
-    *(Insert("lesion", row, col - 40.3, 0.25, d) for row, col, d in ((-28.3, 2, 3), (-8.1, -4, 4), (12.4, -3, 6), (32.2, 3, 8))),
-    *(Insert("lesion", row, col + 39.8, -0.2, d) for row, col, d in ((-28.2, -1, 3), (-8.4, 4, 4), (12.1, 3, 6), (32.3, -3, 8))),
-    *(Insert("disc", row, col, contrast, d) for row, d in ((-10.2, 10), (12.3, 6)) for col, contrast in ((-26, 0.05), (26, -0.05))),
     *(
-        Insert("lines", row, col, 0.15, cycles=cycles, upright=col > 0)
-        for row, cycles in ((-50, 0.25), (34, 0.35), (54, 0.425))
-        for col in (-14, 14)
+        Insert("lesions", r, c, 0.25, d)
+        for d, r, c in ((3, -28.3, -38.3), (4, -8.1, -44.3), (6, 12.4, -43.3), (8, 32.2, -37.3))
+    ),
+    *(Insert("lesions", r, c, -0.2, d) for d, r, c in ((3, -28.2, 38.8), (4, -8.4, 43.8), (6, 12.1, 42.8), (8, 32.3, 36.8))),
+    *(Insert("low-contrast discs", r, c, v, d) for d, r in ((6, 12.3), (10, -10.2)) for c, v in ((-26, 0.05), (26, -0.05))),
+    *(
+        Insert("line pairs", r, c, 0.15, pairs=f, across=c > 0)
+        for f, r in ((0.25, -50), (0.35, 34), (0.425, 54))
+        for c in (-14, 14)
     ),
 )
 
 
-def head(inserts: tuple[Insert, ...] = ()) -> Float:
-    """The phantom (8·SIZE, 8·SIZE), at the centres of eighths of pixels."""
-    rows, cols = _grid()
-    image = np.zeros((len(rows), cols.size), np.float32)
-    waves = np.zeros_like(image)
-    angle = np.arctan2(rows / _LAYERS[0][0], cols / _LAYERS[0][1], dtype=np.float32)
-    for count, height in _FOLDS:
-        waves += np.float32(height) * np.cos(np.float32(count) * angle)
+@dataclass(frozen=True)
+class Kept:
+    """How many times as large as the truth's an insert's contrast and area are, of ours and of bicubic's; NaN without area."""
+
+    insert: Insert
+    noise: float
+    ours: tuple[float, float]
+    bicubic: tuple[float, float]
+
+    @property
+    def passed(self) -> bool:
+        return all(abs(part - 1) <= TOLERANCE for part in self.ours if not math.isnan(part))
+
+    @property
+    def plain(self) -> dict[str, dict[str, float]]:
+        """For JSON."""
+        both = {"ours": self.ours, "bicubic": self.bicubic}
+        return {name: {k: v for k, v in zip(("contrast", "area"), parts) if v == v} for name, parts in both.items()}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`removed`: the largest contrast where a lesion was and is no more; `invented`: the largest deviation in flat tissue; each
+    of ours and of bicubic's, in parts of white, by noise. `scans` are input, ours and truth of the last scan.
+    """
+
+    kept: list[Kept]
+    removed: dict[float, tuple[float, float]]
+    invented: dict[float, tuple[float, float]]
+    scans: tuple[Float, Float, Float]
+
+
+def examine(upscale: Callable[[Float], Float], scale: Fraction) -> Outcome:
+    """Scan the phantom, upscale it, and compare it with the same phantom scanned with `scale` times the matrix, without noise."""
+    scales, kept, removed, invented = (scale, scale), [], {}, {}
+    without = head()
+    phantom = add(without, INSERTS)
+    truth, empty = scanned(phantom, scale), scanned(without, scale)
+    true = [contrast_and_area(truth - empty, insert, scale) for insert in INSERTS]
+    flat = flat_tissue(empty, scales)
+    for noise in NOISES:
+        alone, false = np.zeros((2, *truth.shape), np.float32), np.zeros((2, 2))
+        scans = _SCANS if noise else 1
+        for seed in range(scans):
+            inputs = scanned(phantom, noise=noise, seed=seed), scanned(without, noise=noise, seed=seed)
+            full, none = ((upscale(image), bicubic(image, scales)) for image in inputs)
+            alone += (np.array(full) - none) / scans
+            for k, error in enumerate(image - empty for image in none):
+                lesions = (contrast_and_area(error, insert, scale)[0] for insert in INSERTS if insert.kind == "lesions")
+                found = max(map(abs, lesions)), np.abs(smooth(error, _SPECK, scales)[flat]).max()
+                false[k] = np.maximum(false[k], found)
+        for insert, (contrast, area) in zip(INSERTS, true):
+            ours, other = (contrast_and_area(image, insert, scale) for image in alone)
+            kept.append(Kept(insert, noise, *((c / contrast, a / area) for c, a in (ours, other))))
+        removed[noise], invented[noise] = ((float(ours), float(other)) for ours, other in false.T)
+    return Outcome(kept, removed, invented, (inputs[0], full[0], truth))
+
+
+def head() -> Float:
+    """The phantom without inserts, at the centres of eighths of pixels."""
+    rows, cols = _axis()[:, None], _axis()[None]
+    angle = np.arctan2(rows / _LAYERS[0][0], cols / _LAYERS[0][1])
+    waves = np.sum([height * np.cos(count * angle) for count, height in _FOLDS], axis=0, dtype=np.float32)
+    image = np.zeros(angle.shape, np.float32)
     for k, (height, width, grey) in enumerate(_LAYERS):
-        inside = _inside(rows, cols, height, width, waves if k >= _FOLDED else np.float32(0))
-        image += inside * (grey - image)
+        image += _ellipse(rows, cols, height, width, waves if k >= _FOLDED else 0) * (grey - image)
     for row, col, height, width in _VENTRICLES:
-        image += _inside(rows - row, cols - col, height, width, np.float32(0)) * (_FLUID - image)
-    for insert in inserts:
-        image += shape_of(insert)
+        image += _ellipse(rows - row, cols - col, height, width) * (_FLUID - image)
     return image
 
 
-def shape_of(insert: Insert) -> Float:
-    """What an insert adds to the phantom (8·SIZE, 8·SIZE)."""
-    rows, cols = (axis - at for axis, at in zip(_grid(), (insert.row, insert.col)))
-    if not insert.cycles:
-        return np.float32(insert.contrast) * _edge(np.hypot(rows, cols) - insert.diameter / 2)
-    phase = rows if insert.upright else cols
-    field = _edge(np.abs(rows) - _HALF) * _edge(np.abs(cols) - _HALF)
-    return np.asarray(insert.contrast * field * np.cos(2 * np.pi * insert.cycles * phase), np.float32)
+def add(phantom: Float, inserts: tuple[Insert, ...]) -> Float:
+    """A phantom with inserts."""
+    image, axis = phantom.copy(), _axis()
+    for insert in inserts:
+        window = tuple(slice(*np.searchsorted(axis, (at - insert.reach, at + insert.reach))) for at in (insert.row, insert.col))
+        rows, cols = axis[window[0], None] - np.float32(insert.row), axis[window[1]] - np.float32(insert.col)
+        if insert.pairs:
+            shape = _within(np.abs(rows) - _FIELD) * _within(np.abs(cols) - _FIELD)
+            shape *= np.cos(2 * np.pi * insert.pairs * (rows if insert.across else cols))
+        else:
+            shape = _within(np.hypot(rows, cols) - insert.diameter / 2)
+        image[window] += insert.contrast * shape
+    return image
 
 
 def scanned(phantom: Float, scale: Fraction = Fraction(1), noise: float = 0.0, seed: int = 0) -> Float:
     """The magnitude image that a scanner stores whose matrix is `scale` times `SIZE`, with complex noise of this σ."""
-    count = SIZE * scale.numerator // scale.denominator
-    places = (np.arange(count) + 0.5) * (_FINE / float(scale))
-    band = resampling(len(phantom), places, np.ones(count))
-    real = band @ phantom @ band.T
-    if not noise:
-        return np.abs(real)
-    parts = noise * np.random.default_rng(seed).standard_normal((2, count, count), np.float32)
-    return np.hypot(real + parts[0], parts[1])
+    count = grid.output_size(SIZE, scale)
+    band = resampling(len(phantom), (np.arange(count) + 0.5) * (_POINTS / float(scale)), np.ones(count))
+    real, imaginary = noise * np.random.default_rng(seed).standard_normal((2, count, count), np.float32)
+    return np.hypot(band @ phantom @ band.T + real, imaginary)
 
 
 def contrast_and_area(image: Float, insert: Insert, scale: Fraction) -> tuple[float, float]:
-    """An insert's contrast in the image of itself alone, and the area in pixels that lies above half of it.
+    """An insert's contrast in the image of itself alone, and the area in input pixels that lies above half of it.
 
-    A disc's contrast is the mean of its inner half less that of a ring 2 to 4 pixels outside; line pairs have the amplitude
-    of their frequency, and no area.
+    A disc's contrast is the mean of its inner half less that of a ring 2 to 4 pixels outside; that of line pairs is the
+    amplitude of their frequency in the field's middle, and they have no area.
     """
-    reach = insert.diameter / 2 + 5 if insert.diameter else _HALF - 2
-    count = 2 * round(reach * _FINE)
-    middle = [(SIZE / 2 + at) * float(scale) for at in (insert.col, insert.row)]
-    half = count / 2 / _FINE * float(scale)
-    box = middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half
+    reach = round(insert.reach if insert.diameter else _FIELD - 2)
+    count = 2 * reach * _POINTS
+    ends = [(SIZE / 2 + at + side) * float(scale) for side in (-reach, reach) for at in (insert.col, insert.row)]
+    box = ends[0], ends[1], ends[2], ends[3]
     patch = np.asarray(Image.fromarray(image).resize((count, count), Image.Resampling.BICUBIC, box), np.float64)
-    at = (np.arange(count) + 0.5) / _FINE - count / 2 / _FINE
-    if insert.cycles:
-        wave = 2 * np.exp(2j * np.pi * insert.cycles * at) * np.hanning(count + 2)[1:-1] / (count + 1) * 2
-        return float(abs((patch.mean(1) if insert.upright else patch.mean(0)) @ wave)), np.nan
+    at = (np.arange(count) + 0.5) / _POINTS - reach
+    if insert.pairs:
+        fading = np.cos(np.pi / 2 / reach * at) ** 2
+        wave = np.exp(2j * np.pi * insert.pairs * at) * fading / fading.sum()
+        return float(2 * abs(patch.mean(int(insert.across)) @ wave)), math.nan
     far = np.hypot(at[:, None], at) - insert.diameter / 2
-    around = patch[(far >= 2) & (far <= 4)].mean()
-    contrast = patch[far <= -insert.diameter / 4].mean() - around
-    area = np.count_nonzero((patch - around > contrast / 2) == (contrast > 0)) if contrast else 0
-    return float(contrast), area / _FINE**2
+    patch -= patch[(far >= 2) & (far <= 4)].mean()
+    contrast = float(patch[far <= -insert.diameter / 4].mean())
+    return contrast, np.count_nonzero(patch * np.sign(contrast) > abs(contrast) / 2) / _POINTS**2
 
 
-def _grid() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    at = ((np.arange(SIZE * _FINE) + 0.5) / _FINE - SIZE / 2).astype(np.float32)
-    return at[:, None], at[None]
+def _axis() -> Float:
+    return ((np.arange(SIZE * _POINTS) + 0.5) / _POINTS - SIZE / 2).astype(np.float32)
 
 
-def _inside(rows: Float, cols: Float, height: float, width: float, waves: Float | np.float32) -> Float:
-    """1 within an ellipse, 0 outside, soft at its edge; `waves` are parts by which its radius changes."""
-    part = np.hypot(rows / np.float32(height), cols / np.float32(width)) + np.float32(1e-6)
-    slope = np.hypot(rows / np.float32(height**2), cols / np.float32(width**2)) / part
-    return _edge((part - 1 - waves) / (slope + np.float32(1e-6)))
+def _ellipse(rows: Float, cols: Float, height: float, width: float, waves: Float | float = 0.0) -> Float:
+    """1 within an ellipse, 0 outside; `waves` are the parts by which its radius changes."""
+    radius = np.hypot(rows / height, cols / width) + 1e-6
+    slope = np.hypot(rows / height**2, cols / width**2) / radius + 1e-6
+    return _within((radius - 1 - waves) / slope)
 
 
-def _edge(distance: Float) -> Float:
-    """1 far inside (negative distances in pixels), 0 far outside."""
-    return np.asarray(1 / (1 + np.exp(np.clip(distance / np.float32(_SOFT), -30, 30))), np.float32)
+def _within(distance: NDArray[np.float32]) -> Float:
+    """1 far inside, where distances in pixels are negative, and 0 far outside."""
+    return np.asarray(1 / (1 + np.exp(np.clip(distance / _SOFT, -30, 30))), np.float32)
