@@ -65,9 +65,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description=__doc__,
-        epilog="`metasrgan view` shows a scan in a browser; `qa` tests a folder of a site's own. `doctor` says what each device would use here; `prepare` builds "
-        "ahead of time what it needs; `cache` lists what is kept of that. `train`, `export` and `evaluate`, which need "
-        "torch, make networks of your own.",
+        epilog="`metasrgan view` shows a scan in a browser; `qa` tests a folder of a site's own. `doctor` says what each "
+        "device would use here; `prepare` builds ahead of time what it needs; `cache` lists what is kept of that. `train`, "
+        "`export` and `evaluate`, which need torch, make networks of your own.",
     )
     add = parser.add_argument
     add("input", type=Path, nargs="*", help=f"{', '.join(io.READ)}, or DICOM: a folder, a file or a zip; one or many")

@@ -32,22 +32,22 @@ def qa(argv: list[str], prog: str) -> None:
     with job.Computer(args.bundle, args.device, args.threads, args.cache_dir).load() as upscaler:
         series = []
         for task, problem in tqdm(tasks.items(), unit="series", disable=args.quiet or None, leave=False):
-            name, tested = _name(task, args.input), None
-            if not problem:
-                try:
-                    tested = scans.examine(io.read(task.source, task.series), upscaler, (scale, scale))
-                except (MetasrganError, OSError, MemoryError) as error:
-                    problem = told(error)
-            series.append(report.Tested(name, *(tested or (None, None)), problem.replace(f"{args.input}/", "")))
-        figures = [each.figures for each in series if each.figures]
-        if not figures:
+            figures, picture = None, None
+            try:
+                if not problem:
+                    figures, picture = scans.examine(io.read(task.source, task.series), upscaler, (scale, scale))
+            except (MetasrganError, OSError, MemoryError) as error:
+                problem = told(error)
+            series.append(report.Tested(_name(task, args.input), figures, picture, problem.replace(f"{args.input}/", "")))
+        tested = [each.figures for each in series if each.figures]
+        if not tested:
             raise InputFileError(f"{args.input} holds no series that can be tested. {series[0].name}: {series[0].problem}")
         outcome = phantom.examine(lambda image: upscaler(image, scale), scale)
         network = str(args.bundle or MODELS[0]), upscaler.runs_on
-    criteria = [*judge.of_scans(figures), *judge.of_phantom(outcome)]
+    criteria = [*judge.of_scans(tested), *judge.of_phantom(outcome)]
     verdict, time = judge.overall(criteria), sidecar.time_stamp(deterministic=False)
     folder = args.input.resolve().name
-    facts = folder, f"{len(figures)} series", sizes.written([scale]), *network, f"metasrgan-edge {__version__}", time["time"]
+    facts = folder, f"{len(tested)} series", sizes.written([scale]), *network, f"metasrgan-edge {__version__}", time["time"]
     content = {
         "format": FORMAT,
         "verdict": verdict,
@@ -56,18 +56,18 @@ def qa(argv: list[str], prog: str) -> None:
         "network": network,
         "software": f"metasrgan-edge {__version__}",
         **time,
-        "criteria": [asdict(each) for each in criteria],
+        "criteria": [{**asdict(each), "source": each.source} for each in criteria],
         "series": [
             {"name": each.name, **(asdict(each.figures) if each.figures else {"problem": each.problem})} for each in series
         ],
-        "phantom": [{**asdict(kept.insert), "noise": kept.noise, **kept.plain} for kept in outcome.kept],
+        "phantom": [asdict(kept) for kept in outcome.kept],
     }
     page = report.page(facts, verdict, criteria, series, outcome, scale).encode("utf-8", "backslashreplace")
     write = methodcaller("write", page)
     write_atomically(
         args.out, write, args.overwrite, lambda finished: sidecar.write_json(numbers, content, args.overwrite), args.input
     )
-    if failed := [each.name for each in criteria if each.verdict == "not passed"]:
+    if failed := [each.name for each in criteria if each.passed is False]:
         raise MetasrganError(f"{verdict}, as {args.out} shows: {'; '.join(failed)}")
     if not args.quiet:
         print(f"{verdict}, as {args.out} shows")
@@ -88,7 +88,7 @@ def find(path: Path) -> dict[job.Task, str]:
 
 
 def _sources(path: Path) -> list[Path]:
-    """What inputs of the command line would be: files, and for DICOM a folder in `path`, or `path` where slices lie in itself."""
+    """What inputs of the command line would be: files, and of DICOM the folders in `path`, or `path` where slices lie in it."""
     if not path.is_dir():
         io.kind(path)
         return [path]

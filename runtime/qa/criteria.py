@@ -37,13 +37,19 @@ def bicubic(image: Image, scales: grid.Scales) -> Image:
     return np.asarray(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BICUBIC, box))
 
 
+def signed(part: float, digits: int = 0) -> str:
+    """A change as a person reads it: −5 %, with no zero below 0."""
+    return f"{round(100 * part, digits) + 0.0:+.{digits}f}\N{NO-BREAK SPACE}%".replace("-", "−")
+
+
 def shows_tissue(image: Image) -> bool:
     return bool((image > TISSUE).mean() > MIN_TISSUE)
 
 
 def gradient(image: Image, scales: grid.Scales) -> Image:
     """The size of an image's gradient, per input pixel."""
-    return np.hypot(*np.gradient(image, *(1 / float(r) for r in scales)))
+    slope: Image = np.hypot(*np.gradient(image, *(1 / float(r) for r in scales)))
+    return slope
 
 
 def smooth(image: Image, sigma: float, scales: grid.Scales) -> Image:
@@ -61,10 +67,10 @@ def smooth(image: Image, sigma: float, scales: grid.Scales) -> Image:
 
 def in_tissue(coarse: Image, size: int | Sequence[int]) -> Mask:
     """Where a window around a pixel, of an odd size, shows nothing but tissue."""
-    tissue = coarse > TISSUE
+    tissue: Mask = coarse > TISSUE
     for axis, wide in enumerate([size] * 2 if isinstance(size, int) else size):
         padded = np.pad(tissue, [(wide // 2 * (axis == k),) * 2 for k in (0, 1)])
-        tissue = sliding_window_view(padded, wide, axis).all(-1)
+        tissue = np.all(sliding_window_view(padded, wide, axis), -1)
     return tissue
 
 
@@ -105,10 +111,10 @@ def regions(image: Image, scales: grid.Scales) -> list[tuple[slice, slice]]:
     return found
 
 
-def snr(image: Image, region: tuple[slice, slice]) -> float:
+def snr(region: Image) -> float:
     """Mean over standard deviation; infinite where nothing differs."""
     with np.errstate(divide="ignore"):
-        return float(image[region].mean(dtype=np.float64) / image[region].std(dtype=np.float64))
+        return float(region.mean(dtype=np.float64) / region.std(dtype=np.float64))
 
 
 def edge_width(image: Image, like: Image, scales: grid.Scales) -> float:
@@ -118,7 +124,7 @@ def edge_width(image: Image, like: Image, scales: grid.Scales) -> float:
     """
     r = np.array([float(scale) for scale in scales])
     soft = smooth(like, EDGE, scales)
-    slopes = np.stack(np.gradient(soft, *(1 / r)))
+    slopes = np.array(np.gradient(soft, *(1 / r)))
     places = np.argwhere(steepest(like, scales))
     places = places[np.unique(np.linspace(0, len(places) - 1, min(_PROFILES, len(places))).astype(int))]
     if not len(places):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .. import grid, measure, preview, volume
-from ..acquired import Acquired
+from ..acquired import Acquired, Float
 from ..errors import ImageError
 from ..scan import Scan
 from ..upscaler import Upscaler
@@ -29,10 +29,10 @@ class Figures:
     """
 
     slices: int
-    shape: tuple[int, int]
     spacing: tuple[float, ...]  # mm
     acquired: str
     noise: float
+    outside: tuple[str, ...] | None
     snr: float
     over_bicubic: float
     edges: float
@@ -41,13 +41,10 @@ class Figures:
     ripple: float
     rmse: float
     worst: float  # pixel of all slices
-    outside: tuple[str, ...] | None
 
 
-def examine(
-    scan: Scan, upscaler: Upscaler, scales: grid.Scales, step: Callable[[], Any] = lambda: None
-) -> tuple[Figures, Image.Image]:
-    """The figures of a scan, and the picture of its middle slice; of a 4-D file, of the first volume. `step` follows each slice.
+def examine(scan: Scan, upscaler: Upscaler, scales: grid.Scales) -> tuple[Figures, Image.Image]:
+    """The figures of a scan, and the picture of its middle slice; of a 4-D file, of the first volume.
 
     Raises ImageError for labels, and for a scan without flat tissue in its slices.
     """
@@ -56,29 +53,29 @@ def examine(
     volume.check_place(scan)
     pixels = scan.pixels.mean(0, dtype=np.float32) if scan.colour else scan.pixels
     pair = (0, 1) if scan.colour else (scan.in_plane[0], scan.in_plane[1])
-    one = pixels[(..., *(0 for _ in pixels.shape[3:]))]
+    one: NDArray[Any] = pixels[(..., *np.zeros(pixels.ndim - min(3, pixels.ndim), int))]
     intensity = volume.intensities(scan)[0]
     acquired = measure.of(one, pair, intensity, header=scan.acquired).along(*pair)
-    stack = np.moveaxis(one, pair, (-2, -1)).reshape(-1, *(one.shape[k] for k in pair))
+    stack = np.moveaxis(one, pair, (-2, -1)).reshape(-1, one.shape[pair[0]], one.shape[pair[1]])
     shown = [k for k, image in enumerate(stack) if criteria.shows_tissue(intensity.normalise(image))]
     chosen = [shown[k] for k in np.unique(np.linspace(0, len(shown) - 1, criteria.SLICES).astype(int))] if shown else []
-    found, letters = [], "" if scan.affine is None else "".join(nib.aff2axcodes(scan.affine)[k] or "" for k in pair)
+    found = {}
     for k in chosen:
         unit = intensity.normalise(stack[k])
         sr = intensity.normalise(upscaler(stack[k], scales, acquired=acquired, levels=intensity))
         if figures := _of_slice(unit, sr, scales, acquired):
-            found.append(figures)
-        if k == chosen[len(chosen) // 2]:
-            picture = preview.side_by_side(unit, sr, scales, letters)
-        step()
+            found[k] = figures, unit, sr
     if not found:
         raise ImageError(f"its {len(chosen)} slices with tissue show none that is flat")
-    snr, over_bicubic, edges, width, other, ripple, rmse, worst = np.array(found).T
-    medians = (statistics.median(each.tolist()) for each in (snr, over_bicubic, edges, width, other, ripple, rmse))
-    shape = stack.shape[1], stack.shape[2]
+    _, unit, sr = found[[*found][len(found) // 2]]
+    letters = "" if scan.affine is None else "".join(nib.aff2axcodes(scan.affine)[k] or "" for k in pair)
+    each = [figures for figures, _, _ in found.values()]
+    medians: dict[str, Any] = {name: statistics.median(figures[name] for figures in each) for name in each[0]}
+    medians["worst"] = max(figures["worst"] for figures in each)
     spacing = tuple(scan.spacing[k] for k in pair) if scan.affine is not None else ()
-    said = acquired.said(shape), acquired.sigma
-    return Figures(len(found), shape, spacing, *said, *medians, float(worst.max()), outside(scan, acquired, upscaler)), picture
+    shape = unit.shape[0], unit.shape[1]
+    said = acquired.said(shape), acquired.sigma, outside(scan, acquired, upscaler)
+    return Figures(len(found), spacing, *said, **medians), preview.side_by_side(unit, sr, scales, letters)
 
 
 def outside(scan: Scan, acquired: Acquired, upscaler: Upscaler) -> tuple[str, ...] | None:
@@ -86,9 +83,7 @@ def outside(scan: Scan, acquired: Acquired, upscaler: Upscaler) -> tuple[str, ..
     return None
 
 
-def _of_slice(
-    unit: NDArray[np.float32], sr: NDArray[np.float32], scales: grid.Scales, acquired: Acquired
-) -> tuple[float, ...] | None:
+def _of_slice(unit: Float, sr: Float, scales: grid.Scales, acquired: Acquired) -> dict[str, float] | None:
     """The figures of a slice; None where it shows no flat tissue, no edge, or nothing that differs, as what is painted."""
     bicubic = criteria.bicubic(unit, scales)
     regions = criteria.regions(bicubic, scales)
@@ -96,12 +91,20 @@ def _of_slice(
     ripple, edges = criteria.ripple_and_edges(bicubic, flat, steep, scales)
     if not regions or not ripple > 0 or not edges > 0:
         return None
-    ours = criteria.ripple_and_edges(sr, flat, steep, scales)
     ratios = []
-    for region in regions:
-        stored = tuple(slice(-int(-side.start // r), int(side.stop / r)) for side, r in zip(region, scales))
-        snrs = [criteria.snr(image, place) for image, place in ((unit, stored), (bicubic, region), (sr, region))]
-        ratios.append([snrs[2] / snrs[0], snrs[2] / snrs[1]])
-    widths = (criteria.edge_width(image, bicubic, scales) for image in (sr, bicubic))
-    figures = *np.mean(ratios, 0), ours[1] / edges, *widths, ours[0] / ripple, *criteria.consistency(acquired, unit, sr, scales)
-    return tuple(map(float, figures)) if np.isfinite(figures).all() else None
+    for rows, cols in regions:
+        stored = tuple(slice(math.ceil(side.start / r), int(side.stop / r)) for side, r in zip((rows, cols), scales))
+        before, other, ours = (criteria.snr(part) for part in (unit[stored], bicubic[rows, cols], sr[rows, cols]))
+        ratios.append((ours / before, ours / other))
+    its_ripple, its_edges = criteria.ripple_and_edges(sr, flat, steep, scales)
+    rmse, worst = criteria.consistency(acquired, unit, sr, scales)
+    figures = {
+        **dict(zip(("snr", "over_bicubic"), np.mean(ratios, 0).tolist())),
+        "edges": its_edges / edges,
+        "width": criteria.edge_width(sr, bicubic, scales),
+        "bicubic_width": criteria.edge_width(bicubic, bicubic, scales),
+        "ripple": its_ripple / ripple,
+        "rmse": rmse,
+        "worst": worst,
+    }
+    return figures if np.isfinite([*figures.values()]).all() else None
