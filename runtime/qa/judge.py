@@ -98,7 +98,8 @@ def of_phantom(outcome: Outcome) -> list[Criterion]:
         for kind in dict.fromkeys(kept.insert.kind for kept in outcome.kept):
             rows = [kept for kept in outcome.kept if (kept.insert.kind, kept.noise) == (kind, noise)]
             count = sum(kept.passed for kept in rows)
-            said = f"{count} of {len(rows)}, contrast {_span(rows, 0)}{f', size {_span(rows, 1)}' if rows[0].insert.diameter else ''}"
+            spans = ", ".join(f"{what} {_span(rows, k)}" for k, what in enumerate(("contrast", "size")[: len(rows[0].ours)]))
+            said = f"{count} of {len(rows)}, {spans}"
             found.append(Criterion(f"{name}: {kind}", said, f"within ±{100 * TOLERANCE:.0f} % in each", count == len(rows)))
         for what, by_noise in (("lesions removed", outcome.removed), ("nothing invented", outcome.invented)):
             ours, other = by_noise[noise]
