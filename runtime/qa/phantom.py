@@ -185,7 +185,7 @@ def contrast_and_area(image: Float, insert: Insert, scale: Fraction) -> tuple[fl
     far = np.hypot(at[:, None], at) - insert.diameter / 2
     patch -= patch[(far >= 2) & (far <= 4)].mean()
     contrast = float(patch[far <= -insert.diameter / 4].mean())
-    return contrast, np.count_nonzero(patch * np.sign(contrast) > abs(contrast) / 2) / _POINTS**2
+    return contrast, int((patch * np.sign(contrast) > abs(contrast) / 2).sum()) / _POINTS**2
 
 
 def _axis() -> Float:

@@ -15,6 +15,7 @@ from PIL import Image
 from .. import grid, measure, preview, volume
 from ..acquired import Acquired, Float
 from ..errors import ImageError
+from ..intensity import Intensity
 from ..scan import Scan
 from ..upscaler import Upscaler
 from . import criteria
@@ -55,7 +56,8 @@ def examine(scan: Scan, upscaler: Upscaler, scales: grid.Scales) -> tuple[Figure
     pair = (0, 1) if scan.colour else (scan.in_plane[0], scan.in_plane[1])
     one: NDArray[Any] = pixels[(..., *np.zeros(pixels.ndim - min(3, pixels.ndim), int))]
     intensity = volume.intensities(scan)[0]
-    acquired = measure.of(one, pair, intensity, header=scan.acquired).along(*pair)
+    measured = measure.of(one, pair, intensity, header=scan.acquired)
+    acquired = measured.along(*pair)
     stack = np.moveaxis(one, pair, (-2, -1)).reshape(-1, one.shape[pair[0]], one.shape[pair[1]])
     shown = [k for k, image in enumerate(stack) if criteria.shows_tissue(intensity.normalise(image))]
     chosen = [shown[k] for k in np.unique(np.linspace(0, len(shown) - 1, criteria.SLICES).astype(int))] if shown else []
@@ -74,13 +76,14 @@ def examine(scan: Scan, upscaler: Upscaler, scales: grid.Scales) -> tuple[Figure
     medians["worst"] = max(figures["worst"] for figures in each)
     spacing = tuple(scan.spacing[k] for k in pair) if scan.affine is not None else ()
     shape = unit.shape[0], unit.shape[1]
-    said = acquired.said(shape), acquired.sigma, outside(scan, acquired, upscaler)
+    said = acquired.said(shape), acquired.sigma, outside(scan, intensity, measured, upscaler)
     return Figures(len(found), spacing, *said, **medians), preview.side_by_side(unit, sr, scales, letters)
 
 
-def outside(scan: Scan, acquired: Acquired, upscaler: Upscaler) -> tuple[str, ...] | None:
+def outside(scan: Scan, intensity: Intensity, acquired: Acquired, upscaler: Upscaler) -> tuple[str, ...] | None:
     """Lines about what the network was not trained on; None where the bundle does not say what it was."""
-    return None
+    envelope = getattr(upscaler.bundle, "envelope", None)
+    return None if envelope is None else tuple(envelope.outside(scan, intensity, acquired))
 
 
 def _of_slice(unit: Float, sr: Float, scales: grid.Scales, acquired: Acquired) -> dict[str, float] | None:
