@@ -61,23 +61,22 @@ def examine(scan: Scan, upscaler: Upscaler, scales: grid.Scales) -> tuple[Figure
     stack = np.moveaxis(one, pair, (-2, -1)).reshape(-1, one.shape[pair[0]], one.shape[pair[1]])
     shown = [k for k, image in enumerate(stack) if criteria.shows_tissue(intensity.normalise(image))]
     chosen = [shown[k] for k in np.unique(np.linspace(0, len(shown) - 1, criteria.SLICES).astype(int))] if shown else []
-    found = {}
-    for k in chosen:
+    letters = "" if scan.affine is None else "".join(nib.aff2axcodes(scan.affine)[k] or "" for k in pair)
+    each: list[dict[str, float]] = []
+    for number, k in enumerate(chosen):
         unit = intensity.normalise(stack[k])
         sr = intensity.normalise(upscaler(stack[k], scales, acquired=acquired, levels=intensity))
         if figures := _of_slice(unit, sr, scales, acquired):
-            found[k] = figures, unit, sr
-    if not found:
+            if not each or number <= len(chosen) // 2:
+                picture = preview.side_by_side(unit, sr, scales, letters)
+            each.append(figures)
+    if not each:
         raise ImageError(f"its {len(chosen)} slices with tissue show none that is flat")
-    _, unit, sr = found[[*found][len(found) // 2]]
-    letters = "" if scan.affine is None else "".join(nib.aff2axcodes(scan.affine)[k] or "" for k in pair)
-    each = [figures for figures, _, _ in found.values()]
     medians: dict[str, Any] = {name: statistics.median(figures[name] for figures in each) for name in each[0]}
     medians["worst"] = max(figures["worst"] for figures in each)
     spacing = tuple(scan.spacing[k] for k in pair) if scan.affine is not None else ()
-    shape = unit.shape[0], unit.shape[1]
-    said = acquired.said(shape), acquired.sigma, outside(scan, intensity, measured, upscaler)
-    return Figures(len(found), spacing, *said, **medians), preview.side_by_side(unit, sr, scales, letters)
+    said = acquired.said(stack.shape[1:]), acquired.sigma, outside(scan, intensity, measured, upscaler)
+    return Figures(len(each), spacing, *said, **medians), picture
 
 
 def outside(scan: Scan, intensity: Intensity, acquired: Acquired, upscaler: Upscaler) -> tuple[str, ...] | None:

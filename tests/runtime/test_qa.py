@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.conftest import ROOT, SCAN
 DICOM = ROOT.parent / "shared" / "data" / "samples" / "dicom-t1"
 TWO = Fraction(2)
 PAIR = TWO, TWO
+HEAD = lru_cache(phantom.head)
 
 
 class Fake:
@@ -47,7 +49,7 @@ def sharpened(image: np.ndarray) -> np.ndarray:
 
 def head(noise: float = 0.02, seed: int = 0) -> np.ndarray:
     """A slice (H, W) with flat tissue, edges and noise, as the phantom has them, and a few times as large as its regions."""
-    return phantom.scanned(phantom.head(), noise=noise, seed=seed)[24:232, 40:216]
+    return phantom.scanned(HEAD(), noise=noise, seed=seed)[24:232, 40:216]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +192,8 @@ def test_what_cannot_be_tested_says_why(volume: Scan) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without noise, as most of it takes as long as the rest again."""
+    """Without noise, and the head computed once: it takes most of the time."""
+    monkeypatch.setattr(phantom, "head", HEAD)
     monkeypatch.setattr(phantom, "NOISES", (0.0,))
     monkeypatch.setattr("runtime.qa.report.NOISES", (0.0,))
 
@@ -206,7 +209,7 @@ def passed(quick: None) -> Any:
 
 
 def test_the_truth_has_the_contrast_and_size_of_its_inserts() -> None:
-    without = phantom.head()
+    without = HEAD()
     alone = phantom.scanned(phantom.add(without, phantom.INSERTS), TWO) - phantom.scanned(without, TWO)
     for insert in phantom.INSERTS:
         contrast, *area = phantom.contrast_and_area(alone, insert, TWO)
@@ -216,7 +219,7 @@ def test_the_truth_has_the_contrast_and_size_of_its_inserts() -> None:
 
 
 def test_inserts_lie_in_white_matter_apart_from_each_other() -> None:
-    without = phantom.head()
+    without = HEAD()
     reached = np.zeros(without.shape, int)
     for insert in phantom.INSERTS:
         size = insert.diameter / 2 if insert.diameter else phantom._FIELD
@@ -233,7 +236,7 @@ def test_inserts_lie_in_white_matter_apart_from_each_other() -> None:
 
 
 def test_noise_is_that_of_a_scanner_and_the_same_again() -> None:
-    without = phantom.head()
+    without = HEAD()
     clean, noisy = phantom.scanned(without), phantom.scanned(without, noise=0.02)
     np.testing.assert_array_equal(noisy, phantom.scanned(without, noise=0.02))
     tissue = clean > 0.5
