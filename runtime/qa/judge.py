@@ -13,8 +13,12 @@ from .scans import Figures
 
 SNR, SERIES = 0.05, 0.90  # published: on average at least; in so many of the series at least
 BETTER, RIPPLE, CHANGE = 0.01, 1.4, 0.01  # own: what counts as sharper; times bicubic's at most; of white, beside the noise
-PUBLISHED, OWN = "FDA K191688, K203182", "own"
-_PUBLISHED = ("SNR of tissue", "Sharpness of boundaries", "Thickness of boundaries")
+OWN = "own"
+PUBLISHED = {  # where
+    "SNR of tissue": "FDA K191688, K203182",
+    "Sharpness of boundaries": "FDA K203182",
+    "Thickness of boundaries": "FDA K203182",
+}
 _HOW = {  # and why an own limit is what it is
     "SNR of tissue": "Mean over standard deviation in up to four squares of 7×7 input pixels in the flattest tissue of a "
     "slice, over that of the original there. A scan with little noise has little to gain.",
@@ -45,7 +49,7 @@ class Criterion:
 
     @property
     def source(self) -> str:
-        return PUBLISHED if self.name in _PUBLISHED else OWN
+        return PUBLISHED.get(self.name, OWN)
 
     @property
     def how(self) -> str:
@@ -78,9 +82,9 @@ def of_scans(scans: Sequence[Figures]) -> list[Criterion]:
         Criterion(
             _PUBLISHED[0], f"{signed(gain)} (over bicubic {signed(other)})", f"at least {signed(SNR)} on average", gain >= SNR
         ),
-        row(_PUBLISHED[1], lambda its: its.edges >= 1 + BETTER, SERIES, f"sharper {most}", f"×{edges}"),
+        row(sharpness, lambda its: its.edges >= 1 + BETTER, SERIES, f"sharper {most}", f"×{edges}"),
         row(
-            _PUBLISHED[2],
+            thickness,
             lambda its: its.width <= (1 - BETTER) * its.bicubic_width,
             SERIES,
             f"thinner {most}",

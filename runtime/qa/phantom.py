@@ -40,7 +40,7 @@ Kind = Literal["lesions", "low-contrast discs", "line pairs"]
 
 @dataclass(frozen=True)
 class Insert:
-    """A disc of a diameter, or a field of so many line pairs a pixel, its place from the centre, its contrast in white."""
+    """A disc of a diameter, or a field of so many line pairs a pixel: its place from the centre, its contrast in white."""
 
     kind: Kind
     row: float
@@ -48,12 +48,12 @@ class Insert:
     contrast: float
     diameter: float = 0.0
     pairs: float = 0.0
-    across: bool = False  # the lines run across rows
+    horizontal: bool = False
 
     @property
     def name(self) -> str:
         if self.pairs:
-            return f"{self.pairs:g} line pairs a pixel, {'rows' if self.across else 'columns'}"
+            return f"{self.pairs:g} {'horizontal' if self.horizontal else 'vertical'} line pairs a pixel"
         return f"{self.kind.split()[-1][:-1]} of {self.diameter:g} pixels, {signed(self.contrast)} of white"
 
     @property
@@ -69,7 +69,7 @@ INSERTS = (
     *(Insert("lesions", r, c, -0.2, d) for d, r, c in ((3, -28.2, 38.8), (4, -8.4, 43.8), (6, 12.1, 42.8), (8, 32.3, 36.8))),
     *(Insert("low-contrast discs", r, c, v, d) for d, r in ((6, 12.3), (10, -10.2)) for c, v in ((-26, 0.05), (26, -0.05))),
     *(
-        Insert("line pairs", r, c, 0.15, pairs=f, across=c > 0)
+        Insert("line pairs", r, c, 0.15, pairs=f, horizontal=c > 0)
         for f, r in ((0.25, -50), (0.35, 34), (0.425, 54))
         for c in (-14, 14)
     ),
@@ -150,7 +150,7 @@ def add(phantom: Float, inserts: tuple[Insert, ...]) -> Float:
         rows, cols = axis[window[0], None] - np.float32(insert.row), axis[window[1]] - np.float32(insert.col)
         if insert.pairs:
             shape = _within(np.abs(rows) - _FIELD) * _within(np.abs(cols) - _FIELD)
-            shape *= np.cos(2 * np.pi * insert.pairs * (rows if insert.across else cols))
+            shape *= np.cos(2 * np.pi * insert.pairs * (rows if insert.horizontal else cols))
         else:
             shape = _within(np.hypot(rows, cols) - insert.diameter / 2)
         image[window] += insert.contrast * shape
@@ -181,7 +181,7 @@ def contrast_and_area(image: Float, insert: Insert, scale: Fraction) -> tuple[fl
     if insert.pairs:
         fading = np.cos(np.pi / 2 / reach * at) ** 2
         wave = np.exp(2j * np.pi * insert.pairs * at) * fading / fading.sum()
-        return (float(2 * abs(patch.mean(int(insert.across)) @ wave)),)
+        return (float(2 * abs(patch.mean(int(insert.horizontal)) @ wave)),)
     far = np.hypot(at[:, None], at) - insert.diameter / 2
     patch -= patch[(far >= 2) & (far <= 4)].mean()
     contrast = float(patch[far <= -insert.diameter / 4].mean())
