@@ -78,10 +78,9 @@ def of_scans(scans: Sequence[Figures]) -> list[Criterion]:
     ripple, rmse, most = max(all_of("ripple")), 100 * max(all_of("rmse")), f"in at least {100 * SERIES:.0f} % of the series"
     known = [not scan.outside for scan in scans if scan.outside is not None]
     found = f"{sum(known)} of {len(known)} series" if known else "the bundle does not record it"
+    snr, sharpness, thickness = PUBLISHED
     return [
-        Criterion(
-            _PUBLISHED[0], f"{signed(gain)} (over bicubic {signed(other)})", f"at least {signed(SNR)} on average", gain >= SNR
-        ),
+        Criterion(snr, f"{signed(gain)} (over bicubic {signed(other)})", f"at least {signed(SNR)} on average", gain >= SNR),
         row(sharpness, lambda its: its.edges >= 1 + BETTER, SERIES, f"sharper {most}", f"×{edges}"),
         row(
             thickness,
