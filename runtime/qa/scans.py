@@ -71,7 +71,7 @@ def examine(scan: Scan, upscaler: Upscaler, scales: grid.Scales) -> tuple[Figure
                 picture = preview.side_by_side(unit, sr, scales, letters)
             each.append(figures)
     if not each:
-        raise ImageError(f"its {len(chosen)} slices with tissue show none that is flat")
+        raise ImageError("no slice of it shows flat tissue")
     medians: dict[str, Any] = {name: statistics.median(figures[name] for figures in each) for name in each[0]}
     medians["worst"] = max(figures["worst"] for figures in each)
     spacing = tuple(scan.spacing[k] for k in pair) if scan.affine is not None else ()
