@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nibabel as nib
@@ -52,10 +52,10 @@ def examine(scan: Scan, upscaler: Upscaler, scales: grid.Scales) -> tuple[Figure
     if scan.labels:
         raise ImageError("it holds labels, which the network leaves alone")
     volume.check_place(scan)
-    pixels = scan.pixels.mean(0, dtype=np.float32) if scan.colour else scan.pixels
-    pair = (0, 1) if scan.colour else (scan.in_plane[0], scan.in_plane[1])
-    one: NDArray[Any] = pixels[(..., *np.zeros(pixels.ndim - min(3, pixels.ndim), int))]
-    intensity = volume.intensities(scan)[0]
+    grey = replace(scan, pixels=scan.pixels.mean(0, dtype=np.float32, keepdims=True)) if scan.colour else scan
+    pair = scan.in_plane[0], scan.in_plane[1]
+    one: NDArray[Any] = grey.pixels[(..., *np.zeros(max(0, grey.pixels.ndim - 3), int))]
+    intensity = volume.intensities(grey)[0]
     measured = measure.of(one, pair, intensity, header=scan.acquired)
     acquired = measured.along(*pair)
     stack = np.moveaxis(one, pair, (-2, -1)).reshape(-1, one.shape[pair[0]], one.shape[pair[1]])
