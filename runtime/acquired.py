@@ -135,6 +135,11 @@ class Acquired:
         rows, cols = (_analyses(band, n, r) for band, n, r in zip(self.bands, image.shape, scales))
         return np.asarray(rows[0] @ image @ cols[0].T - rows[1] @ sr @ cols[1].T, np.float32)
 
+    def difference(self, image: Float, sr: Float, scales: Sequence[Fraction]) -> Float:
+        """What `lacking` says, in pixels of the canonical form: (⌊H / s_y⌋, ⌊W / s_x⌋)."""
+        lacks = self.lacking(image, sr, scales)
+        return self.given_back(lacks, image.shape, [1 / band.spacing for band in self.bands])
+
     def given_back(
         self, lacks: Float, shape: Sequence[int], scales: Sequence[Fraction], rows: slice = ALL, cols: slice = ALL
     ) -> Float:
@@ -155,7 +160,7 @@ def _to_canonical(band: Band, size: int) -> Float | None:
     return resampling(size, (np.arange(m) + 0.5) * float(band.spacing), band.gains(m, size))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _synthesis(band: Band, size: int, scale: Fraction) -> Float:
     """The matrix (size·p // q, m) from the m cosines that were measured to output pixels: zero filling."""
     places = (np.arange(size * scale.numerator // scale.denominator) + 0.5) / float(scale)

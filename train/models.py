@@ -85,7 +85,11 @@ def load_model(spec: str, told: Told = "auto") -> Model:
     if path.suffix == ".bundle" or (zipfile.is_zipfile(path) and "manifest.json" in zipfile.ZipFile(path).namelist()):
         upscaler = Upscaler.load(path)
         manifest = upscaler.bundle.manifest
-        upscale, served_by, parameters = upscale_by(upscaler, grain), f"runtime on {upscaler.device}", manifest.get("parameters")
+        upscale, served_by, parameters = (
+            upscale_by(upscaler, grain),
+            f"runtime on {upscaler.device}",
+            manifest.get("parameters"),
+        )
         # The manifest's account of the checkpoint is for people, and nothing that a bundle must have.
         with contextlib.suppress(LookupError, TypeError, ValueError):
             network = networks.build(networks.configure(manifest["checkpoint"]["generator"]))
