@@ -16,7 +16,7 @@ from runtime.measure import noise_of
 from train import augment, data, subjects
 from train.resample import Image
 
-# Acquired over stored. Training stores up to 1.8 times the acquired matrix (`train.scanner`), docs/scanner.md measures twice it.
+# Acquired over stored: training stores up to 1.8 times the acquired matrix (`train.scanner`), docs/scanner.md tests twice it.
 ACQUIRED = (0.5, 1.0)
 _FILES, _SLICES = 1000, 3  # of a folder, and of a volume, at even distances
 _CROP = (0.3, 0.9)  # of an axis
@@ -25,7 +25,7 @@ _LEAST = 64  # pixels an axis of a view
 
 
 def of(folder: Path, pixel_mm: tuple[float, float], images: str) -> dict[str, Any]:
-    """The manifest's entry. `pixel_mm` (from, to) and `images` are what a person says. Raises InputFileError without a brain."""
+    """The manifest's entry. `pixel_mm` (from, to) and `images` are what a person says. Raises InputFileError."""
     rng, found = np.random.default_rng(0), defaultdict(list)
     for file in data.bar(data.evenly(subjects.find_files(folder), _FILES), desc="envelope", leave=False):
         for stack in data.read(file):
@@ -35,7 +35,9 @@ def of(folder: Path, pixel_mm: tuple[float, float], images: str) -> dict[str, An
                     for name, value in statistics([unit], noise_of([unit])).items():
                         found[name].append(value)
     if not found:
-        raise InputFileError(f"{folder} holds no image with enough tissue to tell: give the images that the network learned from")
+        raise InputFileError(
+            f"{folder} holds no image with enough tissue to tell: give the images that the network learned from"
+        )
     ends = {name: np.quantile(values, (_ODD, 1 - _ODD)) for name, values in sorted(found.items())}
     return {
         "images": images,

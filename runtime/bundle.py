@@ -58,7 +58,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory. `sha256` is that of the whole file, and its identity; `envelope` is what it learned from, if known."""
+    """A bundle in memory. `sha256` is that of the whole file, and its identity; `envelope` is what it learned from."""
 
     manifest: dict[str, Any]
     model: Model

@@ -19,12 +19,16 @@ Range = tuple[float, float]
 
 _SIZE = 64  # pixels of the shorter axis, about, that slices are averaged to: there is no noise left that would tell
 _TISSUE, _ABOVE_NOISE = 0.1, 2.5  # of white, and σ: brighter than both is tissue
+_FIELD = 400.0  # mm: a picture of a head that does not tell shows no more
 _RIM = 0.12  # of the shorter axis: so deep below the outline is the rim, in a head its scalp and skull
 _MIN_RIM = 0.15  # of the tissue: with less of a rim the picture is a crop, whose rim does not tell
 _ENOUGH = 40  # averaged pixels that tell
-_WHITE, _LEAST = 0.97, 1e-3  # of white: above it is saturated; where logarithms end
-# How far beyond a range, as a part of it, grey values may lie: of a volume, and of so few slices that each may be odd.
-_BEYOND, _FEW, _BEYOND_FEW = 0.15, 3, 0.25
+_WHITE, _SATURATED = 0.99, 0.01  # of white: above it is saturated; of the tissue
+_DECILES, _EQUAL = (0.1, 0.5, 0.9), 0.02  # of white: what differs less counts as nothing
+_LEAST = 1e-3  # where logarithms end
+# How far beyond a range of single slices, as a part of it, a number may lie: that of so few slices that each may be odd, that
+# of a volume, and the median over a volume's slices, which varies less.
+_FEW, _BEYOND_FEW, _BEYOND, _BEYOND_MEDIAN = 3, 0.25, 0.15, -0.15
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,13 @@ class Envelope:
         """One line where a scan of this intensity, of which this was measured, lies outside; none where it lies inside."""
         pair = scan.in_plane
         bands = [acquired.bands[k] for k in pair]
-        sizes = [scan.spacing[k] * float(band.spacing) for k, band in zip(pair, bands)] if scan.affine is not None else []
+        known = scan.affine is not None and all(math.isfinite(scan.spacing[k]) for k in pair)
+        sizes = [float(band.spacing) * (scan.spacing[k] if known else _FIELD / scan.shape[k]) for k, band in zip(pair, bands)]
+        low, high = self.pixel_mm or (0, math.inf)
         said = []
-        if self.pixel_mm and not all(_within(size, self.pixel_mm) for size in sizes if math.isfinite(size)):
-            said.append(f"pixels of {'×'.join(f'{s:.3g}' for s in sizes)} mm (it knows {_said(self.pixel_mm)})")
+        if min(sizes) < low or (known and max(sizes) > high):
+            shown, most = "×".join(f"{size:.2g}" for size in sizes), "" if known else " at most"
+            said.append(f"pixels of {shown} mm{most} (it knows {_said((low, high))})")
         if self.acquired and not all(_within(band.fraction, self.acquired) for band in bands):
             parts = " and ".join(f"{100 * band.fraction:.0f} %" for band in bands)
             said.append(f"{parts} of the stored matrix was measured (it knows {_said(self.acquired, 100)} %)")
@@ -67,11 +74,11 @@ class Envelope:
         if colour:
             said.append(f"a colour picture (it knows {self.images})")
         elif self.grey:
-            first = scan.pixels[(..., *[0] * (scan.pixels.ndim - 3))]  # of several volumes
-            slices = measure.fullest(measure.some_slices(first, pair[0], pair[1], intensity))
-            beyond = _BEYOND_FEW if len(slices) < _FEW else _BEYOND
+            first: tuple[Any, ...] = (..., *(0,) * (scan.pixels.ndim - 3))  # of several volumes
+            slices = measure.fullest(measure.some_slices(scan.pixels[first], pair[0], pair[1], intensity))
             found = statistics(slices, acquired.sigma)
-            if any(not _within(value, self.grey[name], beyond) for name, value in found.items() if name in self.grey):
+            reach = dict.fromkeys(found, _BEYOND_FEW) if len(slices) < _FEW else {"skew": _BEYOND_MEDIAN}
+            if not all(_within(found[k], self.grey[k], reach.get(k, _BEYOND)) for k in found.keys() & self.grey.keys()):
                 said.append(f"grey values are not distributed as in the {self.images} that it knows")
         return (f"outside of what the network learned from: {'; '.join(said)}: do not trust fine detail",) if said else ()
 
@@ -79,15 +86,16 @@ class Envelope:
 def statistics(slices: Sequence[Float], sigma: float = 0.0) -> dict[str, float]:
     """Numbers that tell one kind of image from another, of the slices (H, W) of one volume, black 0 and white 1.
 
-    They are logarithms. None of them is there where too little shows it.
+    All but the last are logarithms. None of them is there where too little shows it.
 
     - `rim`: the median of what lies near the outline, over the median of what lies inside. Fat is bright in T1.
-    - `skew`: how far the brightest tenth inside lies above the median, over how far the darkest lies below. Fluid is bright in T2.
+    - `skew`: how far the brightest tenth inside lies above the median, over how far the darkest lies below; the median over
+      the slices. Fluid is bright in T2.
     - `contrast`: the distance of those two over the median. In a CT, all of the brain is one grey.
     - `detail`: how far pixels are off their neighbours' mean, relatively, in the median.
-    - `saturated`: the part of the tissue that is white.
+    - `saturated`: the part of the tissue that is white, beyond the one per cent that any small crop may have.
     """
-    inside, rim, tissue, detail = [], [], [], []
+    inside, rim, tissue, detail, skews = [], [], [], [], []
     for image in slices:
         step = max(1, int(min(image.shape) / _SIZE + 0.5))
         rows, cols = (n // step for n in image.shape)
@@ -99,20 +107,26 @@ def statistics(slices: Sequence[Float], sigma: float = 0.0) -> dict[str, float]:
         amid = np.pad(bright, 1, mode="edge")
         amid = bright & amid[2:, 1:-1] & amid[:-2, 1:-1] & amid[1:-1, 2:] & amid[1:-1, :-2]
         inside.append(coarse[deep])
+        if deep.sum() >= _ENOUGH:
+            skews.append(_skew(*np.quantile(coarse[deep], _DECILES)))
         rim.append(coarse[bright & ~deep])
         tissue.append(coarse[bright])
         detail.append((np.abs(coarse - mean) / np.maximum(mean, _TISSUE / 2))[amid])
     within, outer, whole, fine = (np.concatenate([np.zeros(0), *part]) for part in (inside, rim, tissue, detail))
-    if min(len(within), len(fine)) < _ENOUGH:
+    if not skews or len(fine) < _ENOUGH:
         return {}
-    dark, median, light = np.quantile(within, (0.1, 0.5, 0.9))
+    dark, median, light = np.quantile(within, _DECILES)
     found = {
-        "skew": math.log((light - median + 0.02) / (median - dark + 0.02)),
+        "skew": float(np.median(skews)),
         "contrast": math.log(max((light - dark) / median, _LEAST)),
         "detail": math.log(max(float(np.median(fine)), _LEAST)),
-        "saturated": math.log(max(float((whole > _WHITE).mean()), _LEAST)),
+        "saturated": max(0.0, float((whole > _WHITE).mean()) - _SATURATED),
     }
     return found | ({"rim": math.log(np.median(outer) / median)} if len(outer) > _MIN_RIM * len(whole) else {})
+
+
+def _skew(dark: float, median: float, light: float) -> float:
+    return math.log((light - median + _EQUAL) / (median - dark + _EQUAL))
 
 
 def _inside(tissue: NDArray[np.bool_], margin: int) -> NDArray[np.bool_]:

@@ -83,7 +83,7 @@ class Intensity:
     @property
     def finished(self) -> Intensity:
         """The same range of outputs, in which nothing is set aside."""
-        black, white = (rescaled(value, self.slope, self.inter) for value in (self.black, self.white))
+        black, white = (value * self.slope + self.inter for value in (self.black, self.white))
         return replace(self, black=black, white=white, aside=0, slope=1.0, inter=0.0)
 
     def fits_float32(self, dtype: DTypeLike) -> bool:
@@ -170,7 +170,7 @@ def _ends(values: NDArray[Any]) -> list[float]:
     return [low + (high - low) * part for low, high, part in pairs]
 
 
-def rescaled(values: Any, slope: float, inter: float) -> Any:
+def rescaled(values: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
     """values·slope + inter; the values themselves where that changes nothing."""
     return values if (slope, inter) == (1, 0) else values * slope + inter
 

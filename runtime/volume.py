@@ -138,7 +138,7 @@ def _compare(
     intensity: Intensity,
     acquired: Acquired,
 ) -> None:
-    """Add to `into` how far `target` is off the volume that it was made of. The thin slices in a thick one count as their mean."""
+    """Add to `into` how far `target` is off the volume that it was made of. Thin slices in a thick one count as their mean."""
     pair, finished = scan.in_plane, intensity.finished
     if max(volume.shape[k] for k in pair) > LARGEST:
         return
@@ -147,7 +147,7 @@ def _compare(
     white = abs(scan.slope) * (abs(intensity.white - intensity.black) or 1.0)
     shares = through_plane.thickness(len(thick), by_axis[scan.axis])
     for image, of in zip(thick, shares / shares.sum(1, keepdims=True)):
-        sr = sum(float(of[k]) * finished.normalise(thin[k]) for k in np.flatnonzero(of))
+        sr = np.sum([float(of[k]) * finished.normalise(thin[k]) for k in np.flatnonzero(of)], axis=0)
         into.add(acquired.difference(intensity.normalise(image), sr, (by_axis[pair[0]], by_axis[pair[1]])), white)
 
 
