@@ -55,7 +55,7 @@ def test_all_grain_is_consistent_and_none_is_not(shipped: Upscaler) -> None:
     none, half, whole = (found(shipped, Scan(image), Size(2), noise=0.02, grain=grain)[0] for grain in (0.0, 0.5, 1.0))
     assert none.rmse > 5
     assert half.rmse < 0.7 * none.rmse  # half, and what is clipped at the spot
-    assert whole.rmse < none.rmse / 5
+    assert whole.rmse < none.rmse / 2  # what is clipped is left
 
 
 def test_pixels_count_as_they_are_stored(linear: Upscaler) -> None:
