@@ -177,7 +177,9 @@ def _analyses(band: Band, size: int, scale: Fraction) -> tuple[Float, Float]:
     m = up.shape[1]
     weights = np.where(np.arange(m), 2.0, 1.0) / size * band.gains(m, size)
     measured = weights[:, None] * _cosines(np.arange(size) + 0.5, m, size).T
-    return np.asarray(measured, np.float32), np.asarray(np.linalg.solve(up.T @ up, up.T), np.float32)
+    whole = size * scale.numerator % scale.denominator == 0  # then cosines are orthogonal over the output pixels
+    inverse = up.T / (up**2).sum(0)[:, None] if whole else np.linalg.solve(up.T @ up, up.T)
+    return np.asarray(measured, np.float32), np.asarray(inverse, np.float32)
 
 
 def _cosines(places: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:
