@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import __version__, io, preview, sidecar, sizes, volume
+from .consistency import Consistency
 from .errors import InputFileError, OutputFileError, reason
 from .files import check_output, write_atomically
 from .sizes import Size
@@ -119,13 +120,15 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     scan = io.read(task.source, task.series, request.allow_gaps).across(request.axis)
     out = volume.prepared(scan, request.size, request.dtype)
     write = io.writer(task.output, out, request.anonymous) if io.suffix(task.output) else None
-    acquired = volume.upscale(
-        upscaler.slices, scan, out, acquired=request.acquired, noise=request.noise, grain=request.grain, progress=progress
-    )
+    asked: Any = {"acquired": request.acquired, "noise": request.noise, "grain": request.grain}
+    consistency = Consistency()
+    acquired = volume.upscale(upscaler.slices, scan, out, **asked, progress=progress, consistency=consistency)
+    known = None if scan.labels else upscaler.bundle.envelope
+    outside = known.outside(scan, volume.intensities(scan)[0], acquired) if known else ()
     axes = scan.in_plane if scan.affine is None else range(min(3, scan.pixels.ndim))
     measured, stored = acquired.along(*axes), [scan.shape[k] for k in axes]
     said = "" if scan.labels else measured.said(stored)
-    notes = tuple(note for note in (said, *acquired.notes, *scan.notes) if note)
+    notes = tuple(note for note in (said, str(consistency), *outside, *acquired.notes, *scan.notes) if note)
     scales, device = tuple(out.scales[k] for k in axes), f"{upscaler.device} ({upscaler.runs_on})"
     # Colours come last in files.
     before, after = ((*each.shape[1:], each.shape[0]) if each.colour else each.shape for each in (scan, out))
@@ -136,6 +139,7 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
         "device": device,
         "scale": [str(r) for r in scales],
         "acquired": measured.plain(stored),
+        "consistency": consistency.plain(),
         "grid": {"projection": upscaler.bundle.model.projection, "edges": "aligned", "size": "floor(n*p/q)"},
         "from": {"shape": before, "spacing_mm": [round(size, 6) for size in scan.spacing]},
         "output": {"shape": after, "spacing_mm": [round(size, 6) for size in out.spacing], "dtype": str(out.pixels.dtype)},

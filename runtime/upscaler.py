@@ -19,6 +19,7 @@ from . import engines, grid, measure, on_device, tiles, volume
 from .acquired import Acquired
 from .bounded import BoundedCache
 from .bundle import Bundle
+from .consistency import Consistency
 from .engines import Engine
 from .errors import BundleError, DeviceError, ImageError, ScaleError
 from .intensity import Intensity, real_array
@@ -247,6 +248,21 @@ class View:
         y, x = slices.sources(self.shape, scales)
         self._intensity.put_back(out, self._image, (y[top : top + height], x[left : left + width]))
         return out
+
+    def consistency(
+        self, scale: ScaleOrPair | None = None, *, shape: tuple[int, int] | None = None, grain: float = GRAIN
+    ) -> Consistency:
+        """How well the whole slice at a scale or of an output shape, brought back to what was measured, equals the input.
+
+        Its `rmse` and `worst` are in the input's units. Raises ScaleError.
+        """
+        rows, cols, _ = Size(scale, shape).of(self.shape, (), 2)
+        sr = self._intensity.normalise(self.render(scale, shape=shape, grain=grain))
+        found = Consistency()
+        found.add(
+            self.acquired.difference(self._encoded.unit, sr, (rows, cols)), abs(self._intensity.white - self._intensity.black)
+        )
+        return found
 
     def nearest_scale(self, factor: ScaleOrPair) -> grid.Scales:
         """Scales near a factor, or near a pair (rows, columns), that `render` serves fastest, from a small table.
