@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from runtime import Upscaler, bundle, command
 from runtime.bundle import Bundle
 from runtime.errors import OutputFileError
@@ -29,6 +31,7 @@ def _export(argv: list[str], prog: str) -> None:
     add("--out", type=Path, help="the bundle (default: the checkpoint's name with .bundle)")
     add("--fp16", action="store_true", help="weights in half precision: half the size")
     add("--int8", type=Path, metavar="FOLDER", help="8-bit trunk, calibrated on images in FOLDER: 2.7 times as fast with VNNI")
+    add("--uncertainty", type=Path, metavar="FOLDER", help="tell the uncertainty too, learned from images in FOLDER in minutes")
     learned = "record the ranges of the images in FOLDER: the bundle's user is told of a scan that lies outside; needs --pixel"
     add("--envelope", type=Path, metavar="FOLDER", help=learned)
     add("--pixel", type=float, nargs=2, metavar="MM", help="the least and the largest pixel that the network is for")
@@ -73,6 +76,14 @@ def _export(argv: list[str], prog: str) -> None:
             with Upscaler.of(draft()) as upscaler:
                 lost = manifest["psnr_lost_db"] = measure(upscaler)
             said += f"; 8-bit integers lose up to {max(lost.values()):.3f} dB"
+
+        if args.uncertainty:
+            from . import uncertainty
+
+            with Upscaler.of(draft(), device="cpu") as upscaler:
+                head = uncertainty.fit(upscaler, args.uncertainty)
+            weights = np.float16 if args.fp16 else np.float32
+            files |= {f"uncertainty/{name}.npy": bundle.array_bytes(part.astype(weights)) for name, part in head.items()}
 
         def check(finished: Path) -> None:
             with Upscaler.load(finished) as upscaler:

@@ -23,7 +23,10 @@ from .upscaler import GRAIN
 _KEY = 16  # bytes that a key has at least
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 # Options that a request has by the same names.
-_ASKED = ("axis", "dtype", "noise", "grain", "overwrite", "resume", "deterministic", "anonymous", "allow_gaps", "preview")
+_ASKED = (
+    *("axis", "dtype", "noise", "grain", "allow_gaps", "anonymous", "deterministic"),
+    *("preview", "uncertainty", "overwrite", "resume"),
+)
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m runtime") -> int:
@@ -101,6 +104,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="leave alone what is done already, by its sidecar and its content")
     add("--workers", type=int, metavar="N", help="inputs at a time, each in a process with its share of threads (default: 1)")
     add("--dask", metavar="ADDRESS", help="do them as tasks of a Dask cluster, such as tcp://scheduler:8786")
+    add(
+        "--uncertainty",
+        action="store_true",
+        help="another file beside each output: how far each pixel may lie from the truth",
+    )
     add("--preview", action="store_true", help="a picture beside each output: input, bicubic and ours, where there is detail")
     add("--force", dest="overwrite", action="store_true", help="replace an existing output")
     add("--quiet", action="store_true", help="no progress bar, no summary")
@@ -135,7 +143,7 @@ def _upscale_many(args: argparse.Namespace, computer: job.Computer, request: job
     if args.out is None:
         raise OutputFileError(f"{len(args.input)} inputs need a folder for their outputs: give it by -o FOLDER/")
     folder = Path(args.out)
-    planned = cohort.plan(args.input, folder, args.format, series, request.preview)
+    planned = cohort.plan(args.input, folder, args.format, series, preview=args.preview, uncertainty=args.uncertainty)
     workers = 1 if args.workers is None else args.workers
     work = cohort.on_dask(computer, request, args.dask) if args.dask else cohort.in_processes(computer, request, workers)
     results = cohort.run(planned, request, folder, work, args.quiet)

@@ -20,10 +20,12 @@ from .envelope import Envelope
 from .errors import BundleError, reason
 from .files import write_atomically
 from .phases import WeightPredictor
+from .uncertainty import INPUTS, OUTPUTS, Head
 
 FORMAT = "metasrgan-edge bundle"
 VERSION, OLDEST = 4, 2  # what is written, and what is read from
 PREDICTOR = tuple(f"predictor/{part}.npy" for part in ("w1", "b1", "w2", "b2"))
+HEAD = tuple(f"uncertainty/{part}.npy" for part in ("w1", "b1", "w2", "b2", "w3", "b3"))
 GRAPHS = ("trunk.onnx", "stage.onnx", "table_free.onnx")
 REQUIRED = (*GRAPHS, *PREDICTOR)
 TRUNK_FP16 = "trunk_fp16.onnx"
@@ -124,7 +126,7 @@ class Bundle:
         bundle = cls(manifest, model, files, hashlib.sha256(content).hexdigest(), envelope)
         if any(_ELSEWHERE in graph for graph in (*(files[n] for n in GRAPHS), bundle.trunk(bundle.has_half))):
             raise BundleError(f"{name} has weights in other files, which its checksum does not cover: export it again")
-        bundle._check_predictor(name)
+        bundle._check_arrays(name)
         return bundle
 
     @property
@@ -147,18 +149,29 @@ class Bundle:
         w1, b1, w2, b2 = (self._array(member).astype(np.float32) for member in PREDICTOR)
         return WeightPredictor(w1, b1, w2, b2, self.model.projection)
 
-    def _check_predictor(self, name: str) -> None:
+    def head(self) -> Head | None:
+        """What tells the uncertainty, in float32; None where the bundle was exported without."""
+        if HEAD[0] not in self.files:
+            return None
+        parts = [self._array(member).astype(np.float32) for member in HEAD]
+        return Head(tuple(zip(parts[::2], parts[1::2])))
+
+    def _check_arrays(self, name: str) -> None:
         """Raise BundleError for arrays that are none, or do not fit one another."""
-        try:
-            w1, b1, w2, b2 = (self._array(member) for member in PREDICTOR)
-        except Exception:
-            raise BundleError(
-                f"{name} has a weight predictor that is no array: make it again with `metasrgan export`"
-            ) from None
-        hidden, basis = b1.size, self.model.basis
-        fit = w1.shape in ((hidden, 3), (hidden, 4)) and w2.shape == (basis, hidden) and b2.shape == (basis,) and hidden > 0
-        if not fit or not all(part.dtype in (np.float16, np.float32) and np.isfinite(part).all() for part in (w1, b1, w2, b2)):
-            raise BundleError(f"{name} has a weight predictor that does not fit: make it again with `metasrgan export`")
+        features = self.model.basis + 9 * self.model.skip
+        predictor = "weight predictor", PREDICTOR, (3, 4), self.model.basis  # and how many numbers go in and out
+        head = "head", HEAD, (features + INPUTS,), OUTPUTS
+        for what, members, into, out in (predictor, head)[: 1 + (HEAD[0] in self.files)]:
+            try:
+                parts = [self._array(member) for member in members]
+            except Exception:
+                raise BundleError(f"{name} has a {what} that is no array: make it again with `metasrgan export`") from None
+            fit = all(part.dtype in (np.float16, np.float32) and np.isfinite(part).all() for part in parts)
+            for w, b in zip(parts[::2], parts[1::2]):
+                fit = fit and b.size > 0 and w.shape in [(b.size, n) for n in into] and b.ndim == 1
+                into = (b.size,)
+            if not fit or into != (out,):
+                raise BundleError(f"{name} has a {what} that does not fit: make it again with `metasrgan export`")
 
     def _array(self, member: str) -> NDArray[Any]:
         """An array whose header is held to the bytes behind it: np.load would make room for what it promises."""

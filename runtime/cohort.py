@@ -37,12 +37,18 @@ Work = Callable[[Sequence[Task]], Iterator[Result]]
 
 
 def plan(
-    sources: Sequence[Path], folder: Path, suffix: str | None = None, series: int | None = None, preview: bool = False
+    sources: Sequence[Path],
+    folder: Path,
+    suffix: str | None = None,
+    series: int | None = None,
+    *,
+    preview: bool = False,
+    uncertainty: bool = False,
 ) -> Plan:
     """A task for each input, and for each series of a DICOM one, or for the `series` asked for.
 
-    `suffix` is the format of all outputs (default: the input's). Raises OutputFileError if two outputs, or with `preview` two
-    pictures, would have one name, and MetasrganError if the library that writes the format is missing.
+    `suffix` is the format of all outputs (default: the input's). Raises OutputFileError if two outputs, or what lies beside
+    them, would have one name, and MetasrganError if the library that writes the format is missing.
     """
     if suffix is not None:
         io.check_writable(Path(f"*{suffix}"))
@@ -57,7 +63,7 @@ def plan(
             planned[task] = Result(task, "failed", told(error))
     taken: dict[Path, Path] = {}
     for task in (task for task, known in planned.items() if not known):
-        for path in (task.output, task.preview) if preview else (task.output,):
+        for path in (task.output, *task.beside(preview, uncertainty)):
             if path in taken:
                 raise OutputFileError(f"{taken[path]} and {task.source} would both become {path}: give them two folders")
             taken[path] = task.source

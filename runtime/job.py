@@ -6,7 +6,7 @@ import hmac
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -16,12 +16,16 @@ from typing import Any, Literal
 from . import __version__, io, preview, sidecar, sizes, volume
 from .consistency import Consistency
 from .errors import InputFileError, OutputFileError, reason
-from .files import check_output, write_atomically
+from .files import Write, check_output, write_atomically
+from .io import pictures
 from .sizes import Size
+from .uncertainty import COVERAGE
 from .upscaler import GRAIN, Upscaler
 from .volume import Progress
 
-_DECIDE = ("axis", "dtype", "acquired", "noise", "grain", "anonymous", "allow_gaps")  # of a request, the output's values
+_UNCERTAINTY = f"uncertainty, ± with which {100 * COVERAGE:g} % of pixels hold the truth"
+# Of a request, what the output depends on.
+_DECIDE = ("axis", "dtype", "acquired", "noise", "grain", "anonymous", "allow_gaps", "uncertainty")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Request:
     key: bytes | None = field(default=None, repr=False)  # of an anonymous output: the same key gives the same UIDs again
     allow_gaps: bool = False  # take a DICOM series of which files are damaged
     preview: bool = False
+    uncertainty: bool = False
     secret: bytes = field(default_factory=partial(secrets.token_bytes, 32), compare=False, repr=False)  # where there is no key
 
     def options(self, task: Task) -> dict[str, Any]:
@@ -75,7 +80,20 @@ class Task:
     @property
     def preview(self) -> Path:
         """Where the output's preview goes, where one is asked for."""
-        return self.output.with_name(f"{self.output.name.removesuffix(io.suffix(self.output))}_preview.png")
+        return self._beside("_preview.png")
+
+    @property
+    def uncertainty(self) -> Path:
+        """Where the output's uncertainty goes: of a picture that may not hold floats an array, of a DICOM series a volume."""
+        suffix = io.suffix(self.output) or ".nii.gz"
+        return self._beside("_uncertainty" + (".npy" if suffix.lower() in pictures.SUFFIXES else suffix))
+
+    def _beside(self, end: str) -> Path:
+        return self.output.with_name(self.output.name.removesuffix(io.suffix(self.output)) + end)
+
+    def beside(self, preview: bool, uncertainty: bool) -> list[Path]:
+        """What else is written of those that are asked for."""
+        return [self.preview] * preview + [self.uncertainty] * uncertainty
 
     @property
     def number(self) -> int | None:
@@ -114,15 +132,17 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     """Upscale one input. Raises MetasrganError or OSError, and has then written nothing."""
     began = time.perf_counter()
     made_of = {"bundle": {"sha256": upscaler.bundle.sha256}, "input": _input(task, request), "request": request.options(task)}
-    if request.resume and sidecar.is_done(task.output, made_of):
+    if request.resume and sidecar.is_done(task.output, made_of) and (task.uncertainty.exists() or not request.uncertainty):
         return Result(task, "skipped", f"{task.output} is there and whole")
     check(task, request)
     scan = io.read(task.source, task.series, request.allow_gaps).across(request.axis)
     out = volume.prepared(scan, request.size, request.dtype)
     write = io.writer(task.output, out, request.anonymous) if io.suffix(task.output) else None
-    asked: Any = {"acquired": request.acquired, "noise": request.noise, "grain": request.grain}
-    consistency = Consistency()
-    acquired = volume.upscale(upscaler.slices, scan, out, **asked, progress=progress, consistency=consistency)
+    uncertain = volume.uncertainty(out) if request.uncertainty else None
+    extras = {task.uncertainty: io.writer(task.uncertainty, uncertain, request.anonymous)} if uncertain else {}
+    asked: Any = {name: getattr(request, name) for name in ("acquired", "noise", "grain")}
+    asked |= {"consistency": (consistency := Consistency()), "half_width": uncertain.pixels if uncertain else None}
+    acquired = volume.upscale(upscaler.slices, scan, out, **asked, progress=progress)
     known = None if scan.labels else upscaler.bundle.envelope
     outside = known.outside(scan, volume.intensities(scan)[0], acquired) if known else ()
     axes = scan.in_plane if scan.affine is None else range(min(3, scan.pixels.ndim))
@@ -164,13 +184,21 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
         save = partial(io.dicom().save, task.output, out.header, out, **told, anonymous=request.anonymous, key=key)
     finish = partial(sidecar.write_with, task.output, save, _known(content), request.overwrite, task.source)
     if request.preview:
-        picture = preview.of(scan, out)
-        draw = partial(picture.save, format="PNG")
-        write_atomically(task.preview, draw, request.overwrite, lambda finished: finish(), task.source)
-        notes = (*notes, f"preview: {task.preview}")
-    else:
-        finish()
+        extras[task.preview] = partial(preview.of(scan, out).save, format="PNG")
+    _write([*extras.items()], finish, request.overwrite, task.source)
+    for what, path in (("preview", task.preview), (_UNCERTAINTY, task.uncertainty)):
+        if path in extras:
+            notes = (*notes, f"{what}: {path}")
     return Result(task, "done", "", scales, before, after, device, seconds, notes)
+
+
+def _write(extras: Sequence[tuple[Path, Write]], output: Callable[[], Any], overwrite: bool, like: Path) -> None:
+    """Write an output and what lies beside it, all or nothing; the output gets its name first."""
+    if not extras:
+        output()
+        return
+    (path, write), *rest = extras
+    write_atomically(path, write, overwrite, lambda finished: _write(rest, output, overwrite, like), like)
 
 
 def check(task: Task, request: Request) -> None:
@@ -190,8 +218,8 @@ def check(task: Task, request: Request) -> None:
     elif taken:
         raise OutputFileError(f"{output} exists already: name another folder, or allow replacing it (--force)")
     check_output(sidecar.beside(output), request.overwrite or bool(sidecar.read(output)))
-    if request.preview:
-        check_output(task.preview, request.overwrite)
+    for path in task.beside(request.preview, request.uncertainty):
+        check_output(path, request.overwrite)
 
 
 def _input(task: Task, request: Request) -> dict[str, str]:

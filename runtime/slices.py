@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import grid, tiles
-from .acquired import STORED, Acquired, Told
+from . import grid, tiles, uncertainty
+from .acquired import NOTHING, STORED, Acquired, Told
 from .bundle import Model
 from .engines import Engine
-from .errors import ClosedError, DeviceMemoryError, ImageError
+from .errors import BundleError, ClosedError, DeviceMemoryError, ImageError
 from .intensity import UNIT, Intensity, to_dtype
+from .uncertainty import Head
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class Encoded:
 class Slices:
     """Upscales slices with one network on one engine. Safe to share between threads."""
 
-    def __init__(self, model: Model, engine: Engine, tile: int) -> None:
-        self.model = model
+    def __init__(self, model: Model, engine: Engine, tile: int, head: Head | None = None) -> None:
+        self.model, self._head = model, head
         self._engine: Engine | None = engine
         self._tile = tile
 
@@ -60,6 +61,13 @@ class Slices:
         if self._engine is None:
             raise ClosedError("this Upscaler is closed: load it again")
         return self._engine
+
+    @property
+    def head(self) -> Head:
+        """What tells the uncertainty. Raises BundleError where the bundle has none."""
+        if self._head is None:
+            raise BundleError("this bundle does not tell the uncertainty: export it again with --uncertainty IMAGES")
+        return self._head
 
     def close(self) -> None:
         """Release the engine. Harmless when repeated; any other use afterwards raises ClosedError."""
@@ -89,8 +97,12 @@ class Slices:
         scales: grid.Scales,
         acquired: Acquired = STORED,
         grain: float = 0.0,
+        half_width: Float | None = None,
     ) -> None:
-        """Write what `upscale` returns into `out`. Each tile's memory is freed before the next."""
+        """Write what `upscale` returns into `out`, and the uncertainty into `half_width`, as large, white being 1.
+
+        Each tile's memory is freed before the next.
+        """
         whole = 0, 0, *out.shape
         if acquired.is_stored and not grain:  # a large picture is normalised tile by tile
             tiles_of = partial(self._encode, image, acquired.told, intensity)
@@ -100,14 +112,16 @@ class Slices:
             canonical, spacing = acquired.canonical(unit)
             tiles_of = partial(self._encode, canonical, acquired.told)
             shape, larger = canonical.shape, _times(scales, spacing)
-        axes = self._project(shape, larger)
+        axes, told = self._project(shape, larger), acquired.told
         if grain:
             sr = np.empty(out.shape, np.float32)
-            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, UNIT, sr), shape)
-            sr += np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
-            out[...] = intensity.restore(sr, out.dtype)
+            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, UNIT, sr, half_width, told), shape)
+            more = np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
+            out[...] = intensity.restore(sr + more, out.dtype)
+            if half_width is not None:
+                half_width += np.abs(more)
         else:
-            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, intensity, out), shape)
+            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, intensity, out, half_width, told), shape)
 
     def sources(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[NDArray[np.int64]]:
         """The input pixel that each output pixel lies in, for each axis of an array of `shape`."""
@@ -123,6 +137,13 @@ class Slices:
         """A window of an encoded slice, in grey values of `levels`; without them, black 0 and white 1."""
         larger, out = _times(scales, encoded.spacing), np.empty(window[2:], np.float32)
         self._render(encoded.tiles, self._project(encoded.shape, larger), larger, window, levels, out)
+        return out
+
+    def uncertainty(self, encoded: Encoded, scales: grid.Scales, window: Window) -> Float:
+        """Half the width of the interval around each pixel of a window that holds the truth; white is 1."""
+        larger, out = _times(scales, encoded.spacing), np.empty(window[2:], np.float32)
+        axes, told = self._project(encoded.shape, larger), encoded.acquired.told
+        self._render(encoded.tiles, axes, larger, window, half_width=out, told=told)
         return out
 
     def _encode(self, image: NDArray[Any], told: Told, levels: Intensity = UNIT) -> Iterator[Tile]:
@@ -154,11 +175,15 @@ class Slices:
         axes: Sequence[grid.Axis],
         scales: grid.Scales,
         window: Window,
-        levels: Intensity,
-        out: NDArray[Any],
+        levels: Intensity = UNIT,
+        out: NDArray[Any] | None = None,
+        half_width: Float | None = None,
+        told: Told = NOTHING,
     ) -> None:
-        """Write the window to `out`, in grey values of `levels`: by the engine, but for what float32 does not carry."""
-        exact = not levels.fits_float32(out.dtype)
+        """Write the window to `out`, in grey values of `levels`: by the engine, but for what float32 does not carry.
+
+        And its uncertainty to `half_width`, of an image of which this is told.
+        """
         top, left, height, width = window
         for tile in encoded:
             y = tile.rows.outputs(axes[0], top, top + height)
@@ -166,11 +191,16 @@ class Slices:
             if not len(y) or not len(x):
                 continue
             place = slice(y.start - top, y.stop - top), slice(x.start - left, x.stop - left)
-            direct = out.dtype == np.float32 and not exact
-            pixels = out[place] if direct else np.empty((len(y), len(x)), np.float32)
-            self.engine.render(tile.features, y, x, scales, UNIT if exact else levels, pixels)
-            if not direct:
-                out[place] = levels.restore(pixels, out.dtype) if exact else to_dtype(pixels, out.dtype)
+            if out is not None:
+                exact = not levels.fits_float32(out.dtype)
+                direct = out.dtype == np.float32 and not exact
+                pixels = out[place] if direct else np.empty((len(y), len(x)), np.float32)
+                self.engine.render(tile.features, y, x, scales, UNIT if exact else levels, pixels)
+                if not direct:
+                    out[place] = levels.restore(pixels, out.dtype) if exact else to_dtype(pixels, out.dtype)
+            if half_width is not None:
+                responses = self.engine.responses(tile.features)
+                half_width[place] = uncertainty.half_width(self.head, responses, told, y, x, scales)
 
 
 def _times(scales: grid.Scales, spacing: grid.Scales) -> grid.Scales:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from . import grid
 from .acquired import STORED, Acquired
@@ -33,20 +33,26 @@ def upscale(
     intensity: Intensity,
     acquired: Acquired = STORED,
     step: Callable[[], None] = lambda: None,
+    half_width: NDArray[np.float32] | None = None,
 ) -> NDArray[Any]:
     """A volume (three axes) with `scale` times as many slices along `axis`, in float32, or float64 of wide integers and floats.
 
-    `acquired` is of all three axes. `step` is called after each plane. Values stay within the intensity's range.
+    `acquired` is of all three axes. `step` is called after each plane. Values stay within the intensity's range. `half_width`,
+    which `room` made, receives the uncertainty: the mean of both orientations'; white is 1.
     """
     size, dtype = volume.shape[axis], exact_float(volume.dtype)
-    out = allocate((*volume.shape[:axis], grid.output_size(size, scale), *volume.shape[axis + 1 :]), dtype)
-    out[...] = 0
+    out = room(volume.shape, axis, scale, dtype)
     across = _orientations(volume.shape, axis)
     for other in across:
         rows, cols = (k for k in range(3) if k != other)
         scales = (scale, Fraction(1)) if rows == axis else (Fraction(1), scale)
-        for plane, target in zip(np.moveaxis(volume, other, 0), np.moveaxis(out, other, 0)):
-            target += slices.upscale(plane, intensity, scales, dtype, acquired.along(rows, cols)) / len(across)
+        made, width = (np.empty(np.moveaxis(out, other, 0).shape[1:], kind) for kind in (dtype, np.float32))
+        of_plane = None if half_width is None else width
+        for k, plane in enumerate(np.moveaxis(volume, other, 0)):
+            slices.fill(made, plane, intensity, scales, acquired.along(rows, cols), half_width=of_plane)
+            np.moveaxis(out, other, 0)[k] += made / len(across)
+            if half_width is not None:
+                np.moveaxis(half_width, other, 0)[k] += width / np.float32(len(across))
             step()
     overlap = thickness(size, scale).astype(dtype)
     means, parts = overlap / overlap.sum(1, keepdims=True), (overlap / overlap.sum(0)).T
@@ -54,6 +60,13 @@ def upscale(
     for here in np.ndindex(thick.shape[0]):
         thin[here] += (thick[here] - thin[here] @ means.T) @ parts.T
         np.clip(thin[here], intensity.low, intensity.high, out=thin[here])
+    return out
+
+
+def room(shape: tuple[int, ...], axis: int, scale: Fraction, dtype: DTypeLike) -> NDArray[Any]:
+    """Zeros, as large as what `upscale` makes of a volume of `shape`."""
+    out = allocate((*shape[:axis], grid.output_size(shape[axis], scale), *shape[axis + 1 :]), dtype)
+    out[...] = 0
     return out
 
 

@@ -47,7 +47,7 @@ class Upscaler:
 
     def __init__(self, bundle: Bundle, engine: Engine, tile: int) -> None:
         self.bundle = bundle
-        self.slices = Slices(bundle.model, engine, tile)
+        self.slices = Slices(bundle.model, engine, tile, bundle.head())
 
     @classmethod
     def load(
@@ -114,6 +114,7 @@ class Upscaler:
         noise: float | None = None,
         grain: float = GRAIN,
         levels: Intensity | None = None,
+        uncertainty: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
         """Upscale a slice (H, W), or the slices of one volume (N, H, W) with one intensity range, to float32 in its units.
@@ -127,22 +128,29 @@ class Upscaler:
         0 none, 1 all, so that the output brought down again equals the input. `levels` is the range of a volume whose slices
         come one by one, `runtime.intensity.Intensity.of(volume)`.
 
+        With `uncertainty`, returns (output, half width): both as large. The truth lies within ± half width of the output at
+        90 % of the pixels (`runtime.uncertainty.COVERAGE`; docs/uncertainty.md).
+
         `progress(done, total)` is called after each slice; what it raises stops the work, and the Upscaler can be used
-        again. Raises ScaleError and ImageError.
+        again. Raises ScaleError, ImageError, and BundleError where the bundle does not tell the uncertainty.
 
         An array in an NVIDIA GPU's memory (PyCUDA, CuPy, torch: all with `__cuda_array_interface__`) gives one there, if
         `device` is tensorrt: its pixels do not leave the GPU if all was measured, nothing is set aside and `grain` is 0. A
         copy on the host tells the range and what was measured, unless `levels` and what `measure` gave as `acquired` do.
         """
         if hasattr(image, "__cuda_array_interface__"):
+            if uncertainty:
+                raise ImageError("uncertainty is told of arrays on the host alone: copy the image there")
             again = partial(self, scale=scale, shape=shape, acquired=acquired, noise=noise, grain=grain, levels=levels)
             return on_device.upscale(self.slices, image, Size(scale, shape), acquired, noise, grain, levels, again)
         array = _checked(image, (2, 3))
         labels = getattr(image, "dtype", None) == np.bool_  # a mask has nothing between true and false
         scan = Scan(array, stack=0 if array.ndim == 3 else None, labels=labels)
         out = volume.prepared(scan, Size(scale, shape), np.float32)
-        volume.upscale(self.slices, scan, out, acquired=acquired, noise=noise, grain=grain, progress=progress, levels=levels)
-        return out.pixels
+        half_width = volume.uncertainty(out).pixels if uncertainty else None
+        told: dict[str, Any] = {"acquired": acquired, "noise": noise, "grain": grain, "levels": levels}
+        volume.upscale(self.slices, scan, out, **told, progress=progress, half_width=half_width)
+        return (out.pixels, half_width) if uncertainty else out.pixels
 
     def measure(self, image: ArrayLike, *, acquired: Matrix = "auto", noise: float | None = None) -> Acquired:
         """What the scanner measured of a slice (H, W), or of slices of one volume (N, H, W); arguments as of a call.
@@ -172,6 +180,7 @@ class Upscaler:
         acquired: Matrix = "auto",
         noise: float | None = None,
         grain: float = GRAIN,
+        uncertainty: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
         """Upscale a nibabel NIfTI image, or a `Scan`, in slices that lie across `axis` (the thickest by default).
@@ -180,16 +189,21 @@ class Upscaler:
         the array axes 0, 1 and 2 where there are three; `isotropic` makes every axis as fine as the finest.
         `acquired`, `noise` and `grain` are those of a slice; two numbers of `acquired` are of the axes within a slice too.
         Returns an image of the same class whose affine keeps every point in its place, with the same dtype (or `dtype`)
-        and the rest of the header. `progress(done, total)` is called after each slice. Raises ScaleError and ImageError.
+        and the rest of the header. With `uncertainty`, returns (output, half width), the second in float32, as in
+        `Upscaler.__call__`. `progress(done, total)` is called after each slice. Raises ScaleError, ImageError and BundleError.
         """
         from .io import nifti  # nibabel is imported by those who need it
 
         scan = image if isinstance(image, Scan) else nifti.of_image(image)
         scan = scan.across(axis)
         out = volume.prepared(scan, Size(scale, shape, spacing, isotropic), dtype)
-        result = out if isinstance(image, Scan) else nifti.image_of(out)  # which shares the pixels
-        volume.upscale(self.slices, scan, out, acquired=acquired, noise=noise, grain=grain, progress=progress)
-        return result if isinstance(image, Scan) else nifti.reopened(result)
+        outputs = [out, volume.uncertainty(out)] if uncertainty else [out]
+        results = outputs if isinstance(image, Scan) else [nifti.image_of(each) for each in outputs]  # which share the pixels
+        half_width = outputs[1].pixels if uncertainty else None
+        told: dict[str, Any] = {"acquired": acquired, "noise": noise, "grain": grain}
+        volume.upscale(self.slices, scan, out, **told, progress=progress, half_width=half_width)
+        finished = [each if isinstance(image, Scan) else nifti.reopened(each) for each in results]
+        return tuple(finished) if uncertainty else finished[0]
 
     def close(self) -> None:
         """Release the engine and its memory. Harmless when repeated; any other use afterwards raises ClosedError."""
@@ -227,13 +241,10 @@ class View:
         The window counts in output pixels and equals that part of the whole. With `grain`, as in `Upscaler.__call__`, the first
         window at a scale takes as long as the whole. Raises ScaleError where the window leaves the output.
         """
-        rows, cols, _ = Size(scale, shape).of(self.shape, (), 2)
-        scales = rows, cols
-        whole = output_shape(self.shape, scales)
-        top, left, height, width = (0, 0, *whole) if window is None else _checked_window(window, whole)
+        scales, whole, here = self._place(scale, shape, window)
+        top, left, height, width = here
         grain = measure.checked_grain(grain)
         slices, encoded = self._slices, self._encoded
-        here = top, left, height, width
         if grain or not self._intensity.fits_float32(np.float32):
             out = slices.render(encoded, scales, here)
             if grain:
@@ -256,13 +267,30 @@ class View:
 
         Its `rmse` and `worst` are in the input's units. Raises ScaleError.
         """
-        rows, cols, _ = Size(scale, shape).of(self.shape, (), 2)
+        scales, _, _ = self._place(scale, shape, None)
         sr = self._intensity.normalise(self.render(scale, shape=shape, grain=grain))
-        found = Consistency()
-        found.add(
-            self.acquired.difference(self._encoded.unit, sr, (rows, cols)), abs(self._intensity.white - self._intensity.black)
-        )
+        white, found = abs(self._intensity.white - self._intensity.black), Consistency()
+        found.add(self.acquired.difference(self._encoded.unit, sr, scales), white)
         return found
+
+    def uncertainty(
+        self, scale: ScaleOrPair | None = None, *, shape: tuple[int, int] | None = None, window: Window | None = None
+    ) -> Float:
+        """Half the width of the interval around each pixel of `render`, without grain, that holds the truth; float32.
+
+        Raises ScaleError as `render` does, and BundleError where the bundle does not tell it.
+        """
+        scales, _, here = self._place(scale, shape, window)
+        white = abs(self._intensity.white - self._intensity.black)
+        return self._slices.uncertainty(self._encoded, scales, here) * np.float32(white)
+
+    def _place(
+        self, scale: ScaleOrPair | None, shape: tuple[int, int] | None, window: Window | None
+    ) -> tuple[grid.Scales, tuple[int, int], Window]:
+        """Scales, the output's shape, and the window of it that is wanted. Raises ScaleError."""
+        rows, cols, _ = Size(scale, shape).of(self.shape, (), 2)
+        whole = output_shape(self.shape, (rows, cols))
+        return (rows, cols), whole, (0, 0, *whole) if window is None else _checked_window(window, whole)
 
     def nearest_scale(self, factor: ScaleOrPair) -> grid.Scales:
         """Scales near a factor, or near a pair (rows, columns), that `render` serves fastest, from a small table.

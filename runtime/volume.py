@@ -53,6 +53,12 @@ def prepared(scan: Scan, size: Size, dtype: DTypeLike | None = None) -> Scan:
     return scan.finer(pixels, scales, stored=dtype is None or (scan.slope, scan.inter) == (1, 0))
 
 
+def uncertainty(out: Scan) -> Scan:
+    """Room for the uncertainty of an output, for `upscale`: as large, in the same place, real values in float32."""
+    pixels = allocate(out.shape, np.float32, "C" if out.affine is None else "F")
+    return replace(out, pixels=pixels, slope=1.0, inter=0.0, padding=None, notes=())
+
+
 def check_place(scan: Scan) -> None:
     """Raises ImageError for an affine that is none."""
     if scan.affine is not None and not (np.abs(scan.affine).max() < _FARTHEST and abs(np.linalg.det(scan.affine)) > _SMALLEST):
@@ -70,10 +76,12 @@ def upscale(
     progress: Progress | None = None,
     levels: Intensity | None = None,
     consistency: Consistency | None = None,
+    half_width: NDArray[np.float32] | None = None,
 ) -> Acquired:
     """Fill `out`, which `prepared` made of `scan`, and tell what was measured. `progress(done, total)` counts slices.
 
     `levels` are the range of grey values, by default the scan's own. `consistency` is added to, slice by slice of `scan`.
+    `half_width`, as large as `out`, receives the uncertainty in real values: 0 where the network was not used.
 
     Where there are to be more slices, the planes that contain the axis across which they lie are upscaled first. An integer
     scan with a slope keeps both, as an affine map of intensities commutes with the network's own (a negative slope makes large
@@ -86,6 +94,9 @@ def upscale(
     within = set(in_plane) != {1} or not through
     grain = measure.checked_grain(grain)
     stored = (out.slope, out.inter) == (scan.slope, scan.inter)
+    if half_width is not None:
+        half_width[...] = 0
+        _ = scan.labels or slices.head  # before any work is done: BundleError
     if scan.labels:
         values = data[np.ix_(*slices.sources(data.shape[:3], by_axis))]
         result[...] = to_dtype(values if stored else scan.real(values), result.dtype)
@@ -109,23 +120,24 @@ def upscale(
         if len(found) < len(ranges):  # what was measured, once for each range
             part = one if len(ranges) > 1 else data
             found.append(measure.of(part, (*pair, axis) if through else pair, intensity, acquired, noise, scan.acquired))
-        measured = found[-1]
-        thin = through_plane.upscale(slices, one, axis, by_axis[axis], intensity, measured, step) if through else one
+        measured, white = found[-1], abs(intensity.white - intensity.black) * abs(scan.slope)
+        thin, thin_widths = one, None
+        widths = None if half_width is None else half_width[(..., *index)]
+        if through:
+            thin_widths = None if widths is None else through_plane.room(one.shape, axis, by_axis[axis], np.float32)
+            thin = through_plane.upscale(slices, one, axis, by_axis[axis], intensity, measured, step, thin_widths)
         intensity = intensity if stored else replace(intensity, slope=scan.slope, inter=scan.inter)
-        stack, targets = (np.moveaxis(array, pair, (-2, -1)) for array in (thin, target))
-
-        pieces = ((targets[k], stack[k]) for k in np.ndindex(stack.shape[:-2]))
-        if within:
-            fill = partial(slices.fill, intensity=intensity, scales=in_plane, acquired=measured.along(*pair), grain=grain)
-            for _ in in_flight(fill, pieces, slices.engine.in_flight):
-                step()
-        else:
-            for piece, values in pieces:
-                piece[...] = intensity.real(values, piece.dtype)
-                step()
+        arrays = [np.moveaxis(a, pair, (-2, -1)) for a in (target, thin, widths, thin_widths) if a is not None]
+        pieces = (tuple(array[k] for array in arrays) for k in np.ndindex(arrays[0].shape[:-2]))
+        how = measured.along(*pair), grain
+        fill = partial(_fill, slices, intensity, in_plane, how if within else None)
+        for _ in in_flight(fill, pieces, slices.engine.in_flight if within else 1):
+            step()
         if consistency is not None:
             _compare(consistency, scan, one, target, by_axis, intensity, measured.along(*pair) if within else STORED)
         intensity.put_back(target, one, slices.sources(one.shape, by_axis))
+        if widths is not None:
+            widths *= white
     return replace(found[0], notes=(*found[0].notes, *_doubt(scan)))
 
 
@@ -149,6 +161,25 @@ def _compare(
     for image, of in zip(thick, shares / shares.sum(1, keepdims=True)):
         sr = np.sum([float(of[k]) * finished.normalise(thin[k]) for k in np.flatnonzero(of)], axis=0)
         into.add(acquired.difference(intensity.normalise(image), sr, (by_axis[pair[0]], by_axis[pair[1]])), white)
+
+
+def _fill(
+    slices: Slices,
+    intensity: Intensity,
+    scales: grid.Scales,
+    how: tuple[Acquired, float] | None,
+    out: NDArray[Any],
+    image: NDArray[Any],
+    half_width: NDArray[np.float32] | None = None,
+    known: NDArray[np.float32] | None = None,
+) -> None:
+    """Fill a slice of an output by the network, or without `how` with its own values; `known` is the image's uncertainty."""
+    if how:
+        slices.fill(out, image, intensity, scales, *how, half_width)
+    else:
+        out[...] = intensity.real(image, out.dtype)
+    if half_width is not None and known is not None:
+        half_width += known[np.ix_(*slices.sources(image.shape, scales))]
 
 
 def in_flight(work: Callable[..., None], calls: Iterable[tuple[Any, ...]], most: int) -> Iterator[None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import grid
 from ..acquired import NOTHING, Told
@@ -47,6 +48,9 @@ class Engine(Protocol):
 
         Raises DeviceError where they are not finite.
         """
+
+    def responses(self, features: Any) -> NDArray[np.float32]:
+        """Features as (H·W, B') on the host."""
 
     def close(self) -> None:
         """Give back what the engine holds. Harmless when repeated."""

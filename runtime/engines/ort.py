@@ -150,6 +150,16 @@ class OrtEngine:
                 self._exact = self._exact or self._open_trunk(False)
                 features.value, features.half = self._encode(features.image, features.told, self._exact), False
 
+    def responses(self, features: Features) -> Float:
+        """Features as (H·W, B') on the host."""
+        with self._turn:
+            held = features.value
+            if self._memory != "cpu":
+                feeds = {"blank": held, "part": held, "index": np.arange(held.shape()[0], dtype=np.int32)}
+                held = self._run(self._sessions.blend, feeds, {"features": "cpu"})[0]
+            values: Float = held.numpy()
+            return values
+
     def close(self) -> None:
         """Let go of the sessions and their memory. Harmless when repeated."""
         with self._turn:

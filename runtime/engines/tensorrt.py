@@ -102,6 +102,11 @@ class TensorRtEngine:
             if isinstance(out, np.ndarray):
                 out[...] = gpu.download(target)
 
+    def responses(self, features: Features) -> NDArray[np.float32]:
+        """Features as (H·W, B') on the host."""
+        planes = self.to_host(features.values)
+        return planes.reshape(len(planes), -1).T.astype(np.float32)
+
     def empty(self, shape: tuple[int, ...]) -> Array:
         """A float32 array on the GPU, which may outlive the engine."""
         with self._working() as gpu:

@@ -81,8 +81,8 @@ def examine(scan: Scan, upscaler: Upscaler, scales: grid.Scales) -> tuple[Figure
 
 def outside(scan: Scan, intensity: Intensity, acquired: Acquired, upscaler: Upscaler) -> tuple[str, ...] | None:
     """Lines about what the network was not trained on; None where the bundle does not say what it was."""
-    envelope = getattr(upscaler.bundle, "envelope", None)
-    return None if envelope is None else tuple(envelope.outside(scan, intensity, acquired))
+    envelope = upscaler.bundle.envelope
+    return envelope.outside(scan, intensity, acquired) if envelope else None
 
 
 def _of_slice(unit: Float, sr: Float, scales: grid.Scales, acquired: Acquired) -> dict[str, float] | None:
