@@ -68,32 +68,39 @@ def load_models(specs: Sequence[str], told: Told = "auto") -> list[Model]:
 
 
 def load_model(spec: str, told: Told = "auto") -> Model:
-    """The bundle or checkpoint that [NAME=]PATH[@TOLD] names, where TOLD (auto, true or stored) is what it is told.
+    """The bundle or checkpoint that [NAME=]PATH[@TOLD][+] names, where TOLD (auto, true or stored) is what it is told.
+
+    A bundle with a + gives the mean over the eight flips and turns of an image.
 
     Raises BundleError or InputFileError for a file that is missing, damaged or neither of the two.
     """
     name, is_named, named = spec.partition("=")
     if not is_named or Path(spec).exists():  # a path may hold an = of its own
         name, named = "", spec
+    plus = "+" * (named.endswith("+") and not Path(named).exists())
+    named = named.removesuffix(plus)
     before, _, word = named.rpartition("@")
     is_told = word in get_args(Told) and not Path(named).exists()  # or an @
     path, told = (Path(before), word) if is_told else (Path(named), told)  # type: ignore[assignment]
     network: nn.Module | None = None
     if path.suffix == ".bundle" or (zipfile.is_zipfile(path) and "manifest.json" in zipfile.ZipFile(path).namelist()):
-        upscaler = Upscaler.load(path)
+        upscaler = Upscaler.load(path, ensemble=bool(plus))
         manifest = upscaler.bundle.manifest
         upscale, served_by, parameters = upscale_by(upscaler), f"runtime on {upscaler.device}", manifest.get("parameters")
+        served_by += ", mean of 8" * upscaler.ensemble
         # The manifest's account of the checkpoint is for people, and nothing that a bundle must have.
         with contextlib.suppress(LookupError, TypeError, ValueError):
             network = networks.build(networks.configure(manifest["checkpoint"]["generator"]))
     else:
+        if plus:
+            raise InputFileError(f"{path} is a checkpoint, and {spec} asks for its ensemble: export it, and give the bundle")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         network = checkpoint.load_network(path)[0].to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         upscale, served_by = upscale_with(network), f"PyTorch on {device}, float32"
         parameters = sum(p.numel() for p in network.parameters())
     facts = {"file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "parameters": parameters}
-    facts["multiply_adds"] = multiply_adds(network) if network else None
-    return Model(name or path.stem + f"@{word}" * is_told, served_by, upscale, told, facts)
+    facts["multiply_adds"] = multiply_adds(network) * (8 if plus else 1) if network else None
+    return Model(name or path.stem + f"@{word}" * is_told + plus, served_by, upscale, told, facts)
 
 
 def upscale_by(upscaler: Upscaler) -> Upscale:
