@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m train.evaluate") 
     add = parser.add_argument
     add("--data", type=Path, help="folder of volumes or slices that nothing was trained on")
     add("--subject", metavar="REGEX", help="what in a file's path is its subject (default: a BIDS label, folders, or names)")
-    models = "bundles and checkpoints (default: the shipped bundle); @auto, @true, @stored is one's own --acquired, + --ensemble"
+    models = "bundles and checkpoints (default: the shipped bundle); @auto, @true, @stored is its own --acquired, + --ensemble"
     add("--models", nargs="+", metavar="[NAME=]PATH[@TOLD][+]", help=models)
     told = "what models are told was measured: auto, the runtime's estimate (default); true, the truth; stored, all of it"
     add("--acquired", default="auto", choices=("auto", "true", "stored"), help=told)
