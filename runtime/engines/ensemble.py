@@ -48,13 +48,12 @@ class Ensemble:
         out: NDArray[np.float32],
     ) -> None:
         """Write the mean of the pixels rows × cols, each clipped to the range of `levels`, to `out`."""
-        mean, part = np.zeros(out.shape, np.float32), np.empty(out.shape, np.float32)
+        out[...], part = 0, np.empty(out.shape, np.float32)
         for turn, turned in zip(_TURNS, features):
             y, x = (span.mirrored() if reverse else span for span, reverse in zip((rows, cols), turn))
             (y, x), larger = ((x, y), scales[::-1]) if turn[2] else ((y, x), scales)
             self._engine.render(turned, y, x, larger, levels, _turned(part, turn))
-            mean += part / len(_TURNS)  # a sum of grey values might overflow
-        np.clip(mean, levels.low, levels.high, out=out)  # the last bit of a sum
+            out += part / len(_TURNS)  # eight eighths of the range's end are the end: the sum keeps within it
 
     def close(self) -> None:
         """Close the other engine."""

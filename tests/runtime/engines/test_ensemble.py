@@ -124,9 +124,18 @@ def test_a_turned_image_is_told_of_its_own_rows_and_columns(told: Bundle, head: 
         assert np.abs(rendered(up, head.T, scales[::-1], (0.03, 0.4, 0.1)).T - expected).max() > 0.01 * np.ptp(expected)
 
 
-def test_a_sum_of_eight_keeps_within_the_inputs_range(ensemble: Upscaler) -> None:
-    for value in np.random.default_rng(0).random(20, np.float32):  # three eighths of most are rounded
-        np.testing.assert_array_equal(ensemble(np.full((12, 9), value), 2), value)
+def test_its_radius_is_how_far_an_impulse_reaches(random_upscaler: Upscaler, ensemble: Upscaler) -> None:
+    """Tiles with less of a halo would show: an output between two pixels reads both."""
+    radius, scales = random_upscaler.bundle.model.radius, (Fraction(3, 2), Fraction(3, 2))
+    blank = np.zeros((4 * radius + 12, 8), np.float32)
+    source = grid.project(len(blank), scales[0], ensemble.bundle.model.projection).source
+    expected, reach = rendered(ensemble, blank, scales), 0
+    for pixel in (2 * radius + 6, 2 * radius + 7):  # only every other pixel has such outputs
+        image = blank.copy()
+        image[pixel] = 1e4
+        reached = source[(rendered(ensemble, image, scales) != expected).any(1)]
+        reach = max(reach, *np.abs(reached - pixel))
+    assert reach == ensemble.bundle.model.radius == radius + 1
 
 
 def test_it_says_what_it_is_and_closes_its_engine(random_upscaler: Upscaler, head: np.ndarray) -> None:
