@@ -55,7 +55,7 @@ def plan(
     planned: Plan = {}
     for source in sources:
         try:
-            for number, problem in _series_of(source, series):
+            for number, problem in series_of(source, series):
                 task = Task(source, folder / output_name(source, suffix, number), number)
                 planned[task] = Result(task, "skipped", problem) if problem else None
         except InputFileError as error:
@@ -70,8 +70,11 @@ def plan(
     return planned
 
 
-def _series_of(source: Path, series: int | None) -> list[tuple[int | None, str]]:
-    """The series that an input stands for, None for the only one; each with the reason if it cannot be upscaled."""
+def series_of(source: Path, series: int | None = None) -> list[tuple[int | None, str]]:
+    """The series that an input stands for, None for the only one; each with the reason if it cannot be upscaled.
+
+    Raises MetasrganError for what cannot be read.
+    """
     if io.kind(source) != "dicom":
         return [(None, "")]
     if series is not None:

@@ -37,10 +37,13 @@ def of(before: Scan, after: Scan) -> Image.Image:
         middle = [int((n // 2 + Fraction(1, 2)) * r) for n, r in each]
         return scan.real(scan.pixels[tuple(slice(None) if k in pair else place for k, place in enumerate(middle))])
 
-    axes = "" if before.affine is None else nib.aff2axcodes(before.affine)
-    names = "".join(axes[k] or "" for k in pair) if axes else ""
     planes = plane(before, sizes.UNSCALED), plane(after, scales)
-    return side_by_side(*planes, (scales[pair[0]], scales[pair[1]]), names)
+    return side_by_side(*planes, (scales[pair[0]], scales[pair[1]]), letters(before, pair))
+
+
+def letters(scan: Scan, pair: Sequence[int]) -> str:
+    """Where two of a scan's array axes lead, for `upright`; nothing of a picture."""
+    return "" if scan.affine is None else "".join(nib.aff2axcodes(scan.affine)[k] or "" for k in pair)
 
 
 def side_by_side(

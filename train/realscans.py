@@ -26,8 +26,7 @@ from runtime.qa.criteria import (
     TISSUE,
     Mask,
     flat_tissue,
-    gradient,
-    in_tissue,
+    flattest,
     ripple_and_edges,
     shows_tissue,
     smooth,
@@ -126,16 +125,10 @@ def contrast(image: Image, place: tuple[int, int], diameter: float) -> float:
     return float(image[far <= 0].mean() - image[(far >= RING[0]) & (far <= RING[1])].mean())
 
 
-def flat_places(truth: Image, count: int = PLACES) -> list[tuple[int, int]]:
-    """Up to `count` pixels of a truth in the midst of its flattest tissue, so far apart that no two rings meet."""
-    coarse, size = smooth(truth, COARSE, WHOLE), 2 * (DIAMETERS[-1] // 2 + RING[1]) + 1
-    slope = np.where(in_tissue(coarse, size), ndimage.uniform_filter(gradient(coarse, WHOLE), size), np.inf)
-    places: list[tuple[int, int]] = []
-    while len(places) < count and np.isfinite(slope.min()):
-        row, col = map(int, np.unravel_index(np.argmin(slope), slope.shape))
-        places.append((row, col))
-        slope[max(0, row - size) : row + size + 1, max(0, col - size) : col + size + 1] = np.inf
-    return places
+def flat_places(truth: Image) -> list[tuple[int, int]]:
+    """Up to `PLACES` pixels of a truth in the midst of its flattest tissue, so far apart that no two rings meet."""
+    size = 2 * (DIAMETERS[-1] // 2 + RING[1]) + 1
+    return flattest(truth, WHOLE, (size, size), PLACES)
 
 
 def keep_discs(compared: scores.Comparison) -> list[scores.Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from fractions import Fraction
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 
@@ -27,61 +28,60 @@ def qa(argv: list[str], prog: str) -> None:
     scale, numbers = _scale(args.scale), sidecar.beside(args.out)
     for path in (args.out, numbers):
         check_output(path, args.overwrite)
-    tasks = find(args.input)
+    found = find(args.input)
     command.warn_of_inventions(args.bundle)
+    series: dict[str, scans.Tested] = {}
     with job.Computer(args.bundle, args.device, args.threads, args.cache_dir).load() as upscaler:
-        series = []
-        for task, problem in tqdm(tasks.items(), unit="series", disable=args.quiet or None, leave=False):
-            figures, picture = None, None
+        for (source, number), problem in tqdm(found.items(), unit="series", disable=args.quiet or None, leave=False):
+            name = _name(args.input, source, number)
             try:
-                if not problem:
-                    figures, picture = scans.examine(io.read(task.source, task.series), upscaler, (scale, scale))
+                series[name] = problem or scans.examine(io.read(source, number), upscaler, (scale, scale))
             except (MetasrganError, OSError, MemoryError) as error:
-                problem = told(error)
-            series.append(report.Tested(_name(task, args.input), figures, picture, problem.replace(f"{args.input}/", "")))
-        tested = [each.figures for each in series if each.figures]
+                series[name] = told(error).replace(f"{args.input}/", "")
+        tested = [its[0] for its in series.values() if not isinstance(its, str)]
         if not tested:
-            raise InputFileError(f"{args.input} holds no series that can be tested. {series[0].name}: {series[0].problem}")
+            name, problem = next(iter(series.items()))
+            raise InputFileError(f"{args.input} holds no series that can be tested. {name}: {problem}")
         outcome = phantom.examine(lambda image: upscaler(image, scale), scale)
         network = str(args.bundle or MODELS[0]), upscaler.runs_on
     criteria = [*judge.of_scans(tested), *judge.of_phantom(outcome)]
-    verdict, time = judge.overall(criteria), sidecar.time_stamp(deterministic=False)
-    folder = args.input.resolve().name
-    facts = folder, f"{len(tested)} series", sizes.written([scale]), *network, f"metasrgan-edge {__version__}", time["time"]
+    folder, software, time = args.input.resolve().name, f"metasrgan-edge {__version__}", sidecar.time_stamp(deterministic=False)
     content = {
         "format": FORMAT,
-        "verdict": verdict,
+        "verdict": judge.overall(criteria),
         "folder": folder,
         "scale": str(scale),
         "network": network,
-        "software": f"metasrgan-edge {__version__}",
+        "software": software,
         **time,
-        "criteria": [{**asdict(each), "source": each.source} for each in criteria],
+        "criteria": [asdict(each) for each in criteria],
         "series": [
-            {"name": each.name, **(asdict(each.figures) if each.figures else {"problem": each.problem})} for each in series
+            {"name": name, **({"problem": its} if isinstance(its, str) else asdict(its[0]))} for name, its in series.items()
         ],
         "phantom": [asdict(kept) for kept in outcome.kept],
     }
-    page = report.page(facts, verdict, criteria, series, outcome, scale).encode("utf-8", "backslashreplace")
-    write = methodcaller("write", page)
-    write_atomically(
-        args.out, write, args.overwrite, lambda finished: sidecar.write_json(numbers, content, args.overwrite), args.input
-    )
+    facts = folder, f"{len(tested)} series", sizes.written([scale]), *network, software, time["time"]
+    page = report.page(facts, criteria, series, outcome, scale).encode("utf-8", "backslashreplace")
+    save = partial(sidecar.write_json, numbers, content, args.overwrite)
+    write_atomically(args.out, methodcaller("write", page), args.overwrite, lambda finished: save(), args.input)
+    said = f"{judge.overall(criteria)}, as {args.out} shows"
     if failed := [each.name for each in criteria if each.passed is False]:
-        raise MetasrganError(f"{verdict}, as {args.out} shows: {'; '.join(failed)}")
+        raise MetasrganError(f"{said}: {'; '.join(failed)}")
     if not args.quiet:
-        print(f"{verdict}, as {args.out} shows")
+        print(said)
 
 
-def find(path: Path) -> dict[job.Task, str]:
-    """All series in a folder and the folders in it, each with the reason if it cannot be tested. Raises InputFileError."""
-    found: dict[job.Task, str] = {}
+def find(path: Path) -> dict[tuple[Path, int | None], str]:
+    """All series in a folder and the folders in it: the input and, of several series in it, which; why it cannot be tested.
+
+    Raises InputFileError where there is none.
+    """
+    found: dict[tuple[Path, int | None], str] = {}
     for source in _sources(path):
         try:
-            planned = cohort.plan([source], source.parent)
-            found |= {task: result.problem if result else "" for task, result in planned.items()}
-        except MetasrganError as error:  # a library that is missing
-            found[job.Task(source, source)] = told(error)
+            found |= {(source, number): problem for number, problem in cohort.series_of(source)}
+        except MetasrganError as error:
+            found[source, None] = told(error)
     if not found:
         raise InputFileError(f"{path} holds no file of a known format: give a folder of {', '.join(io.READ)} or DICOM")
     return found
@@ -103,10 +103,10 @@ def _sources(path: Path) -> list[Path]:
     return [path, *filter(Path.is_file, found)] if path in found else [*found]
 
 
-def _name(task: job.Task, path: Path) -> str:
+def _name(path: Path, source: Path, number: int | None) -> str:
     """A series by where it lies in the folder, without the folder's own name."""
-    name = task.source.name if task.source == path else task.source.relative_to(path)
-    return line(f"{name}, series {task.number}" if task.number else name, 200)
+    name = str(source.relative_to(path)) if source != path else source.name
+    return line(name if number is None else f"{name}, series {number + 1}", 200)
 
 
 def _scale(text: str) -> Fraction:

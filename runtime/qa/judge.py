@@ -1,9 +1,9 @@
-"""The criteria: what was found, the limit, the verdict, where a criterion comes from, and how it is measured."""
+"""The criteria: what was found, the limit and the verdict."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -13,47 +13,22 @@ from .scans import Figures
 
 SNR, SERIES = 0.05, 0.90  # published: on average at least; in so many of the series at least
 BETTER, RIPPLE, CHANGE = 0.01, 1.4, 0.01  # own: what counts as sharper; times bicubic's at most; of white, beside the noise
-OWN = "own"
-PUBLISHED = {  # where
-    "SNR of tissue": "FDA K191688, K203182",
-    "Sharpness of boundaries": "FDA K203182",
-    "Thickness of boundaries": "FDA K203182",
-}
-_HOW = {  # and why an own limit is what it is
-    "SNR of tissue": "Mean over standard deviation in up to four squares of 7×7 input pixels in the flattest tissue of a "
-    "slice, over that of the original there. A scan with little noise has little to gain.",
-    "Sharpness of boundaries": "Mean gradient at the steepest 5 % of the tissue, over that of bicubic interpolation there. "
-    "A change of 1 % or more counts.",
-    "Thickness of boundaries": "Distance from 10 to 90 % of the rise along the gradient at the steepest edges, of bicubic → of "
-    "ours, in input pixels. A change of 1 % or more counts.",
-    "Ripple in flat tissue": "Standard deviation of what is finer than a Gaussian of σ = 0.75 input pixels in the flattest "
-    "30 % of the tissue, over bicubic's. A former network had ×1.6, and its ripple was seen.",
-    "Consistency with k-space": "RMSE of the output, brought back to the acquired k-space, against the input. Noise is taken "
-    "away on purpose, so it may be missing. Beyond that, 1 % of white is about the least that is seen on a display.",
-    "Envelope of the training": "Pixel size, acquired part, contrast, noise and plane. Outside, nothing is known.",
-}
+BOTH, LATER, OWN = "FDA K191688, K203182", "FDA K203182", "own"  # where a criterion comes from
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """`passed` is None where the criterion is not applicable: there was nothing to judge."""
+    """`passed` is None where there was nothing to judge."""
 
     name: str
     found: str
     limit: str
     passed: bool | None
+    source: str = OWN
 
     @property
     def verdict(self) -> str:
         return "not applicable" if self.passed is None else "passed" if self.passed else "not passed"
-
-    @property
-    def source(self) -> str:
-        return PUBLISHED.get(self.name, OWN)
-
-    @property
-    def how(self) -> str:
-        return _HOW.get(self.name, "")
 
 
 def overall(criteria: Sequence[Criterion]) -> str:
@@ -69,35 +44,31 @@ def of_scans(scans: Sequence[Figures]) -> list[Criterion]:
     def all_of(name: str) -> list[float]:
         return [getattr(scan, name) for scan in scans]
 
-    def row(name: str, good: Callable[[Figures], bool], least: float, limit: str, found: str) -> Criterion:
-        count = sum(map(good, scans))
-        return Criterion(name, f"{count} of {len(scans)} series, {found}", limit, count >= least * len(scans))
+    def counted(name: str, passed: list[bool], least: float, found: str, limit: str, source: str = OWN) -> Criterion:
+        said = f"{sum(passed)} of {len(passed)} series, {found}"
+        return Criterion(name, said, limit, sum(passed) >= least * len(passed), source)
 
     gain, other = (fmean(all_of(name)) - 1 for name in ("snr", "over_bicubic"))
     edges, width, bicubic_width = (f"{median(all_of(name)):.2f}" for name in ("edges", "width", "bicubic_width"))
-    ripple, rmse, most = max(all_of("ripple")), 100 * max(all_of("rmse")), f"in at least {100 * SERIES:.0f} % of the series"
-    known = [not scan.outside for scan in scans if scan.outside is not None]
-    found = f"{sum(known)} of {len(known)} series" if known else "the bundle does not record it"
-    snr, sharpness, thickness = PUBLISHED
+    ripple, rmse, most = max(all_of("ripple")), max(all_of("rmse")), f"in at least {100 * SERIES:.0f} % of the series"
+    sharper = [its.edges >= 1 + BETTER for its in scans]
+    thinner = [its.width <= (1 - BETTER) * its.bicubic_width for its in scans]
+    smooth = [its.ripple <= RIPPLE for its in scans]
+    consistent = [its.rmse <= math.hypot(its.noise, CHANGE) for its in scans]
+    inside = [not its.outside for its in scans if its.outside is not None]
+    snr, snr_limit = f"{signed(gain)} (over bicubic {signed(other)})", f"at least {signed(SNR)} on average"
+    rmse_found, rmse_limit = (
+        f"RMSE up to {100 * rmse:.1f} % of white",
+        f"at most the noise and {100 * CHANGE:.0f} % of white in each",
+    )
+    known = f"{sum(inside)} of {len(inside)} series" if inside else "the bundle does not record it"
     return [
-        Criterion(snr, f"{signed(gain)} (over bicubic {signed(other)})", f"at least {signed(SNR)} on average", gain >= SNR),
-        row(sharpness, lambda its: its.edges >= 1 + BETTER, SERIES, f"sharper {most}", f"×{edges}"),
-        row(
-            thickness,
-            lambda its: its.width <= (1 - BETTER) * its.bicubic_width,
-            SERIES,
-            f"thinner {most}",
-            f"{bicubic_width} → {width}",
-        ),
-        row("Ripple in flat tissue", lambda its: its.ripple <= RIPPLE, 1, f"at most ×{RIPPLE} in each", f"up to ×{ripple:.2f}"),
-        row(
-            "Consistency with k-space",
-            lambda its: its.rmse <= math.hypot(its.noise, CHANGE),
-            1,
-            f"at most the noise and {100 * CHANGE:.0f} % of white in each",
-            f"RMSE up to {rmse:.1f} % of white",
-        ),
-        Criterion("Envelope of the training", found, "inside in each", all(known) if known else None),
+        Criterion("SNR of tissue", snr, snr_limit, gain >= SNR, BOTH),
+        counted("Sharpness of boundaries", sharper, SERIES, f"×{edges}", f"sharper {most}", LATER),
+        counted("Thickness of boundaries", thinner, SERIES, f"{bicubic_width} → {width}", f"thinner {most}", LATER),
+        counted("Ripple in flat tissue", smooth, 1, f"up to ×{ripple:.2f}", f"at most ×{RIPPLE} in each"),
+        counted("Consistency with k-space", consistent, 1, rmse_found, rmse_limit),
+        Criterion("Envelope of the training", known, "inside in each", all(inside) if inside else None),
     ]
 
 

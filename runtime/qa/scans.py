@@ -7,15 +7,14 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from .. import grid, measure, preview, volume
 from ..acquired import Acquired, Float
+from ..consistency import Consistency
 from ..errors import ImageError
-from ..intensity import Intensity
 from ..scan import Scan
 from ..upscaler import Upscaler
 from . import criteria
@@ -44,6 +43,9 @@ class Figures:
     worst: float  # pixel of all slices
 
 
+Tested = tuple[Figures, Image.Image] | str  # a series: its figures and its picture, or the reason why it has none
+
+
 def examine(scan: Scan, upscaler: Upscaler, scales: grid.Scales) -> tuple[Figures, Image.Image]:
     """The figures of a scan, and the picture of its middle slice; of a 4-D file, of the first volume.
 
@@ -57,34 +59,28 @@ def examine(scan: Scan, upscaler: Upscaler, scales: grid.Scales) -> tuple[Figure
     one: NDArray[Any] = grey.pixels[(..., *np.zeros(max(0, grey.pixels.ndim - 3), int))]
     intensity = volume.intensities(grey)[0]
     measured = measure.of(one, pair, intensity, header=scan.acquired)
-    acquired = measured.along(*pair)
+    acquired, envelope = measured.along(*pair), upscaler.bundle.envelope
     stack = np.moveaxis(one, pair, (-2, -1)).reshape(-1, one.shape[pair[0]], one.shape[pair[1]])
-    shown = [k for k, image in enumerate(stack) if criteria.shows_tissue(intensity.normalise(image))]
-    chosen = [shown[k] for k in np.unique(np.linspace(0, len(shown) - 1, criteria.SLICES).astype(int))] if shown else []
-    letters = "" if scan.affine is None else "".join(nib.aff2axcodes(scan.affine)[k] or "" for k in pair)
-    each: list[dict[str, float]] = []
-    for number, k in enumerate(chosen):
-        unit = intensity.normalise(stack[k])
-        sr = intensity.normalise(upscaler(stack[k], scales, acquired=acquired, levels=intensity))
+    shown = [image for image in stack if criteria.shows_tissue(intensity.normalise(image))]
+    evenly = np.unique(np.linspace(0, len(shown) - 1, criteria.SLICES).astype(int))
+    each, images = [], []
+    for image in [shown[k] for k in evenly] if shown else []:
+        unit = intensity.normalise(image)
+        sr = intensity.normalise(upscaler(image, scales, acquired=acquired, levels=intensity))
         if figures := _of_slice(unit, sr, scales, acquired):
-            if not each or number <= len(chosen) // 2:
-                picture = preview.side_by_side(unit, sr, scales, letters)
             each.append(figures)
+            images.append((unit, sr))
     if not each:
         raise ImageError("no slice of it shows flat tissue")
     medians: dict[str, Any] = {name: statistics.median(figures[name] for figures in each) for name in each[0]}
     medians["worst"] = max(figures["worst"] for figures in each)
     spacing = tuple(scan.spacing[k] for k in pair) if scan.affine is not None else ()
-    said = acquired.said(stack.shape[1:]), acquired.sigma, outside(scan, intensity, measured, upscaler)
-    return Figures(len(each), spacing, *said, **medians), picture
+    outside = envelope.outside(scan, intensity, measured) if envelope else None
+    found = Figures(len(each), spacing, acquired.said(stack.shape[1:]), acquired.sigma, outside, **medians)
+    return found, preview.side_by_side(*images[len(images) // 2], scales, preview.letters(scan, pair))
 
 
-def outside(scan: Scan, intensity: Intensity, acquired: Acquired, upscaler: Upscaler) -> tuple[str, ...] | None:
-    """Lines about what the network was not trained on; None where the bundle does not say what it was."""
-    envelope = upscaler.bundle.envelope
-    return envelope.outside(scan, intensity, acquired) if envelope else None
-
-
+@np.errstate(divide="ignore", invalid="ignore")
 def _of_slice(unit: Float, sr: Float, scales: grid.Scales, acquired: Acquired) -> dict[str, float] | None:
     """The figures of a slice; None where it shows no flat tissue, no edge, or nothing that differs, as what is painted."""
     bicubic = criteria.bicubic(unit, scales)
@@ -99,14 +95,15 @@ def _of_slice(unit: Float, sr: Float, scales: grid.Scales, acquired: Acquired) -
         before, other, ours = (criteria.snr(part) for part in (unit[stored], bicubic[rows, cols], sr[rows, cols]))
         ratios.append((ours / before, ours / other))
     its_ripple, its_edges = criteria.ripple_and_edges(sr, flat, steep, scales)
-    rmse, worst = criteria.consistency(acquired, unit, sr, scales)
+    consistency = Consistency()
+    consistency.add(acquired.difference(unit, sr, scales), white=1.0)
     figures = {
         **dict(zip(("snr", "over_bicubic"), np.mean(ratios, 0).tolist())),
         "edges": its_edges / edges,
-        "width": criteria.edge_width(sr, bicubic, scales),
-        "bicubic_width": criteria.edge_width(bicubic, bicubic, scales),
+        "width": criteria.edge_width(sr, steep, scales),
+        "bicubic_width": criteria.edge_width(bicubic, steep, scales),
         "ripple": its_ripple / ripple,
-        "rmse": rmse,
-        "worst": worst,
+        "rmse": consistency.rmse,
+        "worst": consistency.worst,
     }
     return figures if np.isfinite([*figures.values()]).all() else None
