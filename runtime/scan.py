@@ -15,6 +15,13 @@ from .intensity import rescaled
 from .measure import UNKNOWN, Fractions
 from .sizes import AxisScales
 
+FARTHEST, _SMALLEST = 1e9, 1e-30  # mm of a place, mm³ of a voxel: headers hold them in single precision
+
+
+def is_place(axes: NDArray[np.float64]) -> bool:
+    """Whether a matrix from array indices to mm, or its part without the origin, names a place: it is finite and not flat."""
+    return bool(np.abs(axes).max() < FARTHEST and abs(np.linalg.det(axes)) > _SMALLEST)
+
 
 @dataclass(frozen=True)
 class Scan:

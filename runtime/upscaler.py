@@ -270,8 +270,9 @@ class View:
             out = self._intensity.restore(out, np.float32)
         else:
             out = slices.render(encoded, scales, here, self._intensity)
-        y, x = slices.sources(self.shape, scales)
-        self._intensity.put_back(out, self._image, (y[top : top + height], x[left : left + width]))
+        if self._intensity.aside:
+            y, x = slices.sources(self.shape, scales)
+            self._intensity.put_back(out, self._image, (y[top : top + height], x[left : left + width]))
         return out
 
     def consistency(

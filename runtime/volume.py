@@ -19,13 +19,12 @@ from .errors import ImageError, ScaleError
 from .intensity import Intensity, to_dtype
 from .measure import Matrix
 from .memory import allocate
-from .scan import Scan
+from .scan import Scan, is_place
 from .sizes import Size
 from .slices import Slices, check_slice_shape
 
 Progress = Callable[[int, int], None]
 
-_FARTHEST, _SMALLEST = 1e9, 1e-30  # mm of a place, mm³ of a voxel: headers hold them in single precision
 _LABELS, _LOOKED_AT = 64, 100_000  # different values at most, and each so often on average; values that are looked at
 _DIFFER = 2.0  # times: volumes of a 4-D file whose ranges differ more have each its own
 _AS_LABELS = "labels: nearest neighbour, the network was not used"
@@ -61,7 +60,7 @@ def uncertainty(out: Scan) -> Scan:
 
 def check_place(scan: Scan) -> None:
     """Raises ImageError for an affine that is none."""
-    if scan.affine is not None and not (np.abs(scan.affine).max() < _FARTHEST and abs(np.linalg.det(scan.affine)) > _SMALLEST):
+    if scan.affine is not None and not is_place(scan.affine):
         raise ImageError("the header names no place in space: repair its sform, qform or pixdim, or its directions")
 
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from runtime import io
 from runtime.errors import InputFileError
 from runtime.io import nifti, pictures
 
@@ -70,7 +71,7 @@ def find_files(folder: Path, pattern: str = "*") -> list[Path]:
     """
     if not folder.is_dir():
         raise InputFileError(f"{folder} is not a folder: give one of image slices or NIfTI volumes")
-    found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in pictures.SUFFIXES or nifti.suffix(f))
+    found = sorted(f for f in folder.rglob("*") if f.name.lower().endswith((*pictures.SUFFIXES, *nifti.SUFFIXES)))
     paths = {f: f.relative_to(folder).as_posix() for f in found if fnmatchcase(f.name, pattern) and f.is_file()}
     seen = [f for f, path in paths.items() if not re.search(r"(?:^|/)\.", path)]
     files = [f for f in seen if not _SEGMENTATION.search(paths[f])]
@@ -125,7 +126,7 @@ def subjects(folder: Path, files: Sequence[Path], subject: str | None = None) ->
     paths = [f.relative_to(folder).as_posix() for f in files]
     if subject is not None:
         return [_matched(subject, path) for path in paths]
-    volumes, labels = [bool(nifti.suffix(f)) for f in files], [_BIDS.search(path) for path in paths]
+    volumes, labels = [f.name.lower().endswith(nifti.SUFFIXES) for f in files], [_BIDS.search(path) for path in paths]
     _same(folder, paths, volumes, "holds volumes such as {} beside pictures such as {}")
     _same(folder, paths, labels, "holds {}, which has a BIDS label, and {}, which has none")
     if all(labels):
@@ -191,7 +192,7 @@ def _name(part: str) -> str:
 
 
 def _stem(name: str) -> str:
-    return name[: len(name) - len(nifti.suffix(Path(name)) or Path(name).suffix)]
+    return name.removesuffix(io.suffix(Path(name)) or Path(name).suffix)
 
 
 def _same(folder: Path, paths: Sequence[str], traits: Sequence[object], seen: str) -> None:

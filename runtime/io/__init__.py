@@ -63,7 +63,7 @@ def writer(path: Path, scan: Scan, anonymous: bool = False) -> Callable[[IO[byte
     the scan, MetasrganError for a missing library.
     """
     _check(path, _WRITTEN, f"{path} cannot be written")
-    if nifti.suffix(path):
+    if _by_name(path) == "nifti":
         return nifti.writer(path, scan, anonymous)
     return itk.writer(path, scan) if _by_name(path) == "itk" else pictures.writer(path, scan)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import ImageError, InputFileError, OutputFileError
 from ..inputs import believe, inflated, library, reading
 from ..intensity import exact_float
-from ..scan import Scan
+from ..scan import FARTHEST, Scan, is_place
 
 _LIBRARIES = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 SUFFIXES = tuple(_LIBRARIES)
@@ -26,7 +26,6 @@ WRITTEN = (".nrrd", ".mha")  # the other two are two files, of which a crash may
 _KIND = "an NRRD or MetaImage file"
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LONGEST_HEADER, _LONGEST_VALUE = 1 << 20, 1000  # bytes, characters
-_LARGEST, _SMALLEST = 1e9, 1e-30  # numbers of a place in space, and a voxel's volume: NIfTI's single precision holds them
 _TYPES = {
     name: np.dtype(code)
     for code, names in {
@@ -128,8 +127,7 @@ class _Header:
             raise ValueError(f"its sizes are {self.sizes}")
         if self.start < -1 or (self.start == -1 and self.compressed):
             raise ValueError(f"its pixels begin at byte {self.start}")
-        placed = np.isfinite(self.origin).all() and np.isfinite(self.steps).all()
-        if not placed or abs(np.linalg.det(self.steps)) < _SMALLEST:
+        if not is_place(self.steps) or not np.isfinite(self.origin).all():
             raise ValueError("its directions, spacings or origin name no place in space")
 
     def read(self) -> NDArray[Any]:
@@ -272,7 +270,7 @@ def _type(name: str) -> np.dtype[Any]:
 def _numbers(text: str, count: int) -> NDArray[np.float64]:
     """The first numbers of a text, which may have more; NaN is one."""
     numbers = np.array([float(number) for number in text.split()[:count]])
-    if len(numbers) != count or (abs(numbers) > _LARGEST).any():
+    if len(numbers) != count or (abs(numbers) > FARTHEST).any():
         raise ValueError(f"it has {text!r} in place of {count} numbers")
     return numbers
 

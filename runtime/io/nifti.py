@@ -30,12 +30,6 @@ _LARGEST = 1e30  # slopes, with which values stay within floats
 _FARTHEST = 1 << 26  # bytes before the pixels: headers' extensions
 
 
-def suffix(path: Path) -> str:
-    """The .nii or .nii.gz that a name ends with, as it is spelled, or nothing."""
-    length = next((len(suffix) for suffix in SUFFIXES if path.name.lower().endswith(suffix)), 0)
-    return path.name[len(path.name) - length :]
-
-
 def read(path: Path) -> Scan:
     """A NIfTI file, with what the BIDS sidecar beside it says of the acquired matrix. Raises as `load` and `of_image` do."""
     image = load(path)
