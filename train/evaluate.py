@@ -52,10 +52,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m train.evaluate") 
     add = parser.add_argument
     add("--data", type=Path, help="folder of volumes or slices that nothing was trained on")
     add("--subject", metavar="REGEX", help="what in a file's path is its subject (default: a BIDS label, folders, or names)")
-    models = (
-        "bundles and checkpoints (default: the shipped bundle); @auto, @true or @stored is one's own --acquired, +grain1 its "
-    )
-    models += "--grain, and a + at the end its --ensemble, as in @auto+grain0.5+"
+    models = "bundles and checkpoints (default: the shipped bundle); @auto, @true or @stored is one's own --acquired, "
+    models += "+grain1 its --grain, and a + at the end its --ensemble, as in @auto+grain0.5+"
     add("--models", nargs="+", metavar="[NAME=]PATH[@TOLD[+grainG]][+]", help=models)
     told = "what models are told was measured: auto, the runtime's estimate (default); true, the truth; stored, all of it"
     add("--acquired", default="auto", choices=("auto", "true", "stored"), help=told)
@@ -65,11 +63,13 @@ def main(argv: list[str] | None = None, prog: str = "python -m train.evaluate") 
     add("--noise", nargs="+", type=float, metavar="SIGMA", help="Rician noise in the inputs, as parts of white, such as 0 0.02")
     add("--crops", type=int, metavar="N", help="score so many crops of each subject, evenly from all of them (default: all)")
     add("--features", type=Path, metavar="PATH", help="VGG weights: adds the perceptual distance")
-    add("--discs", action="store_true", help="in place of scores: how much of faint discs is kept, 1 to 3 σ (default: of 3 %%)")
+    instead = parser.add_mutually_exclusive_group().add_argument
+    discs = "in place of scores: how much of faint discs is kept, 1 to 3 σ (default: of 3 %%)"
+    instead("--discs", action="store_true", help=discs)
     held = "in place of scores: how often the truth lies within the uncertainty that bundles tell"
-    add("--coverage", action="store_true", help=held)
+    instead("--coverage", action="store_true", help=held)
     real = "in place of scores: ripple and edges of real scans, volumes or folders of DICOM, which need no --data"
-    add("--real", nargs="+", type=Path, metavar="SCAN", help=real)
+    instead("--real", nargs="+", type=Path, metavar="SCAN", help=real)
     add("--out", type=Path, metavar="FOLDER", help="folder for results.md, results.json and pictures")
     add("--force", action="store_true", help="replace files in --out")
     args = parser.parse_args(argv)
@@ -150,36 +150,43 @@ def _of_scans(args: argparse.Namespace, models: Sequence[Model], scales: Sequenc
 def _of_inputs(
     args: argparse.Namespace, models: Sequence[Model], inputs: Sequence[Degradation], scales: Sequence[grid.Scales]
 ) -> Findings:
-    measures = [metrics.PSNR, metrics.SSIM]
-    measures += [metrics.TISSUE] if any(d.noise for d in inputs) else []  # the rest is noise that nobody wants back
-    measures += [metrics.vgg(Perceptual(args.features))] if args.features else []
     subjects = scores.load_subjects(args.data, args.subject)
     counts = {name: min(len(crops), args.crops or len(crops)) for name, crops in subjects.items() if crops}
     empty = [name for name, crops in subjects.items() if not crops]
     several = f"{len(counts)} subject{'s' * (len(counts) > 1)} in {args.data}"
     how = [f"{sum(counts.values()):,} brain crops of {several}"]
     how += [f"no crop of that size, so left out: {', '.join(empty)}"] if empty else []
-    compared = scores.Comparison(models, subjects, inputs, scales, args.crops)
-    if args.discs:
-        discs = realscans.keep_discs(compared)
-        text = "## How much of faint discs is kept\n\n" + scores.by_model(discs, {"kept": scores.plain("kept")})
-        return text, [*how, *HOW_MADE, *realscans.HOW_DISCS], {"discs": discs}, {}
-    if args.coverage:
-        require(
-            any(model.interval for model in models), "--models", [m.name for m in models], "a bundle that tells uncertainty"
-        )
-        held = coverage.examine(compared)
-        return coverage.markdown(held), [*how, *HOW_MADE, *coverage.HOW], {"coverage": held}, {}
+    of = _of_discs if args.discs else _of_coverage if args.coverage else _of_scores
+    text, more, content, pictures = of(args, scores.Comparison(models, subjects, inputs, scales, args.crops))
+    about = {"subjects_without_crops": empty, "crops": counts}
+    return text, [*how, *HOW_MADE, *more], {**about, **content}, pictures
+
+
+def _of_discs(args: argparse.Namespace, compared: scores.Comparison) -> Findings:
+    discs = realscans.keep_discs(compared)
+    text = "## How much of faint discs is kept\n\n" + scores.by_model(discs, {"kept": scores.plain("kept")})
+    return text, [*realscans.HOW_DISCS], {"discs": discs}, {}
+
+
+def _of_coverage(args: argparse.Namespace, compared: scores.Comparison) -> Findings:
+    names = [model.name for model in compared.models]
+    require(any(model.interval for model in compared.models), "--models", names, "a bundle that tells uncertainty")
+    held = coverage.examine(compared)
+    return coverage.markdown(held), [*coverage.HOW], {"coverage": held}, {}
+
+
+def _of_scores(args: argparse.Namespace, compared: scores.Comparison) -> Findings:
+    measures = [metrics.PSNR, metrics.SSIM]
+    measures += [metrics.TISSUE] if any(d.noise for d in compared.degradations) else []  # nobody wants noise back
+    measures += [metrics.vgg(Perceptual(args.features))] if args.features else []
     records, estimates, panels = scores.evaluate(compared, measures)
-    how += [*HOW_MADE, *(measure.how for measure in measures), *HOW_SCORED]
-    content = {"subjects_without_crops": empty, "crops": counts, "scores": records}
-    content |= {"summary": scores.summary(records, measures), "estimates": estimates}
+    content = {"scores": records, "summary": scores.summary(records, measures), "estimates": estimates}
     shown, pictures = {names: rows for names, rows in panels.items() if not names[0].startswith("scan")}, {}
     if args.out and shown:
         pictures = {"gains.png": figures.gains(records, measures)}
         for (made, scale), rows in shown.items():
             pictures[_file("crops", made, scale)] = figures.panel(f"{scale}, inputs made by {made}", rows, errors=True)
-    return scores.markdown(records, measures), how, content, pictures
+    return scores.markdown(records, measures), [*(measure.how for measure in measures), *HOW_SCORED], content, pictures
 
 
 if __name__ == "__main__":
