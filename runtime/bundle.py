@@ -191,8 +191,7 @@ def write(
     check: Callable[[Path], Any] = lambda finished: None,
 ) -> None:
     """Write a bundle whole or not at all, and not if `check` of the finished file raises; the same content, the same bytes."""
-    content = serialise(model, files, about)
-    write_atomically(path, lambda file: file.write(content), overwrite, check)
+    write_atomically(path, serialise(model, files, about), overwrite, check)
 
 
 def serialise(model: Model, files: dict[str, bytes], about: dict[str, Any]) -> bytes:

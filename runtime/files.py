@@ -40,9 +40,9 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def write_atomically(
-    path: Path, write: Write, overwrite: bool, first: Callable[[Path], Any] | None = None, like: Path | None = None
+    path: Path, content: Write | bytes, overwrite: bool, first: Callable[[Path], Any] | None = None, like: Path | None = None
 ) -> None:
-    """Call `write` on a temporary file, then give it its name; on any failure nothing is left behind.
+    """Write bytes to a temporary file, or call what writes them, then give it its name; on any failure nothing is left behind.
 
     `first` gets the path of the finished temporary file before that, and may raise to stop it. The file is no more open to
     others than `like`. A link is written through. Raises OutputFileError where the path is taken (without `overwrite`) or
@@ -50,7 +50,7 @@ def write_atomically(
     """
     check_output(path, overwrite)
     with _draft(path, Path.touch) as (draft, target):
-        _fill(draft, write, like)
+        _fill(draft, content, like)
         if first:
             first(draft)
         try:
@@ -170,12 +170,12 @@ def _held(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _fill(draft: Path, write: Write, like: Path | None) -> None:
+def _fill(draft: Path, content: Write | bytes, like: Path | None) -> None:
     """Write a file to the disk, no more open to others than `like`."""
     with open(draft, "w+b") as file:
         if like:
             draft.chmod(draft.stat().st_mode & (like.stat().st_mode | 0o700) & 0o777)
-        write(file)
+        file.write(content) if isinstance(content, bytes) else content(file)
         file.flush()
         os.fsync(file.fileno())
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Real
-from typing import Literal, Union
+from typing import Literal, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from .errors import ScaleError
 Projection = Literal["corner", "centred"]
 ScaleLike = Union[int, float, str, Fraction, Decimal]  # one axis
 Scales = tuple[Fraction, Fraction]  # rows, columns
+Item = TypeVar("Item")
 
 MAX_SCALE = 16  # four times what the network is trained for; beyond it the pixels are smooth guesses
 MAX_TABLE_SLOTS = 4096  # 0.7 MB of coefficients; the paper's scales need at most 40². Beyond it, stages work without a table
@@ -90,6 +91,11 @@ def scales_for_shape(shape_in: Sequence[int], shape_out: Sequence[int]) -> tuple
             f"each axis may grow by a factor of 1 to {MAX_SCALE}"
         )
     return tuple(Fraction(m, n) for n, m in zip(shape_in, wanted))
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """Up to `count` of some items, from the first to the last at even distances."""
+    return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []
 
 
 def output_size(size: int, scale: Fraction) -> int:

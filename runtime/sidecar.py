@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any], overwrite: bool, like: Path | None = None) -> None:
     """Write an object as a JSON file, as `write_atomically` does."""
     text = json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-    write_atomically(path, methodcaller("write", text), overwrite, like=like)
+    write_atomically(path, text, overwrite, like=like)
 
 
 def is_done(output: Path, made_of: Mapping[str, Any]) -> bool:

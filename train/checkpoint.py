@@ -28,7 +28,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all."""
     buffer = io.BytesIO()  # torch's own writer answers a full disk with an internal error
     torch.save({"format": FORMAT, **content}, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()), overwrite=True)
+    write_atomically(path, buffer.getvalue(), overwrite=True)
 
 
 def read(path: Path, advice: str) -> Any:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from runtime import grid, io, measure
 from runtime.acquired import Told
 from runtime.errors import ImageError, InputFileError
+from runtime.grid import evenly as evenly
 from runtime.intensity import Intensity
 from runtime.io import pictures
 from runtime.scan import Scan
@@ -128,11 +129,6 @@ def load_crops(files: Iterable[Path], min_size: int, truths: str = "stored") -> 
 def bar(items: Sequence[T] | None = None, **options: Any) -> tqdm[T]:
     """A progress bar, at a terminal alone, and of the first process alone."""
     return tqdm(items, disable=None if os.environ.get("RANK", "0") == "0" else True, **options)
-
-
-def evenly(items: Sequence[T], count: int) -> list[T]:
-    """Up to `count` of some items, from the first to the last at even distances."""
-    return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []
 
 
 def _window(image: Image, least: int) -> tuple[slice, ...] | None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import product
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +114,7 @@ def _evaluate(args: argparse.Namespace, called: str) -> None:
         about |= {"models": facts, **content}
         plain = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False).encode()
         for name, written in {"results.json": plain, "results.md": f"# Evaluation\n\n{text}".encode(), **pictures}.items():
-            write_atomically(args.out / name, methodcaller("write", written), args.force)
+            write_atomically(args.out / name, written, args.force)
 
 
 def _scales(text: str) -> grid.Scales:

@@ -47,7 +47,7 @@ class EngineCache:
         content = hashlib.sha256(engine).digest() + engine
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(key), lambda file: file.write(content), overwrite=True)
+            write_atomically(self._path(key), content, overwrite=True)
         except (OutputFileError, OSError) as error:
             log.warning("the engine is not kept, and will be built again next time: %s", reason(error))
 

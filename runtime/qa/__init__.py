@@ -6,7 +6,6 @@ import argparse
 from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
-from operator import methodcaller
 from pathlib import Path
 
 from tqdm import tqdm
@@ -63,7 +62,7 @@ def qa(argv: list[str], prog: str) -> None:
     facts = folder, f"{len(tested)} series", sizes.written([scale]), *network, software, time["time"]
     page = report.page(facts, criteria, series, outcome, scale).encode("utf-8", "backslashreplace")
     save = partial(sidecar.write_json, numbers, content, args.overwrite)
-    write_atomically(args.out, methodcaller("write", page), args.overwrite, lambda finished: save(), args.input)
+    write_atomically(args.out, page, args.overwrite, lambda finished: save(), args.input)
     said = f"{judge.overall(criteria)}, as {args.out} shows"
     if failed := [each.name for each in criteria if each.passed is False]:
         raise MetasrganError(f"{said}: {'; '.join(failed)}")

@@ -62,9 +62,8 @@ def examine(scan: Scan, upscaler: Upscaler, scales: grid.Scales) -> tuple[Figure
     acquired, envelope = measured.along(*pair), upscaler.bundle.envelope
     stack = np.moveaxis(one, pair, (-2, -1)).reshape(-1, one.shape[pair[0]], one.shape[pair[1]])
     shown = [image for image in stack if criteria.shows_tissue(intensity.normalise(image))]
-    evenly = np.unique(np.linspace(0, len(shown) - 1, criteria.SLICES).astype(int))
     each, images = [], []
-    for image in [shown[k] for k in evenly] if shown else []:
+    for image in grid.evenly(shown, criteria.SLICES):
         unit = intensity.normalise(image)
         sr = intensity.normalise(upscaler(image, scales, acquired=acquired, levels=intensity))
         if figures := _of_slice(unit, sr, scales, acquired):
