@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,17 @@ if TYPE_CHECKING:  # torch is not there where only the runtime is tested, on a G
 
 ROOT = Path(__file__).parent.parent
 SCAN = ROOT / "examples" / "t1ce_thick.nii.gz"
+DATA = ROOT.parent / "shared" / "data"  # more scans, where this machine has them
+
+
+def run_python(
+    code: str, *args: object, status: int = 0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, in the project's root; it must end with this exit status."""
+    command = [sys.executable, "-c", code, *map(str, args)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stderr
+    return done
 
 
 def random_generator(name: str) -> Generator:

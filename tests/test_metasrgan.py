@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from runtime.io import pictures
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 
 def script(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -71,7 +71,6 @@ import metasrgan
 sys.argv[1:] = {command}
 sys.exit(metasrgan.main())
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
+    done = run_python(code, status=1)
     install = "pip install torch scikit-image scipy matplotlib tensorboard pydantic onnx"
     assert done.stderr == f"error: {missing} is not installed: {install}\n"

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +20,7 @@ from export.verify import TOLERANCE, verify
 from runtime import BundleError, Upscaler, bundle, io, measure, volume
 from runtime.acquired import NOTHING
 from runtime.bundle import Bundle
-from tests.conftest import ROOT, SCAN, bundle_of, random_generator
+from tests.conftest import ROOT, SCAN, bundle_of, random_generator, run_python
 from train import checkpoint
 from train.generator import Generator
 
@@ -278,5 +276,4 @@ import sys; sys.modules['torch'] = sys.modules['onnx'] = None
 from export.__main__ import main
 sys.exit(main(['inspect', 'runtime/brain.bundle']))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python(code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +13,7 @@ import pytest
 
 from runtime import DeviceError, Upscaler
 from runtime.engines.ort import available_processors
-from tests.conftest import ROOT
-
-
-def run_python(code: str, *args: object) -> str:
-    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.conftest import run_python
 
 
 @pytest.mark.parametrize(
@@ -69,7 +62,7 @@ with Upscaler.load(threads=1) as up:
     except MemoryError as error:
         print(type(error).__name__)
 """
-    assert run_python(code) == ("DeviceMemoryError\n" if "engine" in work else "done\n")
+    assert run_python(code).stdout == ("DeviceMemoryError\n" if "engine" in work else "done\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on memory holds on Linux alone")
@@ -84,7 +77,7 @@ try:
 except DeviceMemoryError as error:
     print(error)
 """
-    assert run_python(code) == "this process may not start 192 threads: give fewer, or raise its limits\n"
+    assert run_python(code).stdout == "this process may not start 192 threads: give fewer, or raise its limits\n"
 
 
 @pytest.mark.parametrize("send", [copy.copy, copy.deepcopy, pickle.dumps])
@@ -119,7 +112,7 @@ with Upscaler.load() as up:
     print((peak() - idle) // 1024)
 """
     # In MB: 310 of output, 256 each of the unit image, the standardised one and what is in flight; 64 of input are in `idle`.
-    assert int(run_python(code)) < 1500
+    assert int(run_python(code).stdout) < 1500
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/statm tells a process's memory on Linux alone")
@@ -138,6 +131,6 @@ with Upscaler.load(threads=1) as up:
             curve.append(int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 1024)
 print(*curve)
 """
-    curve = [int(kilobytes) for kilobytes in run_python(code).split()]
+    curve = [int(kilobytes) for kilobytes in run_python(code).stdout.split()]
     # From the fifth hundred on, when the 8 MB of tables are full; a leak of one 24 kB output a call would be 12 MB.
     assert max(curve) - curve[4] < 6_000, f"kilobytes after each hundred calls: {curve}"

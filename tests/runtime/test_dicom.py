@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import tracemalloc
 import warnings
@@ -55,9 +54,9 @@ from runtime.dicom.source import decoder  # noqa: E402
 from runtime.inputs import quiet  # noqa: E402
 from runtime.io import nifti  # noqa: E402
 from runtime.scan import Scan  # noqa: E402
+from tests.conftest import DATA, run_python  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
-SAMPLE = ROOT.parent / "shared" / "data" / "samples" / "dicom-t1"
+SAMPLE = DATA / "samples" / "dicom-t1"
 RECORD = {
     "software": "metasrgan-edge 9.9",
     "bundle": "b" * 64,
@@ -1071,5 +1070,4 @@ try:
 except runtime.MetasrganError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "DICOM needs pydicom: pip install pydicom\n"
+    assert run_python(code).stdout == "DICOM needs pydicom: pip install pydicom\n"

@@ -12,11 +12,7 @@ from typing import IO
 import pytest
 
 from runtime import OutputFileError, files
-from tests.conftest import ROOT
-
-
-def run_python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+from tests.conftest import ROOT, run_python
 
 
 def test_a_file_has_its_name_when_it_is_finished(tmp_path: Path) -> None:
@@ -73,12 +69,12 @@ def write(stream):
     os.kill(os.getpid(), signal.SIGKILL)
 files.write_atomically(Path(sys.argv[1], "a.nii"), write, False)
 """
-    assert run_python(code, tmp_path).returncode == -signal.SIGKILL
+    run_python(code, tmp_path, status=-signal.SIGKILL)
     (left,) = tmp_path.iterdir()
     assert left.match(".*.part.nii")
     with files.sole_writer(tmp_path):
         assert list(tmp_path.iterdir()) == []
-        assert run_python(code, tmp_path).returncode == -signal.SIGKILL
+        run_python(code, tmp_path, status=-signal.SIGKILL)
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
 

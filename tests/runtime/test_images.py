@@ -26,8 +26,8 @@ from runtime import io as files
 from runtime.inputs import quiet
 from runtime.io import pictures
 from runtime.scan import Scan
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 RNG = np.random.default_rng(4)
 GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)

@@ -17,7 +17,7 @@ from PIL import Image
 from runtime import Upscaler, bundle
 from runtime.__main__ import main
 from runtime.io import pictures
-from tests.conftest import ROOT, SCAN
+from tests.conftest import ROOT, SCAN, run_python
 
 
 @pytest.fixture
@@ -128,8 +128,7 @@ def write(stream):
     os.kill(os.getpid(), signal.SIGTERM)
 sys.exit(command.run(lambda: files.write_atomically(Path({str(tmp_path / "x.nii")!r}), write, False)))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 130
+    done = run_python(code, status=130)
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -10,13 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-
-
-def run_python(code: str) -> str:
-    """Run code in a clean process from the project's root and return what it prints."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout
+from tests.conftest import ROOT, run_python
 
 
 def test_runtime_imports_neither_torch_nor_onnx_nor_the_other_rooms() -> None:
@@ -28,7 +22,7 @@ with runtime.Upscaler.load() as up:
 print(sorted(sys.modules.keys() & {'torch', 'onnx', 'train', 'export', 'skimage', 'SimpleITK', 'distributed'}))
 print([name for name in sys.modules if name.startswith(('pycuda', 'cuda.', 'tensorrt', 'openvino'))])
 """
-    assert run_python(code).splitlines() == ["[]", "[]"]
+    assert run_python(code).stdout.splitlines() == ["[]", "[]"]
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
@@ -56,7 +50,7 @@ def imports_of(file: Path) -> Iterator[str]:
 
 def test_resampling_needs_no_torch() -> None:
     """The demo runs in the clinic's environment and draws bicubic beside the network."""
-    assert run_python("import sys, train.resample; print('torch' in sys.modules)").strip() == "False"
+    assert run_python("import sys, train.resample; print('torch' in sys.modules)").stdout.strip() == "False"
 
 
 def test_nothing_process_wide_changes() -> None:
@@ -78,7 +72,7 @@ with runtime.Upscaler.load() as up:
     up.volume(nibabel.Nifti1Image(numpy.eye(8, dtype='i2')[..., None], numpy.eye(4)), 1.7320508)
 print(before == state(), threading.active_count())
 """
-    assert run_python(code).strip() == "True 1"
+    assert run_python(code).stdout.strip() == "True 1"
 
 
 def test_nothing_is_reported_to_the_makers_of_libraries(tmp_path: Path) -> None:
@@ -90,7 +84,7 @@ Upscaler.load(device="cpu")(numpy.eye(32), 2)
 print("ORT_DISABLE_TELEMETRY" in os.environ)
 """
     home = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # without CI's variables, which turn it off too
-    done = subprocess.run([sys.executable, "-c", code], env=home, cwd=ROOT, capture_output=True, text=True)
+    done = run_python(code, env=home)
     assert done.stdout == "False\n", done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -102,7 +96,7 @@ import sys; sys.path[:0] = [{str(tmp_path)!r}]
 import numpy, vendored
 print(vendored.Upscaler.load()(numpy.eye(6), 2).shape, 'runtime' in sys.modules)
 """
-    assert run_python(code).strip() == "(12, 12) False"
+    assert run_python(code).stdout.strip() == "(12, 12) False"
 
 
 def test_missing_onnxruntime_says_what_to_install() -> None:
@@ -114,7 +108,7 @@ try:
 except runtime.DeviceError as error:
     print(error)
 """
-    assert "pip install onnxruntime, or onnxruntime-gpu" in run_python(code)
+    assert "pip install onnxruntime, or onnxruntime-gpu" in run_python(code).stdout
 
 
 def test_training_and_export_without_torch_say_what_to_install() -> None:
@@ -125,7 +119,7 @@ from {room}.__main__ import main
 sys.stderr = sys.stdout
 print(main({arguments}))
 """
-        assert run_python(code) == (
+        assert run_python(code).stdout == (
             "error: torch is not installed: pip install torch scikit-image scipy matplotlib tensorboard pydantic onnx\n1\n"
         )
 
@@ -148,7 +142,7 @@ except runtime.DeviceError as error:
     print(error)
 """
     (tmp_path / "onnxruntime" / "__init__.py").touch()
-    assert "pip uninstall onnxruntime onnxruntime-gpu" in run_python(code)
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in run_python(code).stdout
 
 
 def test_every_package_is_in_the_wheel() -> None:

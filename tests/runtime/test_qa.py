@@ -21,9 +21,9 @@ from runtime.acquired import Acquired
 from runtime.job import Computer
 from runtime.qa import criteria, judge, phantom, scans
 from runtime.scan import Scan
-from tests.conftest import ROOT, SCAN
+from tests.conftest import DATA, SCAN
 
-DICOM = ROOT.parent / "shared" / "data" / "samples" / "dicom-t1"
+DICOM = DATA / "samples" / "dicom-t1"
 TWO = Fraction(2)
 PAIR = TWO, TWO
 HEAD = lru_cache(phantom.head)

@@ -19,13 +19,13 @@ from runtime import InputFileError, ScaleError, Upscaler, grid
 from runtime.acquired import STORED, Acquired, Band
 from runtime.io import pictures
 from runtime.preview import upright
-from tests.conftest import ROOT, SCAN
+from tests.conftest import DATA, ROOT, SCAN
 from train import degradations, evaluate, figures, metrics, models, networks, realscans, resample, scores
 from train.data import Crop
 from train.degradations import resampled
 from train.models import BICUBIC, Model
 
-VALIDATION = ROOT.parent / "shared" / "data" / "t1ce-validation"
+VALIDATION = DATA / "t1ce-validation"
 BUNDLE, CHECKPOINT = ROOT / "runtime" / "brain.bundle", ROOT / "models" / "fidelity.pt"
 SCALES = ("1.5", "2", "2.5", "3", "4")
 TWO, TWO_AND_HALF = (Fraction(2),) * 2, (Fraction(5, 2),) * 2

@@ -11,14 +11,14 @@ from PIL import Image
 
 from runtime import InputFileError, ScaleError, grid
 from runtime.acquired import Acquired, Band
-from tests.conftest import ROOT, SCAN
+from tests.conftest import DATA, ROOT, SCAN
 from train import degradations, evaluate, models, realscans, resample, scores
 from train.augment import disc
 from train.data import Crop, Stack
 from train.models import BICUBIC, Model
 
 CHECKPOINT = ROOT / "models" / "fidelity.pt"
-DICOM = ROOT.parent / "shared" / "data" / "samples" / "dicom-t1"
+DICOM = DATA / "samples" / "dicom-t1"
 TWO, UNEVEN = (Fraction(2),) * 2, (Fraction(2), Fraction(3, 2))
 FOUND = Acquired((Band(0.75), Band()), 0.01, "spectrum")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from runtime import InputFileError
-from tests.conftest import ROOT
+from tests.conftest import DATA
 from train import subjects
 
-SLICES = ROOT.parent / "shared" / "data" / "t1ce-slices"
+SLICES = DATA / "t1ce-slices"
 
 
 def touch(folder: Path, *paths: str) -> list[Path]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from runtime.engines.cache import EngineCache
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[3]
 PARTS = "tensorrt 10.1", "T400 4GB", "7 5", "604", "a" * 64
 KEY = " ".join(PARTS)
 ENGINE = bytes(range(256)) * 40
