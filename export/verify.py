@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtime import Upscaler
 from runtime.acquired import STORED, Acquired, Band
 from runtime.errors import BundleError
-from runtime.intensity import Intensity
+from runtime.intensity import UNIT
 from train.generator import Generator
 from train.models import upscale_with
 
@@ -38,7 +38,7 @@ def verify(upscaler: Upscaler, generator: Generator, half: bool) -> dict[str, fl
         case = f"{shape[0]}×{shape[1]} ×{texts[0]},{texts[1]}" + (f" σ {scan.sigma}" if scan.sigma else "")
         image = _phantom(shape)
         expected = upscale_with(generator)(image, scales, scan)
-        actual = upscaler.slices.upscale(image, Intensity(-np.inf, np.inf, black=0.0, white=1.0), scales, np.float32, scan)
+        actual = upscaler.slices.upscale(image, UNIT, scales, np.float32, scan)
         errors[case] = float(np.abs(actual - expected).max() / np.ptp(expected))
     worst = max(errors, key=lambda case: np.inf if np.isnan(errors[case]) else errors[case])
     if not errors[worst] <= TOLERANCE[half]:  # a NaN is the worst, and is not below it

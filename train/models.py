@@ -28,6 +28,7 @@ from .resample import Image
 
 # lr (H, W) in [0, 1], scales, what was measured of it → sr (H·p_y // q_y, W·p_x // q_x); or a ScaleError
 Upscale = Callable[[Image, grid.Scales, Acquired], Image]
+Interval = Callable[[Image, grid.Scales, Acquired], tuple[Image, Image]]  # the same with half widths beside it
 
 # What a model is told of an input: the runtime's estimate, the truth, or nothing: that all of what is stored was measured
 Told = Literal["auto", "true", "stored"]
@@ -45,9 +46,7 @@ class Model:
     upscale: Upscale
     told: Told = "stored"
     facts: dict[str, Any] = field(default_factory=dict)
-    interval: Callable[[Image, grid.Scales, Acquired], tuple[Image, Image]] | None = (
-        None  # with half widths, where it tells them
-    )
+    interval: Interval | None = None  # where it tells half widths
 
     def acquired(self, estimate: Acquired | None, truth: Acquired | None) -> Acquired:
         """What it is told, where these are known."""
@@ -118,7 +117,7 @@ def upscale_by(upscaler: Upscaler, grain: float = 0.0) -> Upscale:
     return lambda lr, scales, acquired: upscaler.slices.upscale(lr, UNIT, scales, np.float32, acquired, grain)
 
 
-def interval_by(upscaler: Upscaler, grain: float = 0.0) -> Callable[[Image, grid.Scales, Acquired], tuple[Image, Image]]:
+def interval_by(upscaler: Upscaler, grain: float = 0.0) -> Interval:
     """The same with the half widths beside the output."""
 
     def interval(lr: Image, scales: grid.Scales, acquired: Acquired) -> tuple[Image, Image]:

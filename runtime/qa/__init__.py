@@ -41,9 +41,9 @@ def qa(argv: list[str], prog: str) -> None:
         if not tested:
             name, problem = next(iter(series.items()))
             raise InputFileError(f"{args.input} holds no series that can be tested. {name}: {problem}")
-        outcome = phantom.examine(lambda image: upscaler(image, scale), scale)
+        outcomes = phantom.examine(lambda image: upscaler(image, scale), scale)
         network = str(args.bundle or MODELS[0]), upscaler.runs_on
-    criteria = [*judge.of_scans(tested), *judge.of_phantom(outcome)]
+    criteria = [*judge.of_scans(tested), *judge.of_phantom(outcomes)]
     folder, software, time = args.input.resolve().name, f"metasrgan-edge {__version__}", sidecar.time_stamp(deterministic=False)
     content = {
         "format": FORMAT,
@@ -57,10 +57,10 @@ def qa(argv: list[str], prog: str) -> None:
         "series": [
             {"name": name, **({"problem": its} if isinstance(its, str) else asdict(its[0]))} for name, its in series.items()
         ],
-        "phantom": [asdict(kept) for kept in outcome.kept],
+        "phantom": [{"noise": each.noise, **asdict(kept)} for each in outcomes for kept in each.kept],
     }
     facts = folder, f"{len(tested)} series", sizes.written([scale]), *network, software, time["time"]
-    page = report.page(facts, criteria, series, outcome, scale).encode("utf-8", "backslashreplace")
+    page = report.page(facts, criteria, series, outcomes, scale).encode("utf-8", "backslashreplace")
     save = partial(sidecar.write_json, numbers, content, args.overwrite)
     write_atomically(args.out, page, args.overwrite, lambda finished: save(), args.input)
     said = f"{judge.overall(criteria)}, as {args.out} shows"

@@ -72,19 +72,18 @@ def of_scans(scans: Sequence[Figures]) -> list[Criterion]:
     ]
 
 
-def of_phantom(outcome: Outcome) -> list[Criterion]:
+def of_phantom(outcomes: Sequence[Outcome]) -> list[Criterion]:
     """The criteria of the digital phantom."""
     found = []
-    for noise in outcome.removed:
-        name = f"Phantom, {100 * noise:.0f} % noise" if noise else "Phantom, no noise"
+    for outcome in outcomes:
+        name = f"Phantom, {outcome.title}"
         for kind in dict.fromkeys(kept.insert.kind for kept in outcome.kept):
-            rows = [kept for kept in outcome.kept if (kept.insert.kind, kept.noise) == (kind, noise)]
+            rows = [kept for kept in outcome.kept if kept.insert.kind == kind]
             count = sum(kept.passed for kept in rows)
             spans = ", ".join(f"{what} {_span(rows, k)}" for k, what in enumerate(("contrast", "size")[: len(rows[0].ours)]))
             said = f"{count} of {len(rows)}, {spans}"
             found.append(Criterion(f"{name}: {kind}", said, f"within ±{100 * TOLERANCE:.0f} % in each", count == len(rows)))
-        for what, by_noise in (("lesions removed", outcome.removed), ("nothing invented", outcome.invented)):
-            ours, other = by_noise[noise]
+        for what, (ours, other) in (("lesions removed", outcome.removed), ("nothing invented", outcome.invented)):
             said, limit = (f"{100 * value:.1f} % of white" for value in (ours, other + NOTHING))
             found.append(Criterion(f"{name}: {what}", said, f"at most {limit}", ours <= other + NOTHING))
     return found

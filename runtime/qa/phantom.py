@@ -81,7 +81,6 @@ class Kept:
     """How many times as large as the truth's an insert's contrast and area are, of ours and of bicubic's."""
 
     insert: Insert
-    noise: float
     ours: tuple[float, ...]
     bicubic: tuple[float, ...]
 
@@ -92,19 +91,26 @@ class Kept:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`removed`: the largest contrast where a lesion was and is no more; `invented`: the largest deviation in flat tissue; each
-    of ours and of bicubic's, in parts of white, by noise. `scans` are input, ours and truth of the last scan.
+    """What becomes of a phantom with this noise.
+
+    `removed` is the largest contrast where a lesion was and is no more, `invented` the largest deviation in flat tissue; each
+    of ours and of bicubic's, in parts of white. `scans` are input, ours and truth.
     """
 
+    noise: float
     kept: list[Kept]
-    removed: dict[float, tuple[float, float]]
-    invented: dict[float, tuple[float, float]]
+    removed: tuple[float, float]
+    invented: tuple[float, float]
     scans: tuple[Float, Float, Float]
 
+    @property
+    def title(self) -> str:
+        return f"{100 * self.noise:.0f} % noise" if self.noise else "no noise"
 
-def examine(upscale: Callable[[Float], Float], scale: Fraction) -> Outcome:
+
+def examine(upscale: Callable[[Float], Float], scale: Fraction) -> list[Outcome]:
     """Scan the phantom, upscale it, and compare it with its scan with `scale` times the matrix and no noise."""
-    scales, kept, removed, invented = (scale, scale), [], {}, {}
+    scales, outcomes = (scale, scale), []
     without = head()
     phantom = add(without, INSERTS)
     truth, empty = scanned(phantom, scale), scanned(without, scale)
@@ -121,12 +127,14 @@ def examine(upscale: Callable[[Float], Float], scale: Fraction) -> Outcome:
                 lesions = (contrast_and_area(error, insert, scale)[0] for insert in INSERTS if insert.kind == "lesions")
                 found = max(map(abs, lesions)), np.abs(smooth(error, _SPECK, scales)[flat]).max()
                 false[k] = np.maximum(false[k], found)
+        kept = []
         for insert, its in zip(INSERTS, true):
             both = (contrast_and_area(image, insert, scale) for image in alone)
             ours, other = (tuple(part / whole for part, whole in zip(parts, its)) for parts in both)
-            kept.append(Kept(insert, noise, ours, other))
-        removed[noise], invented[noise] = ((float(ours), float(other)) for ours, other in false.T)
-    return Outcome(kept, removed, invented, (inputs[0], full[0], truth))
+            kept.append(Kept(insert, ours, other))
+        removed, invented = ((float(ours), float(other)) for ours, other in false.T)
+        outcomes.append(Outcome(noise, kept, removed, invented, (inputs[0], full[0], truth)))
+    return outcomes
 
 
 def head() -> Float:

@@ -16,7 +16,7 @@ from PIL import Image
 from .. import preview
 from .criteria import signed
 from .judge import Criterion, overall
-from .phantom import NOISES, Outcome
+from .phantom import Outcome
 from .scans import Tested
 
 _CROP, _CROPS = 96, {"Bright": (90, 46), "Dark": (90, 114)}  # pixels of the phantom; row and column where one begins
@@ -28,21 +28,21 @@ def page(
     facts: Iterable[str],
     criteria: Sequence[Criterion],
     series: Mapping[str, Tested],
-    outcome: Outcome,
+    outcomes: Sequence[Outcome],
     scale: Fraction,
 ) -> str:
     """The whole page. `facts` are a line of what was run, on what, with what."""
     verdict = overall(criteria)
     rows = ((c.name, c.found, c.limit, c.verdict, c.source) for c in criteria)
     pictures = {name: its[1] for name, its in series.items() if not isinstance(its, str)}
-    inserts = {f"{name} lesions, discs and line pairs": _crop(outcome, scale, *at) for name, at in _CROPS.items()}
+    inserts = {f"{name} lesions, discs and line pairs": _crop(outcomes[-1], scale, *at) for name, at in _CROPS.items()}
     return Template(resources.files(__package__).joinpath("page.html").read_text("utf-8")).substitute(
         facts=escape(" · ".join(facts)),
         kind="not-passed" if "not" in verdict else "passed",
         verdict=verdict.capitalize(),
         criteria=_table(("Criterion", "Found", "Limit", "Verdict", "Source"), rows),
         series=_table(_SERIES, (_series(*each) for each in series.items()), "numbers") + _pictures(pictures),
-        phantom=_pictures(inserts) + _phantom(outcome),
+        phantom=_pictures(inserts) + _phantom(outcomes),
     )
 
 
@@ -62,15 +62,16 @@ def _series(name: str, its: Tested) -> list[str]:
     ]
 
 
-def _phantom(outcome: Outcome) -> str:
-    rows: dict[str, list[str]] = {}
-    for kept in outcome.kept:
-        cells = [f"{signed(ours - 1, 1)} ({signed(other - 1, 1)})" for ours, other in zip(kept.ours, kept.bicubic)]
-        row = rows.setdefault(kept.insert.name, [kept.insert.name])
-        row += [*cells, *[""] * (2 - len(cells)), "passed" if kept.passed else "not passed"]
-    said = [f"{100 * noise:.0f} % noise" if noise else "no noise" for noise in NOISES]
-    titles = "Insert", *(f"{what}, {of}" for of in said for what in ("Contrast", "Size", "Verdict"))
-    return _table(titles, rows.values(), "numbers")
+def _phantom(outcomes: Sequence[Outcome]) -> str:
+    rows = []
+    for by_noise in zip(*(outcome.kept for outcome in outcomes)):
+        row = [by_noise[0].insert.name]
+        for kept in by_noise:
+            cells = [f"{signed(ours - 1, 1)} ({signed(other - 1, 1)})" for ours, other in zip(kept.ours, kept.bicubic)]
+            row += [*cells, *[""] * (2 - len(cells)), "passed" if kept.passed else "not passed"]
+        rows.append(row)
+    titles = "Insert", *(f"{what}, {each.title}" for each in outcomes for what in ("Contrast", "Size", "Verdict"))
+    return _table(titles, rows, "numbers")
 
 
 def _crop(outcome: Outcome, scale: Fraction, top: int, left: int) -> Image.Image:

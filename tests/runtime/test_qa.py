@@ -190,17 +190,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without noise, and the head computed once: it takes most of the time."""
     monkeypatch.setattr(phantom, "head", HEAD)
     monkeypatch.setattr(phantom, "NOISES", (0.0,))
-    monkeypatch.setattr("runtime.qa.report.NOISES", (0.0,))
 
 
-def outcome(then: Any = lambda image: image) -> phantom.Outcome:
+def outcomes(then: Any = lambda image: image) -> list[phantom.Outcome]:
     return phantom.examine(lambda image: Fake(then)(image, TWO), TWO)
 
 
 @pytest.fixture
 def passed(quick: None) -> Any:
     """What of the phantom a network passes, by the end of the criteria's names."""
-    return lambda then: {each.name.split(": ")[1]: each.passed for each in judge.of_phantom(outcome(then))}
+    return lambda then: {each.name.split(": ")[1]: each.passed for each in judge.of_phantom(outcomes(then))}
 
 
 def test_the_truth_has_the_contrast_and_size_of_its_inserts() -> None:
@@ -240,7 +239,8 @@ def test_noise_is_that_of_a_scanner_and_the_same_again() -> None:
 
 
 def test_interpolation_keeps_what_it_keeps(quick: None) -> None:
-    for kept in outcome().kept:
+    (outcome,) = outcomes()
+    for kept in outcome.kept:
         assert kept.ours == kept.bicubic
         if kept.insert.diameter != 4:  # which is just at the limit: smaller ones lose size, line pairs contrast
             assert kept.passed == (kept.insert.diameter > 4)
