@@ -47,17 +47,23 @@ def letters(scan: Scan, pair: Sequence[int]) -> str:
 
 
 def side_by_side(
-    before: NDArray[Any], ours: NDArray[Any], scales: grid.Scales, axes: str = "", truth: NDArray[Any] | None = None
+    before: NDArray[Any],
+    ours: NDArray[Any],
+    scales: grid.Scales,
+    axes: str = "",
+    truth: NDArray[Any] | None = None,
+    place: tuple[int, int] | None = None,
 ) -> Image.Image:
     """A slice (H, W) as blocks, by bicubic interpolation and as it was upscaled by `scales`, on one grey scale.
 
-    `axes` is where the two array axes lead, for `upright`. A `truth`, where there is one, comes last.
+    `axes` is where the two array axes lead, for `upright`. A `truth`, where there is one, comes last. What is shown begins at
+    the pixel `place`; without one it is where the slice shows most detail.
     """
     finer = {name: np.nan_to_num(pixels) for name, pixels in (("ours", ours), ("truth", truth)) if pixels is not None}
     before = np.nan_to_num(before)
     intensity = Intensity.of(before)
     unit = intensity.normalise(before)
-    rows, cols = most_detailed(unit)
+    rows, cols = most_detailed(unit) if place is None else ((k, min(k + _WINDOW, n)) for k, n in zip(place, unit.shape))
     low, high = np.percentile(unit[slice(*rows), slice(*cols)], (0.5, 99.5))
     finer = {name: intensity.normalise(pixels) for name, pixels in finer.items()}
     grey, *others = ((pixels - low) * (255 / ((high - low) or 1)) for pixels in (unit, *finer.values()))

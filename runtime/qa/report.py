@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from html import escape
@@ -19,7 +18,7 @@ from .judge import Criterion, overall
 from .phantom import Outcome
 from .scans import Tested
 
-_CROP, _CROPS = 96, {"Bright": (90, 46), "Dark": (90, 114)}  # pixels of the phantom; row and column where one begins
+_SHOWN = {"Bright": (90, 46), "Dark": (90, 114)}  # row and column of the phantom where a picture begins
 _VERDICTS = "passed", "not passed", "not applicable"
 _SERIES = "Series", "SNR (over bicubic)", "Sharpness", "Thickness", "Ripple", "RMSE", "Worst pixel"
 
@@ -35,7 +34,11 @@ def page(
     verdict = overall(criteria)
     rows = ((c.name, c.found, c.limit, c.verdict, c.source) for c in criteria)
     pictures = {name: its[1] for name, its in series.items() if not isinstance(its, str)}
-    inserts = {f"{name} lesions, discs and line pairs": _crop(outcomes[-1], scale, *at) for name, at in _CROPS.items()}
+    before, ours, truth = outcomes[-1].scans
+    inserts = {
+        f"{name} lesions, discs and line pairs": preview.side_by_side(before, ours, (scale, scale), truth=truth, place=at)
+        for name, at in _SHOWN.items()
+    }
     return Template(resources.files(__package__).joinpath("page.html").read_text("utf-8")).substitute(
         facts=escape(" · ".join(facts)),
         kind="not-passed" if "not" in verdict else "passed",
@@ -72,14 +75,6 @@ def _phantom(outcomes: Sequence[Outcome]) -> str:
         rows.append(row)
     titles = "Insert", *(f"{what}, {each.title}" for each in outcomes for what in ("Contrast", "Size", "Verdict"))
     return _table(titles, rows, "numbers")
-
-
-def _crop(outcome: Outcome, scale: Fraction, top: int, left: int) -> Image.Image:
-    """A part of the phantom; it begins near this pixel, where pixels of the input and of the output do."""
-    y, x = (math.ceil(at / scale.denominator) * scale.denominator for at in (top, left))
-    fine = slice(int(y * scale), int((y + _CROP) * scale)), slice(int(x * scale), int((x + _CROP) * scale))
-    before, ours, truth = outcome.scans
-    return preview.side_by_side(before[y : y + _CROP, x : x + _CROP], ours[fine], (scale, scale), truth=truth[fine])
 
 
 def _pictures(pictures: Mapping[str, Image.Image]) -> str:

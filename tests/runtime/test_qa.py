@@ -19,7 +19,7 @@ import pytest
 from runtime import ImageError, InputFileError, __main__, qa
 from runtime.acquired import Acquired
 from runtime.job import Computer
-from runtime.qa import criteria, judge, phantom, scans
+from runtime.qa import criteria, judge, phantom, report, scans
 from runtime.scan import Scan
 from tests.conftest import DATA, SCAN
 
@@ -372,6 +372,14 @@ def test_page_has_every_series_and_criterion_and_loads_nothing(
         assert any(cell.startswith(name) and row.get("problem", "") in cell for cell in page.cells)
     assert len(numbers["phantom"]) == len(phantom.INSERTS)
     assert all(any(cell.startswith(insert.name) for cell in page.cells) for insert in phantom.INSERTS)
+
+
+def test_phantom_is_shown_at_any_scale(quick: None) -> None:
+    scale = Fraction("2.137")  # whose pixels begin together only every 1000
+    outcomes = phantom.examine(lambda image: criteria.bicubic(image, (scale, scale)), scale)
+    page = Page(report.page((), [], {}, outcomes, scale))
+    assert len(page.loads) == 2
+    assert page.loads[0] != page.loads[1]
 
 
 def test_exit_status_is_0_where_all_passed(
