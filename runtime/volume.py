@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -188,17 +187,8 @@ def in_flight(work: Callable[..., None], calls: Iterable[tuple[Any, ...]], most:
             work(*arguments)
             yield
         return
-    with ThreadPoolExecutor(most) as pool:
-        started: deque[Future[None]] = deque()
-        try:
-            for arguments in calls:
-                started.append(pool.submit(work, *arguments))
-                if len(started) > most:
-                    yield started.popleft().result()
-            while started:
-                yield started.popleft().result()
-        finally:  # after an error, here or of the caller: what has not begun does not begin
-            pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(most) as pool:  # after an error, here or of the caller, `map` begins nothing more
+        yield from pool.map(lambda arguments: work(*arguments), calls)
 
 
 def _doubt(scan: Scan) -> list[str]:

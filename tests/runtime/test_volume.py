@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -276,6 +277,18 @@ def test_axis_may_be_chosen(shipped: Upscaler) -> None:
     assert shipped.volume(scan, 2, axis=0).shape == (18, 30, 8)
     with pytest.raises(ImageError, match="axis is 3"):
         shipped.volume(scan, 2, axis=3)
+
+
+def test_no_slice_begins_after_a_stop() -> None:
+    begun = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        time.sleep(0.01)
+
+    for _ in volume.in_flight(work, ((k,) for k in range(1000)), 2):
+        break
+    assert 1 <= len(begun) < 100
 
 
 def test_progress_counts_slices(shipped: Upscaler) -> None:
