@@ -113,15 +113,13 @@ class Slices:
             tiles_of = partial(self._encode, canonical, acquired.told)
             shape, larger = canonical.shape, _times(scales, spacing)
         axes, told = self._project(shape, larger), acquired.told
+        levels, sr = (UNIT, np.empty(out.shape, np.float32)) if grain else (intensity, out)
+        self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, levels, sr, half_width, told), shape)
         if grain:
-            sr = np.empty(out.shape, np.float32)
-            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, UNIT, sr, half_width, told), shape)
             more = np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
             out[...] = intensity.restore(sr + more, out.dtype)
             if half_width is not None:
                 half_width += np.abs(more)
-        else:
-            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, intensity, out, half_width, told), shape)
 
     def sources(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[NDArray[np.int64]]:
         """The input pixel that each output pixel lies in, for each axis of an array of `shape`."""

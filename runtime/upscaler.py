@@ -259,15 +259,13 @@ class View:
         top, left, height, width = here
         grain = measure.checked_grain(grain)
         slices, encoded = self._slices, self._encoded
-        if grain or not self._intensity.fits_float32(np.float32):
-            out = slices.render(encoded, scales, here)
-            if grain:
-                lacks = self._lacks.get(
-                    scales, lambda: self.acquired.lacking(encoded.unit, slices.render(encoded, scales, (0, 0, *whole)), scales)
-                )
-                part = slice(top, top + height), slice(left, left + width)
-                out += np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
-            out = self._intensity.restore(out, np.float32)
+        if grain:
+            lacks = self._lacks.get(
+                scales, lambda: self.acquired.lacking(encoded.unit, slices.render(encoded, scales, (0, 0, *whole)), scales)
+            )
+            part = slice(top, top + height), slice(left, left + width)
+            more = np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
+            out = self._intensity.restore(slices.render(encoded, scales, here) + more, np.float32)
         else:
             out = slices.render(encoded, scales, here, self._intensity)
         if self._intensity.aside:
