@@ -97,5 +97,6 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "")
 
 def _cell(text: str) -> str:
     first, *more = map(escape, text.split("\n"))
-    kind = first.replace(" ", "-") if first in _VERDICTS else ""
-    return f'<td class="{kind}">{first}{"".join(f"<small>{line}</small>" for line in more)}</td>'
+    kind = first.replace(" ", "-") if first in _VERDICTS else "text"
+    small = "".join(f"<small>{line}</small>" for line in more)
+    return f'<td class="{kind}">{first}{small}</td>'
