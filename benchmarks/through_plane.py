@@ -98,7 +98,7 @@ def main() -> None:
     args = parser.parse_args()
     pixels = np.asarray(nifti.load(args.volume).dataobj).astype(np.float32)
     bundle = Bundle.read(args.bundle)
-    with Upscaler.of(bundle) as upscaler, Upscaler.of(told_one_scale(bundle)) as told_one:
+    with Upscaler.load(bundle) as upscaler, Upscaler.load(told_one_scale(bundle)) as told_one:
         for k, scale in enumerate(args.scales):
             whole, low = thick(pixels, args.axis, scale)
             scores = {name: psnr(whole, image) for name, image in ways(upscaler, told_one, low, scale)}

@@ -61,7 +61,7 @@ def _export(argv: list[str], prog: str) -> None:
     def draft() -> Bundle:
         return Bundle.parse(bundle.serialise(model, files, manifest), "the new bundle")
 
-    with Upscaler.of(draft()) as exact:
+    with Upscaler.load(draft()) as exact:
         measure = partial(verify, generator=generator, half=args.fp16)
         errors = manifest["largest_error_of_range"] = measure(exact)
         said = f"within {max(errors.values()):.1e} of the checkpoint's range"
@@ -73,14 +73,14 @@ def _export(argv: list[str], prog: str) -> None:
             files.pop(bundle.TRUNK_FP16, None)
             model = replace(model, precision="int8", weights=0)
             measure = partial(int8.measure_loss, exact=exact, crops=judge)
-            with Upscaler.of(draft()) as upscaler:
+            with Upscaler.load(draft()) as upscaler:
                 lost = manifest["psnr_lost_db"] = measure(upscaler)
             said += f"; 8-bit integers lose up to {max(lost.values()):.3f} dB"
 
         if args.uncertainty:
             from . import uncertainty
 
-            with Upscaler.of(draft(), device="cpu") as upscaler:
+            with Upscaler.load(draft(), device="cpu") as upscaler:
                 head = uncertainty.fit(upscaler, args.uncertainty)
             weights = np.float16 if args.fp16 else np.float32
             files |= {f"uncertainty/{name}.npy": bundle.array_bytes(part.astype(weights)) for name, part in head.items()}

@@ -54,7 +54,7 @@ class Upscaler:
     @classmethod
     def load(
         cls,
-        bundle: str | Path | None = None,
+        bundle: str | Path | Bundle | None = None,
         *,
         device: str = "auto",
         threads: int | None = None,
@@ -62,8 +62,8 @@ class Upscaler:
         tile: int = tiles.TILE,
         ensemble: bool = False,
     ) -> Upscaler:
-        """Load a bundle for a device: cpu, openvino, gpu, cuda, tensorrt or auto. A bundle is a path, or the name of a
-        shipped one: brain (the default), fast or perceptual.
+        """Load a bundle for a device: cpu, openvino, gpu, cuda, tensorrt or auto. A bundle is a path, the name of a
+        shipped one, brain (the default), fast or perceptual, or one in memory.
 
         `auto` takes cuda where it works, else gpu if it is hardware and faster than the CPU, else the CPU, and logs which
         and why; no other name falls back.
@@ -73,30 +73,15 @@ class Upscaler:
         eight times as long.
         Raises BundleError for a bundle that is missing or damaged, DeviceError for a device that cannot run here.
         """
-        loaded = open_bundle(bundle)
-        return cls.of(loaded, device=device, threads=threads, cache_dir=cache_dir, tile=tile, ensemble=ensemble)
-
-    @classmethod
-    def of(
-        cls,
-        bundle: Bundle,
-        *,
-        device: str = "auto",
-        threads: int | None = None,
-        cache_dir: str | Path | None = None,
-        tile: int = tiles.TILE,
-        ensemble: bool = False,
-    ) -> Upscaler:
-        """`load` for a bundle that is in memory already."""
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise DeviceError(f"threads is {threads!r}: give 1 or more, or nothing for all processors")
         if not isinstance(tile, int) or tile < 1:
             raise DeviceError(f"tile is {tile!r}: give 1 pixel or more")
-        folder = Path(cache_dir) if cache_dir else None
+        opened, folder = open_bundle(bundle), Path(cache_dir) if cache_dir else None
         if ensemble:  # which reaches one pixel farther
-            bundle = replace(bundle, model=replace(bundle.model, radius=bundle.model.radius + 1))
-        engine = engines.load(bundle, device, threads, tile, folder)
-        return cls(bundle, Ensemble(engine) if ensemble else engine, tile)
+            opened = replace(opened, model=replace(opened.model, radius=opened.model.radius + 1))
+        engine = engines.load(opened, device, threads, tile, folder)
+        return cls(opened, Ensemble(engine) if ensemble else engine, tile)
 
     @property
     def device(self) -> str:
@@ -314,8 +299,13 @@ class View:
         return max(rows, Fraction(1)), max(cols, Fraction(1))
 
 
-def open_bundle(bundle: str | Path | None) -> Bundle:
-    """A shipped bundle by its model's name (default: the first of `MODELS`), or the bundle at a path. Raises BundleError."""
+def open_bundle(bundle: str | Path | Bundle | None) -> Bundle:
+    """A shipped bundle by its model's name (default: the first of `MODELS`), the bundle at a path, or one that is open already.
+
+    Raises BundleError.
+    """
+    if isinstance(bundle, Bundle):
+        return bundle
     name = MODELS[0] if bundle is None else bundle
     if name in MODELS:
         with resources.as_file(resources.files(__package__).joinpath(f"{name}.bundle")) as path:

@@ -72,7 +72,7 @@ def generator(request: pytest.FixtureRequest) -> Generator:
 @pytest.fixture(scope="session")
 def random_upscaler(generator: Generator) -> Iterator[Upscaler]:
     """An `Upscaler` of the random generator, in float32."""
-    with Upscaler.of(bundle_of(generator)) as up:
+    with Upscaler.load(bundle_of(generator)) as up:
         yield up
 
 
@@ -85,7 +85,7 @@ def linear() -> Iterator[Upscaler]:
     with torch.no_grad():
         for parameter in generator.upscale.predictor[2].parameters():
             parameter.zero_()
-    with Upscaler.of(bundle_of(generator)) as up:
+    with Upscaler.load(bundle_of(generator)) as up:
         yield up
 
 

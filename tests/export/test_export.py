@@ -38,7 +38,7 @@ def saved(generator: Generator, folder: Path) -> Path:
 
 @pytest.mark.parametrize("half", [False, True])
 def test_onnx_runtime_equals_pytorch(generator: Generator, half: bool) -> None:
-    with Upscaler.of(bundle_of(generator, half)) as up:
+    with Upscaler.load(bundle_of(generator, half)) as up:
         errors = verify(up, generator, half)
     assert TOLERANCE == {False: 1e-4, True: 2e-3}  # of the range: what the project promises
     assert max(errors.values()) <= TOLERANCE[half]
@@ -48,7 +48,7 @@ def test_onnx_runtime_equals_pytorch(generator: Generator, half: bool) -> None:
 @pytest.mark.parametrize("half", [False, True])
 def test_a_told_network_equals_pytorch_at_every_noise(half: bool) -> None:
     generator = random_generator("told")
-    with Upscaler.of(bundle_of(generator, half)) as up:
+    with Upscaler.load(bundle_of(generator, half)) as up:
         errors = verify(up, generator, half)
     assert max(errors.values()) <= TOLERANCE[half]
     assert len(errors) == 11 * 3  # σ 0, 0.01 and 0.05
@@ -59,7 +59,7 @@ def test_a_wrong_bias_is_noticed() -> None:
     generator, other = random_generator("told"), random_generator("told")
     with torch.no_grad():
         other.condition[0].weight[:] *= 1.1
-    with Upscaler.of(bundle_of(other)) as up, pytest.raises(BundleError, match=r"of the range at .* σ 0\.0[15]"):
+    with Upscaler.load(bundle_of(other)) as up, pytest.raises(BundleError, match=r"of the range at .* σ 0\.0[15]"):
         verify(up, generator, half=False)
 
 
@@ -105,7 +105,7 @@ def test_trunk_equals_pytorch_with_batch_norm_folded(generator: Generator) -> No
     image = torch.rand(1, 1, 21, 34)
     with torch.no_grad():
         features = generator.encode(image)[0].permute(1, 2, 0).numpy()
-    with Upscaler.of(bundle_of(generator)) as up:
+    with Upscaler.load(bundle_of(generator)) as up:
         engine: Any = up.slices.engine
         responses = engine._run_trunk(engine._sessions.trunk, image[0, 0].numpy(), NOTHING).numpy().reshape(21, 34, -1)
     wide = np.pad(features, ((1, 1), (1, 1), (0, 0)))
@@ -246,7 +246,7 @@ def test_a_wrong_graph_is_noticed(generator: Generator) -> None:
     other = random_generator("shallow" if generator.config.skip else "paper")
     with torch.no_grad():
         other.tail.bias[3] += 0.5
-    with Upscaler.of(bundle_of(other)) as up, pytest.raises(BundleError, match="differs from its checkpoint"):
+    with Upscaler.load(bundle_of(other)) as up, pytest.raises(BundleError, match="differs from its checkpoint"):
         verify(up, generator, half=True)
 
 

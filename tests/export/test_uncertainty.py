@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def upscaler() -> Iterator[Upscaler]:
-    with Upscaler.of(bundle_of(random_generator("told")), device="cpu", threads=1) as up:
+    with Upscaler.load(bundle_of(random_generator("told")), device="cpu", threads=1) as up:
         yield up
 
 
@@ -39,7 +39,7 @@ def test_other_subjects_lie_outside_as_often_as_they_may(folder: Path, upscaler:
     whole = Bundle(upscaler.bundle.manifest, upscaler.bundle.model, upscaler.bundle.files | files, "")
     crops = data.load_crops([folder / "sub-02_T1w.nii.gz"], 64)
     held = []
-    with Upscaler.of(whole, device="cpu", threads=1) as up:
+    with Upscaler.load(whole, device="cpu", threads=1) as up:
         interval, rng = models.interval_by(up), np.random.default_rng(5)
         for crop in data.evenly(crops, 4):
             for _ in range(8):

@@ -146,7 +146,7 @@ class _Room:
 
     def __init__(self, folder: Path, network: bytes, run: Run) -> None:
         self._folder, self._run = folder, run
-        self._upscaler = Upscaler.of(Bundle.parse(network, "tiny"), device="cpu", threads=1)
+        self._upscaler = Upscaler.load(Bundle.parse(network, "tiny"), device="cpu", threads=1)
         tempfile.tempdir = str(folder / "tmp")
         self._said = os.open(folder.with_suffix(".said"), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(self._said, 1)
@@ -179,7 +179,7 @@ class _Room:
         verdict, problem, result = "finished", None, None
         try:
             if case.model:
-                with Upscaler.of(Bundle.read(self._folder / case.model), device="cpu", threads=1) as upscaler:
+                with Upscaler.load(Bundle.read(self._folder / case.model), device="cpu", threads=1) as upscaler:
                     result = self._run(upscaler, task, job.Request(**case.request))
             else:
                 result = self._run(self._upscaler, task, job.Request(**case.request))

@@ -74,7 +74,7 @@ def seeds(network: bytes) -> list[Case]:
     cases = [*_nifti(), *_itk(), *_dicom(), *_pictures()]
     npy = _npy(PIXELS)
     cases.append(Case("bundle", {"in/a.bundle": network, "in/a.npy": npy}, "in/a.npy", "out/a.npy", model="in/a.bundle"))
-    with Upscaler.of(Bundle.parse(network, "tiny"), device="cpu", threads=1) as upscaler:
+    with Upscaler.load(Bundle.parse(network, "tiny"), device="cpu", threads=1) as upscaler:
         for case in (Case("sidecar", {"in/a.npy": npy}, "in/a.npy", "out/a.npy"), next(_dicom(folder=True))):
             case = replace(case, format="sidecar", request=TWICE | {"resume": True, "deterministic": True})
             cases.append(replace(case, files=dict(reversed(_made(upscaler, case).items()))))

@@ -70,7 +70,7 @@ def gpu(device: str) -> Iterator[Upscaler]:
 def single(gpu: Upscaler, device: str) -> Iterator[Upscaler]:
     """In single precision."""
     bundle = gpu.bundle
-    with Upscaler.of(replace(bundle, model=replace(bundle.model, precision="float32")), device=device) as up:
+    with Upscaler.load(replace(bundle, model=replace(bundle.model, precision="float32")), device=device) as up:
         yield up
 
 
@@ -137,10 +137,10 @@ def test_tiles_and_skipped_background_do_not_show(device: str, gpu: Upscaler) ->
     image = np.zeros((40, 76), np.float32)
     image[2:8, 60:70] = np.random.default_rng(0).random((6, 10))
     for scale in ("2", "1.7320508"):
-        with Upscaler.of(bundle, device="cpu") as cpu:
+        with Upscaler.load(bundle, device="cpu") as cpu:
             expected = cpu(image, scale, acquired=STORED)
         for tile in (512, 38):
-            with Upscaler.of(bundle, device=device, tile=tile) as up:
+            with Upscaler.load(bundle, device=device, tile=tile) as up:
                 near(up(image, scale, acquired=STORED), expected, SINGLE)
 
 

@@ -121,7 +121,7 @@ def test_acquired_matrix_changes_no_size(random_upscaler: Upscaler, scale: str, 
 def test_cropped_slices_show_no_tiles(random_upscaler: Upscaler, matrix: tuple[int, int]) -> None:
     image = np.random.default_rng(0).random((83, 101), np.float32)
     whole = random_upscaler(image, 2.1, acquired=matrix)
-    tiled = Upscaler.of(random_upscaler.bundle, tile=23)(image, 2.1, acquired=matrix)
+    tiled = Upscaler.load(random_upscaler.bundle, tile=23)(image, 2.1, acquired=matrix)
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5 * np.ptp(whole))
 
 

@@ -143,7 +143,7 @@ def test_graph_that_onnxruntime_cannot_read_is_a_bundle_error(content: bytes) ->
     parsed = Bundle.parse(content, "x")
     junk = bundle.serialise(parsed.model, parsed.files | {"trunk.onnx": b"junk"}, {})
     with pytest.raises(BundleError, match="cannot run this bundle"):
-        Upscaler.of(Bundle.parse(junk, "x"))
+        Upscaler.load(Bundle.parse(junk, "x"))
 
 
 def test_missing_bundle_is_named(tmp_path: Path) -> None:

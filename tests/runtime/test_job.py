@@ -132,7 +132,7 @@ def test_resume_does_not_take_another_thing_for_done(
     is_refused_then_redone(shipped, replace(again, size=Size(scale="3")))
     is_refused_then_redone(shipped, replace(again, dtype="float32"))
     is_refused_then_redone(shipped, replace(again, anonymous=True))
-    with Upscaler.of(shipped.bundle, device="cpu", ensemble=True) as mean:
+    with Upscaler.load(shipped.bundle, device="cpu", ensemble=True) as mean:
         is_refused_then_redone(mean, again)
     assert read(task.output)["request"]["ensemble"] is True
     assert read(task.output)["device"].endswith(", mean of 8)")

@@ -38,14 +38,14 @@ def with_head(of: Bundle, seed: int = 1) -> Bundle:
 
 @pytest.fixture(scope="module")
 def up(told: Bundle) -> Iterator[Upscaler]:
-    with Upscaler.of(with_head(told), device="cpu") as upscaler:
+    with Upscaler.load(with_head(told), device="cpu") as upscaler:
         yield upscaler
 
 
 @pytest.fixture(scope="module")
 def plain(told: Bundle) -> Iterator[Upscaler]:
     """One that does not tell the uncertainty."""
-    with Upscaler.of(told, device="cpu") as upscaler:
+    with Upscaler.load(told, device="cpu") as upscaler:
         yield upscaler
 
 
@@ -97,7 +97,7 @@ def test_tiles_windows_and_stacks_do_not_change_it(up: Upscaler, head: np.ndarra
     view = up.encode(head)
     np.testing.assert_allclose(view.uncertainty(2.1), whole, rtol=1e-5)
     np.testing.assert_allclose(view.uncertainty(2.1, window=(7, 11, 20, 31)), whole[7:27, 11:42], rtol=1e-5)
-    with Upscaler.of(up.bundle, device="cpu", tile=17) as tiled:
+    with Upscaler.load(up.bundle, device="cpu", tile=17) as tiled:
         np.testing.assert_allclose(tiled(head, 2.1, uncertainty=True)[1], whole, rtol=1e-4)
     _, stack = up(np.stack([head, head]), 2.1, uncertainty=True)
     np.testing.assert_allclose(stack, [whole, whole], rtol=1e-3)  # whose estimate is of two slices

@@ -52,7 +52,7 @@ def test_slices_that_come_one_by_one_share_the_volumes_range(shipped: Upscaler, 
 def test_tiles_do_not_show(random_upscaler: Upscaler, scale: str) -> None:
     image = np.random.default_rng(0).random((83, 101), np.float32)
     whole = random_upscaler(image, scale)
-    tiled = Upscaler.of(random_upscaler.bundle, tile=37)(image, scale)
+    tiled = Upscaler.load(random_upscaler.bundle, tile=37)(image, scale)
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5 * np.ptp(whole))
 
 
@@ -61,7 +61,7 @@ def test_a_halo_of_one_pixel_less_shows(random_upscaler: Upscaler) -> None:
     image = np.random.default_rng(0).random((83, 101), np.float32)
     bundle = random_upscaler.bundle
     shy = dataclasses.replace(bundle, model=dataclasses.replace(bundle.model, radius=bundle.model.radius - 1))
-    difference = np.abs(Upscaler.of(shy, tile=37)(image, 2) - random_upscaler(image, 2)).max()
+    difference = np.abs(Upscaler.load(shy, tile=37)(image, 2) - random_upscaler(image, 2)).max()
     assert difference > 0
 
 
@@ -71,7 +71,7 @@ def test_window_is_that_part_of_the_whole(random_upscaler: Upscaler, scale: str)
     whole = random_upscaler(image, scale)
     height, width = whole.shape
     for tile in (512, 30):
-        view = Upscaler.of(random_upscaler.bundle, tile=tile).encode(image)
+        view = Upscaler.load(random_upscaler.bundle, tile=tile).encode(image)
         np.testing.assert_allclose(view.render(scale), whole, rtol=0, atol=1e-5 * np.ptp(whole))
         for window in [(0, 0, 1, 1), (5, 7, 40, 31), (3, 60, 61, 3), (height - 1, 0, 1, width)]:
             row, col, rows, cols = window
@@ -224,7 +224,7 @@ def test_background_is_skipped_exactly(
     image = np.zeros((150, 160), np.float32)
     rng = np.random.default_rng(0)
     image[place] = rng.random(image[place].shape) + 0.5
-    up = Upscaler.of(random_upscaler.bundle, tile=tile)
+    up = Upscaler.load(random_upscaler.bundle, tile=tile)
     encoded, run_trunk = [], up.slices.engine._run_trunk
 
     def spy(trunk: Any, part: np.ndarray, told: tuple[float, ...]) -> Any:
@@ -330,14 +330,14 @@ def test_a_bundle_with_phase_tables_of_its_own_loads() -> None:
     with_table = bundle.Bundle.parse(bundle.serialise(model, {**files, "tables/2-1.npy": table}, {}), "test")
     image = np.random.default_rng(0).random((20, 23), np.float32)
     without = bundle.Bundle.parse(bundle.serialise(model, files, {}), "test")
-    np.testing.assert_array_equal(Upscaler.of(with_table)(image, 2), Upscaler.of(without)(image, 2))
+    np.testing.assert_array_equal(Upscaler.load(with_table)(image, 2), Upscaler.load(without)(image, 2))
 
 
 def test_a_network_that_gives_nan_is_an_error(shipped: Upscaler, head: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """As half precision may where it overflows: cast to an integer, NaN would be any number."""
     table = WeightPredictor.table
     monkeypatch.setattr(WeightPredictor, "table", lambda self, scales: table(self, scales) * np.float32(np.nan))
-    with Upscaler.of(shipped.bundle, device="cpu") as up:
+    with Upscaler.load(shipped.bundle, device="cpu") as up:
         with pytest.raises(DeviceError, match=r"onnxruntime.* is not finite: use device 'cpu'"):
             up(head, 2)
         assert np.isfinite(up(head, "1.7320508")).all()  # by the predictor: it is usable

@@ -65,7 +65,7 @@ def test_a_model_that_is_not_told_ignores_the_noise(island: np.ndarray) -> None:
 
 def test_what_is_kept_keeps_within_its_bytes(told: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "_KEPT", 1 << 20)  # five backgrounds of 33×33 pixels
-    with Upscaler.of(told, device="cpu") as up:
+    with Upscaler.load(told, device="cpu") as up:
         for k in range(12):
             view = up.encode(np.zeros((40, 40), np.float32), noise=0.001 * k)
             view.render(1 + Fraction(k, 10), window=(k, 0, 40, 30 + k // 2))

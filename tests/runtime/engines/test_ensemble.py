@@ -28,7 +28,7 @@ STORED: dict[str, Any] = {"acquired": "stored", "noise": 0}
 
 @pytest.fixture(scope="module")
 def ensemble(random_upscaler: Upscaler) -> Iterator[Upscaler]:
-    with Upscaler.of(random_upscaler.bundle, device="cpu", ensemble=True) as up:
+    with Upscaler.load(random_upscaler.bundle, device="cpu", ensemble=True) as up:
         yield up
 
 
@@ -111,14 +111,14 @@ def loop(bundle: Bundle, image: np.ndarray, scales: tuple[Fraction, Fraction], t
 def test_tiles_and_windows_do_not_show(random_upscaler: Upscaler, ensemble: Upscaler, scale: str) -> None:
     image = np.random.default_rng(0).random((83, 101), np.float32)
     whole = ensemble(image, scale)
-    same(Upscaler.of(random_upscaler.bundle, device="cpu", tile=37, ensemble=True)(image, scale), whole)
+    same(Upscaler.load(random_upscaler.bundle, device="cpu", tile=37, ensemble=True)(image, scale), whole)
     same(ensemble.encode(image).render(scale, window=(20, 31, 40, 50)), whole[20:60, 31:81])
 
 
 def test_a_turned_image_is_told_of_its_own_rows_and_columns(told: Bundle, head: np.ndarray) -> None:
     scales = Fraction(2), Fraction(3, 2)
     head = head[:, :52] / 1000
-    with Upscaler.of(told, device="cpu", ensemble=True) as up:
+    with Upscaler.load(told, device="cpu", ensemble=True) as up:
         expected = rendered(up, head, scales, (0.03, 0.4, 0.1))
         same(rendered(up, head.T, scales[::-1], (0.03, 0.1, 0.4)).T, expected)
         assert np.abs(rendered(up, head.T, scales[::-1], (0.03, 0.4, 0.1)).T - expected).max() > 0.01 * np.ptp(expected)
@@ -139,7 +139,7 @@ def test_its_radius_is_how_far_an_impulse_reaches(random_upscaler: Upscaler, ens
 
 
 def test_it_says_what_it_is_and_closes_its_engine(random_upscaler: Upscaler, head: np.ndarray) -> None:
-    with Upscaler.of(random_upscaler.bundle, device="cpu", ensemble=True) as up:
+    with Upscaler.load(random_upscaler.bundle, device="cpu", ensemble=True) as up:
         engine = up.slices.engine
         assert (up.ensemble, random_upscaler.ensemble) == (True, False)
         assert (up.device, up.runs_on) == ("cpu", f"{random_upscaler.runs_on}, mean of 8")

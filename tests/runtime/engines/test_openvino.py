@@ -78,10 +78,10 @@ def test_a_processor_without_bfloat16_and_a_missing_package_are_said(
     fake: Any = SimpleNamespace(__version__="1.0-x", Core=lambda: core)
     monkeypatch.setitem(sys.modules, "openvino", fake)
     with pytest.raises(DeviceError, match="no bfloat16, without which OpenVINO is no faster: use device 'cpu'"):
-        Upscaler.of(shipped.bundle, device="openvino")
+        Upscaler.load(shipped.bundle, device="openvino")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DeviceError, match="openvino is not installed: pip install openvino"):
-        Upscaler.of(shipped.bundle, device="openvino")
+        Upscaler.load(shipped.bundle, device="openvino")
 
 
 def test_a_graph_of_several_messages_is_rewritten_as_one(shipped: Upscaler) -> None:

@@ -43,7 +43,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gpu(cuda: None, shipped: Upscaler) -> Iterator[Upscaler]:
-    with Upscaler.of(shipped.bundle, device="cuda") as up:
+    with Upscaler.load(shipped.bundle, device="cuda") as up:
         yield up
 
 
@@ -154,7 +154,7 @@ def test_only_memory_that_ran_out_counts_as_such(gpu: Upscaler, said: str, memor
 
 
 def test_close_lets_go_of_the_sessions_once_and_is_final(cuda: None, shipped: Upscaler, head: np.ndarray) -> None:
-    up = Upscaler.of(shipped.bundle, device="cuda")
+    up = Upscaler.load(shipped.bundle, device="cuda")
     view, engine = up.encode(head), up.slices.engine
     view.render(2)
     sessions = [weakref.ref(session) for session in engine._sessions]  # type: ignore[attr-defined]
@@ -169,7 +169,7 @@ def test_close_lets_go_of_the_sessions_once_and_is_final(cuda: None, shipped: Up
 
 
 def test_closing_amid_the_work_of_others_is_an_error_for_them_only(cuda: None, shipped: Upscaler, head: np.ndarray) -> None:
-    up, said = Upscaler.of(shipped.bundle, device="cuda"), []
+    up, said = Upscaler.load(shipped.bundle, device="cuda"), []
 
     def work() -> None:
         try:
@@ -201,8 +201,8 @@ def test_what_fails_at_the_first_image_fails_at_load(
 
     monkeypatch.setattr(OrtEngine, "_run_trunk", without_cudnn)
     with pytest.raises(DeviceError, match=r"onnxruntime .*: Failed to load libcudnn.so.9: pip install 'onnxruntime-gpu\[cuda"):
-        Upscaler.of(shipped.bundle, device="cuda")
-    with caplog.at_level(logging.INFO), Upscaler.of(shipped.bundle, device="auto") as up:
+        Upscaler.load(shipped.bundle, device="cuda")
+    with caplog.at_level(logging.INFO), Upscaler.load(shipped.bundle, device="auto") as up:
         assert up.device == "cpu"
     assert len(caplog.records) == 1
     assert "the CPU computes: this machine has an NVIDIA driver, but cuda fails: onnxruntime" in caplog.text
@@ -210,7 +210,7 @@ def test_what_fails_at_the_first_image_fails_at_load(
 
 
 def test_auto_takes_cuda_where_it_works_and_says_so(cuda: None, shipped: Upscaler, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), Upscaler.of(shipped.bundle, device="auto") as up:
+    with caplog.at_level(logging.INFO), Upscaler.load(shipped.bundle, device="auto") as up:
         assert up.device == "cuda"
     assert [record.getMessage() for record in caplog.records] == ["cuda computes: an NVIDIA GPU that works comes first"]
 
@@ -252,7 +252,7 @@ def test_auto_takes_gpu_where_it_is_hardware_and_faster(
     monkeypatch.setattr(ort, "adapter", adapter)
     monkeypatch.setattr(onnxruntime.SessionOptions, "add_provider_for_devices", lambda *_: None)
     monkeypatch.setattr(engines, "seconds", seconds)
-    with caplog.at_level(logging.INFO), Upscaler.of(shipped.bundle, device="auto") as up:
+    with caplog.at_level(logging.INFO), Upscaler.load(shipped.bundle, device="auto") as up:
         assert up.device == device
     assert [record.getMessage() for record in caplog.records] == [said]
     assert caplog.records[0].levelno == logging.INFO
@@ -270,7 +270,7 @@ def test_a_provider_that_was_not_compiled_in(shipped: Upscaler, monkeypatch: pyt
     monkeypatch.setattr(engines, "driver_is_installed", lambda: True)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match="has no CUDAExecutionProvider") as error:
-        Upscaler.of(shipped.bundle, device="cuda")
+        Upscaler.load(shipped.bundle, device="cuda")
     assert "pip uninstall onnxruntime onnxruntime-gpu" in error.value.repair
 
 
@@ -293,7 +293,7 @@ sys.stderr.write("\\x1b[1;31m[E:onnxruntime] Failed to load library x.so with er
 
     monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
     with pytest.raises(DeviceError, match=r"CUDA does not work here: libcudnn.so.9: cannot open: pip install") as error:
-        Upscaler.of(shipped.bundle, device="cuda")
+        Upscaler.load(shipped.bundle, device="cuda")
     assert error.value.repair == ort.DEVICES["cuda"].repair
     assert capfd.readouterr().out == ""
 
@@ -330,7 +330,7 @@ except DeviceError as error:
 def test_a_plug_in_that_is_not_there(shipped: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_webgpu", None)
     with pytest.raises(DeviceError, match="onnxruntime-ep-webgpu is not installed: pip install onnxruntime-ep-webgpu"):
-        Upscaler.of(shipped.bundle, device="gpu")
+        Upscaler.load(shipped.bundle, device="gpu")
 
 
 def test_a_plug_in_that_onnxruntime_refuses(shipped: Upscaler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -339,10 +339,10 @@ def test_a_plug_in_that_onnxruntime_refuses(shipped: Upscaler, monkeypatch: pyte
     plugin = SimpleNamespace(get_ep_name=lambda: "NoSuchProvider", get_library_path=lambda: str(library))
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_webgpu", plugin)
     with pytest.raises(DeviceError, match=r"onnxruntime-ep-webgpu .*does not load into onnxruntime .*: update both"):
-        Upscaler.of(shipped.bundle, device="gpu")
+        Upscaler.load(shipped.bundle, device="gpu")
     monkeypatch.delattr(onnxruntime, "register_execution_provider_library")
     with pytest.raises(DeviceError, match="takes no plug-ins: pip install"):
-        Upscaler.of(shipped.bundle, device="gpu")
+        Upscaler.load(shipped.bundle, device="gpu")
 
 
 def test_two_packages_that_share_a_name_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +354,7 @@ def test_two_packages_that_share_a_name_are_named(monkeypatch: pytest.MonkeyPatc
 
 def test_a_told_trunk_is_told_on_any_device(cuda: None, told: Bundle, head: np.ndarray) -> None:
     twice = Fraction(2), Fraction(2)
-    with Upscaler.of(told, device="cuda") as up, Upscaler.of(told, device="cpu") as cpu:
+    with Upscaler.load(told, device="cuda") as up, Upscaler.load(told, device="cpu") as cpu:
         for sigma in (0.0, 0.05):
             measured = Acquired((Band(), Band()), sigma)
             actual, expected = (u.slices.upscale(head, Intensity.of(head), twice, np.float32, measured) for u in (up, cpu))
