@@ -16,10 +16,11 @@ from PIL import Image
 from runtime import Upscaler
 from runtime.io import nifti
 from runtime.scan import Scan
+from runtime.upscaler import open_bundle
 from runtime.viewer import opened as viewer_opened
 from runtime.viewer.opened import Key, Opened
 from runtime.viewer.server import Server
-from tests.conftest import SCAN
+from tests.conftest import SCAN, with_head
 from tests.runtime.conftest import serving
 
 api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -39,7 +40,7 @@ STAGE = """async (asked) => {
     const axis = Number(new URLSearchParams(key).get('axis'));
     const plane = { ...scan.planes.find((plane) => plane.axis === axis), turned: false, flipped: [false, false], mm: scales };
     const [rows, cols] = plane.canonical;
-    const [pixels, channels] = [rows * cols, 4 * Math.ceil(scan.network.basis / 4)];
+    const [pixels, channels] = [rows * cols, 4 * (Math.ceil(scan.network.basis / 4) + scan.network.uncertainty)];
     stage.slice(new Float32Array(await (await fetch(`slice?${key}`)).arrayBuffer()), plane.shape);
     const body = await (await fetch(`responses?${key}`)).arrayBuffer();
     const responses = new Uint16Array(body, 4 * pixels, channels * pixels);
@@ -67,7 +68,7 @@ def scan() -> Scan:
 
 @pytest.fixture(scope="module")
 def opened(scan: Scan) -> Iterator[Opened]:
-    with Upscaler.load(threads=1) as up:
+    with Upscaler.of(with_head(open_bundle(None)), threads=1) as up:
         yield Opened(scan, up, "scan.nii.gz", acquired=(70, 96, scan.shape[2]), noise=0.01)
 
 
@@ -140,6 +141,21 @@ def test_shader_equals_the_view(page: Any, served: Server, opened: Opened) -> No
     print("largest errors:", *(f"{error:.1e}" for error in errors))
     assert max(errors) < 1e-3  # of the range: what was asked for
     assert min(image.std() for image in found) > 0.05
+
+
+@pytest.mark.parametrize("grain", [0, 1])
+def test_shader_tells_the_uncertainty_of_the_view(page: Any, served: Server, opened: Opened, grain: float) -> None:
+    look_at(page, served)
+    expected = {}
+    for axis, index, some in ((2, 3, SCALES if not grain else [("2", "2")]), (0, 40, SCALES[-2:] if not grain else [])):
+        view = opened.shown(opened.key(axis, index, 0, 0.01)).view
+        expected |= {(key_of(index, axis), scales, grain): view.uncertainty(scales, grain=grain) for scales in some}
+    found = stage(page, "uncertainty", {asked: image.shape for asked, image in expected.items()})
+    white = unit(opened, np.array(0.0)) - unit(opened, np.array(1.0))
+    errors = [np.abs(one + other * white).max() for one, other in zip(found, expected.values())]
+    print("largest errors of the uncertainty:", *(f"{error:.1e}" for error in errors))
+    assert max(errors) < 1e-3  # of the range, as of the image
+    assert min(image.std() for image in found) > 0.01
 
 
 def test_shader_keeps_grain_nearly_as_the_view_does(page: Any, served: Server, opened: Opened) -> None:
@@ -256,15 +272,60 @@ def test_wipe_shows_two_images_under_one_line(page: Any, served: Server) -> None
 
 def test_values_under_the_cursor_are_the_pixels_own(page: Any, served: Server, opened: Opened, scan: Scan) -> None:
     look_at(page, served)
-    texts = """() => { const seen = []; const write = CanvasRenderingContext2D.prototype.fillText;
-      CanvasRenderingContext2D.prototype.fillText = function (text, ...at) { seen.push(text); write.call(this, text, ...at); };
-      window.seen = seen; }"""
-    page.evaluate(texts)
+    write_down(page)
     page.mouse.move(133, 210)
     settle(page)
     numbers = [text for text in page.evaluate("window.seen") if text.lstrip("-").isdigit()]
     assert len(numbers) >= 3  # one in each panel
     assert int(numbers[-3]) in scan.pixels[:, :, 3]
+
+
+def write_down(page: Any) -> None:
+    """Keep every text that is written over the images in `window.seen`."""
+    texts = """() => { const seen = []; const write = CanvasRenderingContext2D.prototype.fillText;
+      CanvasRenderingContext2D.prototype.fillText = function (text, ...at) { seen.push(text); write.call(this, text, ...at); };
+      window.seen = seen; }"""
+    page.evaluate(texts)
+
+
+def test_uncertainty_is_a_panel_whose_colours_are_its_values(page: Any, served: Server, opened: Opened) -> None:
+    look_at(page, served)
+    write_down(page)
+    for key in "1235":
+        page.keyboard.press(key)
+    range_ = opened.description()["ranges"][0]
+    strong = 0.1 * (range_["white"] - range_["black"])
+    for x, y in ((400, 210), (330, 160), (450, 260)):
+        page.mouse.move(x, y)
+        settle(page)
+        texts = page.evaluate("window.seen")
+        value = [float(text.removeprefix("± ")) for text in texts if text.startswith("± ")][-1]
+        red, green, blue = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))[y, x] / 255
+        assert value / strong == pytest.approx(1 - math.sqrt(1 - red), abs=0.03)
+        assert red > green > blue
+    assert f"Uncertainty (90 %), full colour ±{strong:.0f}" in texts
+
+
+def test_uncertainty_by_the_server_is_that_of_the_shader(page: Any, served: Server) -> None:
+    seen = []
+    for query in ("?shader", "?windows"):
+        look_at(page, served, query)
+        for key in "1235":
+            page.keyboard.press(key)
+        page.wait_for_timeout(500)  # the window with it comes
+        seen.append(pixels(page)[60:-60])
+    assert seen[0].std() > 5
+    assert np.abs(seen[0] - seen[1]).mean() < 4  # of 255: another scale, within 0.5 %, and resampled
+
+
+def test_bundle_without_a_head_has_no_map(page: Any, scan: Scan) -> None:
+    with Upscaler.load("fast", threads=1) as up, serving(Opened(scan, up, "scan.nii.gz", "stored", 0.01)) as server:
+        look_at(page, server)
+        assert page.locator("#images button").count() == 4
+        before = pixels(page)
+        page.keyboard.press("5")
+        settle(page)
+        np.testing.assert_array_equal(pixels(page), before)
 
 
 def test_noise_and_grain_change_what_the_network_shows(page: Any, served: Server) -> None:

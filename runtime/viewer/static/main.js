@@ -6,19 +6,11 @@ import { write } from './overlay.js';
 import { Stage } from './stage.js';
 import { Windows } from './windows.js';
 
-// An image is a row here and a branch of the shader; an error map will be the fifth.
-const IMAGES = [
-  ['original', 'Original'],
-  ['bicubic', 'Bicubic'],
-  ['ours', 'Super-resolved'],
-  ['difference', 'Difference'],
-];
-const NAMES = Object.fromEntries(IMAGES);
 const BACK = [0.063, 0.075, 0.086]; // the page's own background, beside a slice too
 const GAP = 2; // between panels
 const LARGER = 1.25; // times: so much larger must a slice become for panels to leave their row
 const FINEST = 64; // pixels of the screen for one of the slice
-const STRONG = 0.1; // of the window: a difference that has the full colour
+const STRONG = 0.1; // of the window: a difference or an uncertainty that has the full colour
 const AHEAD = 2; // slices that are encoded before they are asked for, in the direction of scrolling
 
 const $ = (id) => document.getElementById(id);
@@ -26,6 +18,16 @@ const [screen, pictures, overlay] = ['screen', 'pictures', 'overlay'].map($);
 const scan = await (await fetch('scan.json')).json();
 const predictor = new Float32Array(await (await fetch('predictor')).arrayBuffer());
 const network = { ...scan.network, largest: scan.largest_scale };
+
+// An image is a row here and a branch of the shader.
+const IMAGES = [
+  ['original', 'Original'],
+  ['bicubic', 'Bicubic'],
+  ['ours', 'Super-resolved'],
+  ['difference', 'Difference'],
+  ...(network.uncertainty ? [['uncertainty', 'Uncertainty']] : []),
+];
+const NAMES = Object.fromEntries(IMAGES);
 
 const state = {
   plane: scan.planes[0],
@@ -69,7 +71,7 @@ function makeRenderer() {
 function unpack(key, buffer, told) {
   const plane = scan.planes.find(({ axis }) => axis === Number(new URLSearchParams(key).get('axis')));
   const pixels = plane.canonical[0] * plane.canonical[1];
-  const channels = 4 * Math.ceil(network.basis / 4);
+  const channels = 4 * (Math.ceil(network.basis / 4) + network.uncertainty);
   const canonical = new Float32Array(buffer, 0, pixels);
   const halves = new Uint16Array(buffer, 4 * pixels, channels * pixels);
   const lacking = new Uint16Array(buffer, (4 + 2 * channels) * pixels);
@@ -118,7 +120,7 @@ function frame(anyway = false) {
     renderer.features(features, state.plane);
     drawn.features = key;
   }
-  if (hasSlice && !renderer.needsFeatures) renderer.ask(key, panels[0].view, state.grain);
+  if (hasSlice && !renderer.needsFeatures) renderer.ask(key, panels[0].view, state);
   const ready = renderer.needsFeatures ? drawn.features === key : renderer.isReady(key);
   const { images, wipe, level, window, centre, zoom, grain } = state;
   const painted = JSON.stringify([key, ready, hasSlice, width, height, images, wipe, level, window, centre, zoom, grain]);
@@ -153,10 +155,15 @@ function ends() {
   return [state.images[0], state.images[state.images.length - 1]];
 }
 
+// Whether an image is in colours, for a quantity that is no grey value.
+function isCoded(name) {
+  return ['difference', 'uncertainty'].includes(name);
+}
+
 function look(name) {
   const { level, window, grain, volume } = state;
   const { low, high } = scan.ranges[volume % scan.ranges.length];
-  const range = name === 'difference' ? [0, STRONG * window] : [level - window / 2, level + window / 2];
+  const range = isCoded(name) ? [0, STRONG * window] : [level - window / 2, level + window / 2];
   return { range, limits: [low, high], grain, beyond: BACK };
 }
 
@@ -170,7 +177,7 @@ function draw({ images, left, bottom, view }, ready) {
   const line = state.wipe === null ? view.width : Math.round(state.wipe * view.width);
   images.forEach((name, k) => {
     const clip = k ? [line, view.width] : [0, line];
-    const known = ready || !['ours', 'difference'].includes(name) ? name : 'bicubic';
+    const known = ready || ['original', 'bicubic'].includes(name) ? name : 'bicubic';
     if (clip[1] > clip[0]) renderer.draw(known, view, { left, bottom, clip }, look(known));
   });
 }
@@ -183,12 +190,17 @@ function annotate(ready, hasSlice, ratio) {
   const real = (unit) => black + unit * (white - black);
   const wait = renderer.needsFeatures ? 'Bicubic, the network computes …' : 'The network computes …';
   const title = (name) => {
-    const waits = !ready && (renderer.needsFeatures ? ['ours', 'difference'].includes(name) : name !== 'original');
+    const waits = !ready && name !== 'original' && !(renderer.needsFeatures && name === 'bicubic');
     const strong = shown(STRONG * window * (white - black));
-    const label = name === 'difference' ? `Difference to bicubic, ±${strong}` : NAMES[name];
+    const coded = {
+      difference: `Difference to bicubic, ±${strong}`,
+      uncertainty: `Uncertainty (${100 * network.coverage} %), full colour ±${strong}`,
+    };
+    const label = coded[name] ?? NAMES[name];
     if (waits || !cursor || !hasSlice) return { name: waits ? wait : label, quiet: waits };
     const unit = renderer.read(name, cursor, panels[0].view, look(name));
-    return { name: label, value: shown(name === 'difference' ? unit * (white - black) : real(unit)) };
+    const value = shown(isCoded(name) ? unit * (white - black) : real(unit));
+    return { name: label, value: value && name === 'uncertainty' ? `± ${value}` : value };
   };
   const placed = plane.position;
   const place = placed && placed.first + index * placed.step;
