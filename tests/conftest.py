@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def with_head(of: Bundle) -> Bundle:
     """The bundle with a random head, whose half widths are some hundredths of white and differ from pixel to pixel."""
     rng = np.random.default_rng(4)
     sizes = of.model.basis + 9 * of.model.skip, 8, 8, OUTPUTS
-    layers = [(rng.normal(0, 0.5 / n**0.5, (m, n)), rng.normal(0, 0.3, m)) for n, m in zip(sizes, sizes[1:])]
+    layers = [(rng.normal(0, 0.8 / n**0.5, (m, n)), rng.normal(0, 0.3, m)) for n, m in pairwise(sizes)]
     layers[-1][1][0] -= 2
     parts = [bundle.array_bytes(part.astype(np.float32)) for layer in layers for part in layer]
     return Bundle.parse(bundle.serialise(of.model, {**of.files, **dict(zip(HEAD, parts))}, {}), "test bundle")

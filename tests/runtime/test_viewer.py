@@ -21,9 +21,9 @@ from runtime import ImageError, MetasrganError, Upscaler, preview, viewer
 from runtime.acquired import STORED
 from runtime.grid import has_table
 from runtime.scan import Scan
+from runtime.upscaler import open_bundle
 from runtime.viewer import opened, server
 from runtime.viewer.opened import Key, Opened
-from runtime.upscaler import open_bundle
 from runtime.viewer.server import ASSETS, Server
 from tests.conftest import ROOT, with_head
 from tests.runtime.conftest import serving

@@ -194,7 +194,7 @@ function annotate(ready, hasSlice, ratio) {
     const strong = shown(STRONG * window * (white - black));
     const coded = {
       difference: `Difference to bicubic, ±${strong}`,
-      uncertainty: `Uncertainty (${100 * network.coverage} %), full colour ±${strong}`,
+      uncertainty: `Uncertainty (${100 * network.coverage} %), to ±${strong}`,
     };
     const label = coded[name] ?? NAMES[name];
     if (waits || !cursor || !hasSlice) return { name: waits ? wait : label, quiet: waits };

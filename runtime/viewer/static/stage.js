@@ -48,7 +48,7 @@ uniform float cells, mean, deviation, grain;
 uniform vec2 inverse;             // 1 / scale of rows and columns, in canonical pixels
 uniform vec2 limits, range;       // of the input's values; what becomes black and white
 uniform vec3 beyond;              // the colour beside the slice
-out vec4 colour;
+out vec4 colour;                  // its alpha is the value: the canvas has none
 
 float at(highp sampler2D image, ivec2 p) {
   return texelFetch(image, clamp(p, ivec2(0), textureSize(image, 0) - 1), 0).r;
@@ -98,12 +98,12 @@ float ours(ivec2 source, vec2 offset) {
 float value(vec4 row, vec4 col) {
   ivec2 source = ivec2(col.x, row.x);
   vec2 offset = vec2(col.y, row.y);
-  if (SHOWN == 4) return linear(source, offset) * deviation + abs(givenBack(source, offset));
   float original = at(stored, ivec2(col.z, row.z));
   vec2 place = vec2(col.z + col.w, row.z + row.w) + 0.5;
   float bicubic = SHOWN == 1 || SHOWN == 3 ? clamp(cubic(stored, place), limits.x, limits.y) : 0.0;
-  float ours = SHOWN > 1 ? ours(source, offset) : 0.0;
-  return float[](original, bicubic, ours, ours - bicubic)[SHOWN];
+  float ours = SHOWN == 2 || SHOWN == 3 ? ours(source, offset) : 0.0;
+  float halfWidth = SHOWN == 4 ? linear(source, offset) * deviation + abs(givenBack(source, offset)) : 0.0;
+  return float[](original, bicubic, ours, ours - bicubic, halfWidth)[SHOWN];
 }
 
 vec3 heat(float t) { // black, red, amber, pale yellow: twice as far, twice as light
@@ -125,10 +125,10 @@ void main() {
       sum += value(row, col);
     }
   float v = sum / float(max(count, 1));
-  if (count == 0) colour = vec4(beyond, 1);
-  else if (SHOWN == 3) colour = vec4((v > 0.0 ? vec3(1, 0.62, 0.2) : vec3(-0.25, -0.6, -1)) * v / range.y, 1);
-  else if (SHOWN == 4) colour = vec4(heat(clamp(v / range.y, 0.0, 1.0)), 1);
-  else colour = vec4(vec3((v - range.x) / (range.y - range.x)), 1);
+  if (count == 0) colour = vec4(beyond, beyond.r);
+  else if (SHOWN == 3) colour = vec4((v > 0.0 ? vec3(1, 0.62, 0.2) : vec3(-0.25, -0.6, -1)) * v / range.y, v);
+  else if (SHOWN == 4) colour = vec4(heat(clamp(v / range.y, 0.0, 1.0)), v);
+  else colour = vec4(vec3((v - range.x) / (range.y - range.x)), v);
 }`;
 
 export class Stage {
@@ -219,7 +219,7 @@ export class Stage {
     gl.deleteRenderbuffer(buffer);
     return Float32Array.from({ length: width * height }, (_, k) => {
       const row = height - 1 - Math.floor(k / width);
-      return pixels[4 * (row * width + (k % width))];
+      return pixels[4 * (row * width + (k % width)) + 3];
     });
   }
 
