@@ -11,7 +11,8 @@ from onnx import TensorProto
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from train.generator import LEAST_SIGMA, SOFT, TOLD, Generator, ResidualBlock
+from runtime.acquired import LEAST_SIGMA, SOFT
+from train.generator import TOLD, Generator, ResidualBlock
 
 from .graph import Graph, declared
 

@@ -1,4 +1,4 @@
-"""The head that tells the uncertainty of a finished bundle. It learns from what the runtime itself computes.
+"""The head that tells the uncertainty of a finished bundle. It learns from inputs of all kinds that went through the runtime.
 
 It is a quantile regression: Koenker, Bassett, *Regression Quantiles*, Econometrica 1978. Other subjects then scale it, so that
 the truth lies outside as often as it may: Angelopoulos et al., *Conformal Risk Control*, ICLR 2024.
@@ -6,7 +6,10 @@ the truth lies outside as often as it may: Angelopoulos et al., *Conformal Risk 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,63 +17,123 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runtime import Upscaler, grid
-from runtime.intensity import UNIT
-from runtime.tiles import Span
-from runtime.uncertainty import COVERAGE, OUTPUTS
-from train import config, data, loop, models, subjects
-from train.generator import interpolate
+from runtime.acquired import Acquired
+from runtime.measure import estimate
+from runtime.slices import output_shape
+from runtime.tiles import TILE, Extent
+from runtime.uncertainty import COVERAGE, INPUTS, OUTPUTS, interpolation, plain
+from train import data, degradations, models, resample, subjects
+from train.degradations import Degradation
 
-UPDATES, CALIBRATED, RATE, HIDDEN = 2_000, 128, 3e-3, 32
-LEAST = 1e-4  # standard deviations of the model: a smaller error is none
-PIXELS = 10_000  # of a batch that calibrate
-# Inputs are those that networks learn from, and k-space ones.
-STAGE = config.load(
-    "fidelity", ['degradations=["bilinear", "bicubic", "kspace", "scanner", "scanner", "scanner"]', "faint=0"]
-).stage["brains"]
+VOLUMES, CALIBRATING = 400, 100  # to learn from, and to calibrate on
+CROPS, SLICES = 1_000, 4  # of either side, evenly from all; of a volume, whose crops are degraded alike and estimated together
+EPOCHS, RATE, HIDDEN = 12, 3e-3, 32
+SMALLEST, WINDOW = 64, 56  # pixels of a crop, at least; canonical pixels that are looked at, at most
+LEAST = 1e-5  # of white: a smaller error is none
+PIXELS = 10_000  # of a volume that calibrate
+
+Rng = np.random.Generator
+
+
+class Example(NamedTuple):
+    """Part of a slice: responses (H, W, B' + what is told), scales, |output - truth| (h, w), and what interpolates to it."""
+
+    inputs: Tensor
+    scales: grid.Scales
+    error: Tensor
+    up: tuple[Tensor, Tensor]
 
 
 def fit(upscaler: Upscaler, folder: Path) -> dict[str, NDArray[np.float32]]:
-    """The head's arrays by their names in a bundle, of a folder of images: a tenth of their subjects calibrates.
+    """The head's arrays by their names in a bundle, from images in a folder: a tenth of their subjects calibrates.
 
     Raises InputFileError for a folder without two subjects.
     """
     split = subjects.split_by_subject(folder, subjects.find_files(folder))
-    batches, held_out = loop.load_stage(STAGE, split)
-    torch.manual_seed(STAGE.seed)
+    training, others = (data.load_crops(data.evenly([*side], CROPS), SMALLEST) for side in (split.train, split.validation))
+    torch.manual_seed(0)
     model = upscaler.bundle.model
-    layers = nn.Linear(model.basis + 9 * model.skip, HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+    layers = nn.Linear(model.basis + 9 * model.skip + INPUTS, HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
     nn.init.zeros_(layers[2].weight)
     head = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
     optimiser = torch.optim.Adam(head.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, UPDATES)
-    for update in data.bar(range(UPDATES), desc="uncertainty", unit="update"):
-        short = _short(upscaler, head, batches[update])
-        loss = torch.maximum(COVERAGE * short, (COVERAGE - 1) * short).mean()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, EPOCHS * VOLUMES)
+    volumes = [*_volumes(upscaler, training, VOLUMES)]
+    for k in data.bar(range(EPOCHS * VOLUMES), desc="learning the uncertainty", unit="volume"):
         optimiser.zero_grad()
-        loss.backward()
+        for example in volumes[k % VOLUMES]:
+            outside = _outside(head, example)
+            loss = torch.maximum(COVERAGE * outside, (COVERAGE - 1) * outside).mean()
+            loss.backward()
         optimiser.step()
         schedule.step()
-    rng, others = np.random.default_rng(STAGE.seed), data.Batches(held_out, STAGE)
+    rng = np.random.default_rng(0)
     with torch.no_grad():
-        each = [rng.choice(_short(upscaler, head, others[k]).numpy().ravel(), PIXELS) for k in range(CALIBRATED)]
-        layers[2].bias[0] += float(np.quantile(each, COVERAGE + (1 - COVERAGE) / CALIBRATED))
+        each = [
+            np.concatenate([_outside(head, e).ravel() for e in volume]) for volume in _volumes(upscaler, others, CALIBRATING)
+        ]
+        pixels = [rng.choice(outside, PIXELS) for outside in each]
+        layers[2].bias[0] += float(np.quantile(pixels, COVERAGE + (1 - COVERAGE) / CALIBRATING))
     arrays = {f"{name}{k}": part for k, layer in enumerate(layers, 1) for name, part in zip("wb", layer.parameters())}
     return {name: part.detach().numpy() for name, part in arrays.items()}
 
 
-def _short(upscaler: Upscaler, head: nn.Module, batch: data.Batch) -> Tensor:
-    """log(error / half width) at the pixels of a batch: above 0 the truth lies outside."""
-    (lr, hr, told, scales), model, engine = batch, upscaler.bundle.model, upscaler.slices.engine
-    size, out = lr.shape[2:], np.empty_like(hr)
-    axes = (grid.project(n, r, model.projection) for n, r in zip(size, scales))
-    rows, cols = (Span(axis, 0, axis.n_out, 0, axis.n_in) for axis in axes)
-    responses = []
-    for image, numbers, target in zip(lr[:, 0], told, out[:, 0]):
-        sigma, *soft = map(float, numbers)
-        features = engine.encode(image, UNIT, (sigma, soft[0], soft[1]))
-        engine.render(features, rows, cols, scales, models.UNIT, target)
-        responses.append(engine.responses(features).copy())
-    error = torch.from_numpy(np.abs(out - hr) / np.float32(model.std) + np.float32(LEAST))
-    a, *slopes = head(torch.from_numpy(np.stack(responses))).unflatten(1, size).movedim(-1, 0)
-    log = a + sum(b / float(r) for b, r in zip(slopes, scales))
-    return error.log() - interpolate(log.exp()[:, None], scales, model.projection).log()
+def _outside(head: nn.Module, example: Example) -> Tensor:
+    """log(error / half width) of each pixel: above 0 the truth lies outside."""
+    a, *slopes = head(example.inputs.float()).movedim(-1, 0)
+    log = a + sum(b / float(r) for b, r in zip(slopes, example.scales))
+    up_y, up_x = example.up
+    return example.error.log() - (up_y @ log.clamp(max=0).exp() @ up_x.T).log()
+
+
+def _volumes(upscaler: Upscaler, crops: Sequence[data.Crop], count: int) -> Iterator[list[Example]]:
+    """So many volumes of a few crops: degraded in one way, and upscaled as the runtime does it."""
+    for k in data.bar(range(count), desc="making inputs", unit="volume", leave=False):
+        rng = np.random.default_rng([count, k])
+        degradation, scales = draw(rng)
+        noise = rng.uniform(0.003, 0.03) if rng.random() < 0.5 else 0.0  # truths are scans too
+        truths = [crops[n].pixels[:TILE, :TILE] for n in rng.integers(len(crops), size=SLICES)]
+        truths = [resample.rician(truth, noise, rng) if noise else truth for truth in truths]
+        lrs = [degradation.of(truth, scales) for truth in truths]
+        found = estimate(lrs)
+        yield [_example(upscaler, lr, truth, scales, found, rng) for lr, truth in zip(lrs, truths)]
+
+
+def draw(rng: Rng) -> tuple[Degradation, grid.Scales]:
+    """A way to make an input, and scales."""
+    sigma = 10 ** rng.uniform(-2.5, -1.1) if rng.random() < 0.6 else 0.0
+    kind = int(rng.integers(2 * len(resample.METHODS)))  # half of them are scans
+    rows, cols = (rng.uniform(0.5, 1) if rng.random() < 0.6 else 1.0 for _ in range(2))
+    window = [*degradations.WINDOWS][rng.integers(len(degradations.WINDOWS))]
+    resampled = kind < len(resample.METHODS)
+    way = degradations.resampled(resample.METHODS[kind], sigma) if resampled else degradations.scan((rows, cols), window, sigma)
+    y, x = (Fraction(int(n), 10) for n in rng.integers(11, 41, size=2))
+    how = rng.random()  # most scans have square pixels, and are to have them
+    return way, (y, y) if how < 0.7 else (y, Fraction(1)) if how < 0.8 else (y, x)
+
+
+def _example(
+    upscaler: Upscaler, lr: resample.Image, truth: resample.Image, scales: grid.Scales, found: Acquired, rng: Rng
+) -> Example:
+    """A part of a slice (H, W), wherever it lies."""
+    slices = upscaler.slices
+    encoded = slices.encode(lr, found)
+    (tile,) = encoded.tiles
+    larger = scales[0] * encoded.spacing[0], scales[1] * encoded.spacing[1]
+    responses = slices.engine.responses(tile.features).reshape(*encoded.shape, -1)
+    whole = np.minimum(output_shape(lr.shape, scales), truth.shape)
+    spans = []
+    for n, most, r in zip(encoded.shape, whole, larger):
+        size = min(n, WINDOW)
+        first = int(rng.integers(n - size + 1))
+        axis = grid.project(n, r, slices.model.projection)
+        spans.append(Extent(first, first + size, first, first + size).outputs(axis, 0, int(most)))
+    rows, cols = spans
+    window = rows.start, cols.start, len(rows), len(cols)
+    output = slices.render(encoded, scales, window, models.UNIT)
+    error = np.abs(output - truth[rows.start : rows.stop, cols.start : cols.stop]) + np.float32(LEAST)
+    part = responses[rows.first : rows.first + rows.size, cols.first : cols.first + cols.size]
+    told = np.broadcast_to(plain(found.told), (*part.shape[:2], INPUTS))
+    inputs = torch.from_numpy(np.concatenate([part, told], -1).astype(np.float16))
+    up = torch.from_numpy(interpolation(rows)), torch.from_numpy(interpolation(cols))
+    return Example(inputs, larger, torch.from_numpy(error), up)

@@ -23,6 +23,7 @@ Float = NDArray[np.float32]
 Told = tuple[float, float, float]  # what a network is told: σ, and the soft part of the band along rows and columns
 
 NOTHING: Told = (0.0, 0.0, 0.0)
+LEAST_SIGMA, SOFT = 1e-3, 3.0  # less noise is none; a band's soft end is multiplied by it, so that Hann's window is 1
 WHOLE = 0.97  # a part of Nyquist's frequency from which the whole matrix counts as measured
 ALL = slice(None)
 _MOST_GAIN = 4.0  # −12 dB: how far a window is undone. Beyond it small errors of its estimate become ripple

@@ -19,7 +19,7 @@ from . import grid
 from .errors import BundleError, reason
 from .files import write_atomically
 from .phases import WeightPredictor
-from .uncertainty import OUTPUTS, Head
+from .uncertainty import INPUTS, OUTPUTS, Head
 
 FORMAT = "metasrgan-edge bundle"
 VERSION, OLDEST = 4, 2  # what is written, and what is read from
@@ -156,7 +156,10 @@ class Bundle:
     def _check_arrays(self, name: str) -> None:
         """Raise BundleError for arrays that are none, or do not fit one another."""
         features = self.model.basis + 9 * self.model.skip
-        networks = [(PREDICTOR, (3, 4), self.model.basis), (HEAD, (features,), OUTPUTS)]  # and how many numbers go in and out
+        networks = [
+            (PREDICTOR, (3, 4), self.model.basis),
+            (HEAD, (features + INPUTS,), OUTPUTS),
+        ]  # and how many numbers go in and out
         for members, into, out in networks if HEAD[0] in self.files else networks[:1]:
             try:
                 parts = [self._array(member) for member in members]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import grid, tiles, uncertainty
-from .acquired import STORED, Acquired, Told
+from .acquired import NOTHING, STORED, Acquired, Told
 from .bundle import Model
 from .engines import Engine
 from .errors import BundleError, ClosedError, DeviceMemoryError, ImageError
@@ -112,16 +112,16 @@ class Slices:
             canonical, spacing = acquired.canonical(unit)
             tiles_of = partial(self._encode, canonical, acquired.told)
             shape, larger = canonical.shape, _times(scales, spacing)
-        axes = self._project(shape, larger)
+        axes, told = self._project(shape, larger), acquired.told
         if grain:
             sr = np.empty(out.shape, np.float32)
-            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, UNIT, sr, half_width), shape)
+            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, UNIT, sr, half_width, told), shape)
             more = np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
             out[...] = intensity.restore(sr + more, out.dtype)
             if half_width is not None:
                 half_width += np.abs(more)
         else:
-            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, intensity, out, half_width), shape)
+            self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, intensity, out, half_width, told), shape)
 
     def sources(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[NDArray[np.int64]]:
         """The input pixel that each output pixel lies in, for each axis of an array of `shape`."""
@@ -142,7 +142,8 @@ class Slices:
     def uncertainty(self, encoded: Encoded, scales: grid.Scales, window: Window) -> Float:
         """Half the width of the interval around each pixel of a window that holds the truth; white is 1."""
         larger, out = _times(scales, encoded.spacing), np.empty(window[2:], np.float32)
-        self._render(encoded.tiles, self._project(encoded.shape, larger), larger, window, half_width=out)
+        axes, told = self._project(encoded.shape, larger), encoded.acquired.told
+        self._render(encoded.tiles, axes, larger, window, half_width=out, told=told)
         return out
 
     def _encode(self, image: NDArray[Any], told: Told, levels: Intensity = UNIT) -> Iterator[Tile]:
@@ -177,9 +178,11 @@ class Slices:
         levels: Intensity = UNIT,
         out: NDArray[Any] | None = None,
         half_width: Float | None = None,
+        told: Told = NOTHING,
     ) -> None:
-        """Write the window to `out`, in grey values of `levels`: by the engine, but for what float32 does not carry. And its
-        uncertainty to `half_width`.
+        """Write the window to `out`, in grey values of `levels`: by the engine, but for what float32 does not carry.
+
+        And its uncertainty to `half_width`, of an image of which this is told.
         """
         top, left, height, width = window
         for tile in encoded:
@@ -196,8 +199,8 @@ class Slices:
                 if not direct:
                     out[place] = levels.restore(pixels, out.dtype) if exact else to_dtype(pixels, out.dtype)
             if half_width is not None:
-                widths = uncertainty.half_width(self.head, self.engine.responses(tile.features), y, x, scales)
-                half_width[place] = widths * np.float32(self.model.std)
+                responses = self.engine.responses(tile.features)
+                half_width[place] = uncertainty.half_width(self.head, responses, told, y, x, scales)
 
 
 def _times(scales: grid.Scales, spacing: grid.Scales) -> grid.Scales:

@@ -1,54 +1,64 @@
 """How far an output may lie from the truth: for each pixel half the width of an interval that holds it with `COVERAGE`.
 
-A small network, the head, sees the responses of one input pixel. `export --uncertainty` trains it for the finished trunk, and
-scales it so that intervals hold the truth as often as they say.
+A small network, the head, sees the responses of one input pixel and what is told of the image. `export --uncertainty` trains
+it for the finished trunk, and scales it so that intervals hold the truth as often as they say.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import grid
+from .acquired import LEAST_SIGMA, SOFT, Told
 from .tiles import Span
 
 Float = NDArray[np.float32]
 
 COVERAGE = 0.9
-OUTPUTS = 3  # of the head: a, b_y and b_x of log(half width) = a + b_y/r_y + b_x/r_x, in standard deviations of the model
+INPUTS, OUTPUTS = 3, 3  # of the head: `plain`; a, b_y and b_x of log(half width) = a + b_y/r_y + b_x/r_x, where white is 1
 
 
 @dataclass(frozen=True)
 class Head:
-    """The MLP B' → … → `OUTPUTS` with a relu between layers, each of weights (out, in) and biases (out,), float32."""
+    """The MLP B' + `INPUTS` → … → `OUTPUTS`, a relu between layers, each of weights (out, in) and biases (out,), float32."""
 
     layers: tuple[tuple[Float, Float], ...]
 
-    def __call__(self, responses: Float) -> Float:
-        """Responses (P, B') of input pixels → (P, `OUTPUTS`)."""
-        *hidden, (weights, biases) = self.layers
-        for w, b in hidden:
-            responses = np.maximum(responses @ w.T + b, 0)
-        return np.asarray(responses @ weights.T + biases, np.float32)
+    def __call__(self, responses: Float, told: Told) -> Float:
+        """Responses (P, B') of input pixels, and what is told of their image → (P, `OUTPUTS`)."""
+        (weights, biases), *rest = self.layers
+        inputs = weights.shape[1] - INPUTS
+        x = responses @ weights[:, :inputs].T + (weights[:, inputs:] @ plain(told) + biases)
+        for weights, biases in rest:
+            x = np.maximum(x, 0) @ weights.T + biases
+        return np.asarray(x, np.float32)
 
 
-def half_width(head: Head, responses: Float, rows: Span, cols: Span, scales: grid.Scales) -> Float:
-    """Half the width at the output pixels rows × cols, interpolated linearly, in standard deviations of the model.
+def plain(told: Told) -> Float:
+    """What is told as numbers of about 1: 0 is no noise and 2 is 10 % of white, 0 is a hard edge and 1 Hann's window."""
+    sigma, *soft = told
+    return np.array([math.log10(max(sigma, LEAST_SIGMA) / LEAST_SIGMA), *(SOFT * part for part in soft)], np.float32)
+
+
+def half_width(head: Head, responses: Float, told: Told, rows: Span, cols: Span, scales: grid.Scales) -> Float:
+    """Half the width at the output pixels rows × cols, interpolated linearly; white is 1, and no width is more.
 
     `responses` (H·W, B') are those of a tile of `rows.size` by `cols.size` pixels.
     """
-    a, *slopes = head(responses).T
-    at_pixels = np.exp(a + sum(b / np.float32(r) for b, r in zip(slopes, scales)))
-    return _interpolated(_interpolated(at_pixels.reshape(rows.size, cols.size), rows, 0), cols, 1)
+    a, *slopes = head(responses, told).T
+    log = a + sum(b / np.float32(r) for b, r in zip(slopes, scales))
+    at_pixels = np.exp(np.minimum(log, 0)).reshape(rows.size, cols.size)
+    return np.asarray(interpolation(rows) @ at_pixels @ interpolation(cols).T, np.float32)
 
 
-def _interpolated(image: Float, span: Span, axis: int) -> Float:
-    """An image at a span's output pixels along an axis, between pixel centres, edges repeated."""
-    taps = grid.skip_taps(span.axis.scale, span.axis.projection, span.offset).astype(np.float32)
-    parts = (
-        image.take(np.clip(span.sources + step, 0, span.size - 1), axis) * np.expand_dims(weights, 1 - axis)
-        for step, weights in zip((-1, 0, 1), taps.T)
-    )
-    return np.asarray(sum(parts), np.float32)
+def interpolation(span: Span) -> Float:
+    """The matrix (outputs, `span.size`) that interpolates linearly between pixel centres, edges repeated."""
+    taps = grid.skip_taps(span.axis.scale, span.axis.projection, span.offset)
+    matrix = np.zeros((len(span), span.size), np.float32)
+    columns = np.clip(span.sources[:, None] + (-1, 0, 1), 0, span.size - 1)
+    np.add.at(matrix, (np.arange(len(span))[:, None], columns), taps)
+    return matrix

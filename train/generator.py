@@ -18,9 +18,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from runtime import grid
+from runtime.acquired import LEAST_SIGMA, SOFT
 
-LEAST_SIGMA = 1e-3  # of white: less noise than this is none
-SOFT = 3.0  # a band's soft end is multiplied by it: Hann's window is 1
 TOLD, TOLD_HIDDEN = 3, 16  # numbers that are told, and units of the network that turns them into biases
 
 Size = Annotated[int, Field(ge=1, le=4096)]
