@@ -200,7 +200,7 @@ class Opened:
             held = shown.slices.engine.responses(tile.features)
             held = held.reshape(tile.rows.last - tile.rows.first, tile.cols.last - tile.cols.first, -1)[inner_y, inner_x]
             fours = [held[..., first : min(first + 4, basis)] for first in range(0, basis, 4)]
-            for layer, four in enumerate(fours if head is None else [*fours, head(held)]):
+            for layer, four in enumerate(fours if head is None else [*fours, head(held, encoded.acquired.told)]):
                 responses[layer, y, x, : four.shape[-1]] = four
         lacking = shown.lacking()
         off = float(np.sqrt(np.mean(lacking**2))), float(np.abs(lacking).max())

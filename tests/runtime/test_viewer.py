@@ -289,7 +289,7 @@ def test_head_is_told_and_its_numbers_are_the_last_layer(scan: Opened, doubting:
     assert body[:end] + body[end + 8 * rows * cols :] == without
     told = np.frombuffer(body, "<f2", 4 * rows * cols, end).reshape(rows * cols, 4)
     shown = doubting.shown(key)
-    expected = shown.slices.head(shown.slices.engine.responses(shown.encoded.tiles[0].features))
+    expected = shown.slices.head(shown.slices.engine.responses(shown.encoded.tiles[0].features), shown.encoded.acquired.told)
     np.testing.assert_allclose(told[:, :3], expected, rtol=1e-3, atol=1e-4)
     assert expected.std(0).min() > 0.01
 

@@ -72,7 +72,8 @@ float cubic(highp sampler2D image, vec2 place) { // in pixels from the outer edg
 float between(ivec2 p) { // what is interpolated: the half width, whose logarithm the last layer tells; else the image
   if (SHOWN != 4) return at(canonical, p);
   ivec3 size = textureSize(responses, 0);
-  return exp(dot(texelFetch(responses, ivec3(clamp(p, ivec2(0), size.xy - 1), size.z - 1), 0).rgb, vec3(1, inverse)));
+  vec3 told = texelFetch(responses, ivec3(clamp(p, ivec2(0), size.xy - 1), size.z - 1), 0).rgb;
+  return exp(min(dot(told, vec3(1, inverse)), 0.0));
 }
 
 float linear(ivec2 source, vec2 offset) {
@@ -102,7 +103,7 @@ float value(vec4 row, vec4 col) {
   vec2 place = vec2(col.z + col.w, row.z + row.w) + 0.5;
   float bicubic = SHOWN == 1 || SHOWN == 3 ? clamp(cubic(stored, place), limits.x, limits.y) : 0.0;
   float ours = SHOWN == 2 || SHOWN == 3 ? ours(source, offset) : 0.0;
-  float halfWidth = SHOWN == 4 ? linear(source, offset) * deviation + abs(givenBack(source, offset)) : 0.0;
+  float halfWidth = SHOWN == 4 ? linear(source, offset) + abs(givenBack(source, offset)) : 0.0;
   return float[](original, bicubic, ours, ours - bicubic, halfWidth)[SHOWN];
 }
 
