@@ -156,21 +156,19 @@ class Bundle:
     def _check_arrays(self, name: str) -> None:
         """Raise BundleError for arrays that are none, or do not fit one another."""
         features = self.model.basis + 9 * self.model.skip
-        networks = [
-            (PREDICTOR, (3, 4), self.model.basis),
-            (HEAD, (features + INPUTS,), OUTPUTS),
-        ]  # and how many numbers go in and out
-        for members, into, out in networks if HEAD[0] in self.files else networks[:1]:
+        predictor = "weight predictor", PREDICTOR, (3, 4), self.model.basis  # and how many numbers go in and out
+        head = "head", HEAD, (features + INPUTS,), OUTPUTS
+        for what, members, into, out in (predictor, head)[: 1 + (HEAD[0] in self.files)]:
             try:
                 parts = [self._array(member) for member in members]
             except Exception:
-                raise BundleError(f"{name} has weights that are no array: make it again with `metasrgan export`") from None
+                raise BundleError(f"{name} has a {what} that is no array: make it again with `metasrgan export`") from None
             fit = all(part.dtype in (np.float16, np.float32) and np.isfinite(part).all() for part in parts)
             for w, b in zip(parts[::2], parts[1::2]):
                 fit = fit and b.size > 0 and w.shape in [(b.size, n) for n in into] and b.ndim == 1
                 into = (b.size,)
             if not fit or into != (out,):
-                raise BundleError(f"{name} has weights that do not fit each other: make it again with `metasrgan export`")
+                raise BundleError(f"{name} has a {what} that does not fit: make it again with `metasrgan export`")
 
     def _array(self, member: str) -> NDArray[Any]:
         """An array whose header is held to the bytes behind it: np.load would make room for what it promises."""

@@ -1,5 +1,5 @@
 """How bundles and checkpoints compare with bicubic interpolation, by input, scale, noise and
-subject; with --out also as JSON and in pictures. --real and --discs measure what such scores do not show.
+subject; with --out also as JSON and in pictures. --real, --discs and --coverage measure what such scores do not show.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runtime.errors import reason
 from runtime.files import check_output, write_atomically
 from runtime.upscaler import SHIPPED
 
-from . import degradations, figures, metrics, realscans, scores
+from . import coverage, degradations, figures, metrics, realscans, scores
 from .degradations import Degradation
 from .losses import Perceptual
 from .models import Model, load_models
@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m train.evaluate") 
     add("--crops", type=int, metavar="N", help="score so many crops of each subject, evenly from all of them (default: all)")
     add("--features", type=Path, metavar="PATH", help="VGG weights: adds the perceptual distance")
     add("--discs", action="store_true", help="in place of scores: how much of faint discs is kept, 1 to 3 σ (default: of 3 %%)")
+    held = "in place of scores: how often the truth lies within the uncertainty that bundles tell"
+    add("--coverage", action="store_true", help=held)
     real = "in place of scores: ripple and edges of real scans, volumes or folders of DICOM, which need no --data"
     add("--real", nargs="+", type=Path, metavar="SCAN", help=real)
     add("--out", type=Path, metavar="FOLDER", help="folder for results.md, results.json and pictures")
@@ -159,6 +161,12 @@ def _of_inputs(
         discs = realscans.keep_discs(compared)
         text = "## How much of faint discs is kept\n\n" + scores.by_model(discs, {"kept": scores.plain("kept")})
         return text, [*how, *HOW_MADE, *realscans.HOW_DISCS], {"discs": discs}, {}
+    if args.coverage:
+        require(
+            any(model.interval for model in models), "--models", [m.name for m in models], "a bundle that tells uncertainty"
+        )
+        held = coverage.examine(compared)
+        return coverage.markdown(held), [*how, *HOW_MADE, *coverage.HOW], {"coverage": held}, {}
     records, estimates, panels = scores.evaluate(compared, measures)
     how += [*HOW_MADE, *(measure.how for measure in measures), *HOW_SCORED]
     content = {"subjects_without_crops": empty, "crops": counts, "scores": records}

@@ -43,13 +43,20 @@ class Model:
     upscale: Upscale
     told: Told = "stored"
     facts: dict[str, Any] = field(default_factory=dict)
+    interval: Callable[[Image, grid.Scales, Acquired], tuple[Image, Image]] | None = (
+        None  # with half widths, where it tells them
+    )
+
+    def acquired(self, estimate: Acquired | None, truth: Acquired | None) -> Acquired:
+        """What it is told, where these are known."""
+        acquired = {"auto": estimate, "true": truth, "stored": STORED}[self.told]
+        assert acquired is not None, self.told
+        return acquired
 
     def output(self, lr: Image, scales: grid.Scales, estimate: Acquired | None, truth: Acquired | None = None) -> Image | None:
         """What it makes of an input of which these are known; None where it does not serve the scales."""
-        acquired = {"auto": estimate, "true": truth, "stored": STORED}[self.told]
-        assert acquired is not None, self.told
         try:
-            return self.upscale(lr, scales, acquired)
+            return self.upscale(lr, scales, self.acquired(estimate, truth))
         except ScaleError:  # a network of one scale
             return None
 
@@ -79,10 +86,12 @@ def load_model(spec: str, told: Told = "auto") -> Model:
     is_told = word in get_args(Told) and not Path(named).exists()  # or an @
     path, told = (Path(before), word) if is_told else (Path(named), told)  # type: ignore[assignment]
     network: nn.Module | None = None
+    interval = None
     if path.suffix == ".bundle" or (zipfile.is_zipfile(path) and "manifest.json" in zipfile.ZipFile(path).namelist()):
         upscaler = Upscaler.load(path)
         manifest = upscaler.bundle.manifest
         upscale, served_by, parameters = upscale_by(upscaler), f"runtime on {upscaler.device}", manifest.get("parameters")
+        interval = interval_by(upscaler) if upscaler.bundle.head() else None
         # The manifest's account of the checkpoint is for people, and nothing that a bundle must have.
         with contextlib.suppress(LookupError, TypeError, ValueError):
             network = networks.build(networks.configure(manifest["checkpoint"]["generator"]))
@@ -93,12 +102,23 @@ def load_model(spec: str, told: Told = "auto") -> Model:
         parameters = sum(p.numel() for p in network.parameters())
     facts = {"file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "parameters": parameters}
     facts["multiply_adds"] = multiply_adds(network) if network else None
-    return Model(name or path.stem + f"@{word}" * is_told, served_by, upscale, told, facts)
+    return Model(name or path.stem + f"@{word}" * is_told, served_by, upscale, told, facts, interval)
 
 
 def upscale_by(upscaler: Upscaler) -> Upscale:
     """The runtime as a function of an image with black 0 and white 1; its output is not darker than black."""
     return lambda lr, scales, acquired: upscaler.slices.upscale(lr, UNIT, scales, np.float32, acquired)
+
+
+def interval_by(upscaler: Upscaler) -> Callable[[Image, grid.Scales, Acquired], tuple[Image, Image]]:
+    """The same with the half widths beside the output."""
+
+    def interval(lr: Image, scales: grid.Scales, acquired: Acquired) -> tuple[Image, Image]:
+        sr, half_width = (np.empty(output_shape(lr.shape, scales), np.float32) for _ in range(2))
+        upscaler.slices.fill(sr, lr, UNIT, scales, acquired, half_width=half_width)
+        return sr, half_width
+
+    return interval
 
 
 def upscale_with(model: nn.Module) -> Upscale:
