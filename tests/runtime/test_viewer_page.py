@@ -305,7 +305,7 @@ def test_uncertainty_is_a_panel_whose_colours_are_its_values(page: Any, served: 
         page.keyboard.press(key)
     settle(page)
     range_ = opened.description()["ranges"][0]
-    strong = 0.1 * (range_["white"] - range_["black"])
+    strong = 0.2 * (range_["white"] - range_["black"])
     for x, y in ((400, 110), (330, 150), (450, 260)):
         page.mouse.move(x, y)
         settle(page)
@@ -327,6 +327,17 @@ def test_uncertainty_by_the_server_is_that_of_the_shader(page: Any, served: Serv
         seen.append(pixels(page)[60:-60])
     assert seen[0].std() > 5
     assert np.abs(seen[0] - seen[1]).mean() < 4  # of 255: another scale, within 0.5 %, and resampled
+
+
+def test_map_that_is_awaited_is_called_so(page: Any, served: Server) -> None:
+    look_at(page, served, "?windows")
+    write_down(page)
+    page.route("**/window?*uncertainty=true", lambda route: None)  # it is not answered
+    page.keyboard.press("5")
+    settle(page)
+    texts = page.evaluate("window.seen")
+    assert "The network computes …" in texts
+    assert not any(text.startswith("Uncertainty") for text in texts)
 
 
 def test_bundle_without_a_head_has_no_map(page: Any, scan: Scan) -> None:

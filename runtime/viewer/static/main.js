@@ -10,7 +10,7 @@ const BACK = [0.063, 0.075, 0.086]; // the page's own background, beside a slice
 const GAP = 2; // between panels
 const LARGER = 1.25; // times: so much larger must a slice become for panels to leave their row
 const FINEST = 64; // pixels of the screen for one of the slice
-const STRONG = 0.1; // of the window: a difference or an uncertainty that has the full colour
+const STRONG = { difference: 0.1, uncertainty: 0.2 }; // of the window: what has the full colour
 const AHEAD = 2; // slices that are encoded before they are asked for, in the direction of scrolling
 
 const $ = (id) => document.getElementById(id);
@@ -155,15 +155,15 @@ function ends() {
   return [state.images[0], state.images[state.images.length - 1]];
 }
 
-// Whether an image is in colours, for a quantity that is no grey value.
-function isCoded(name) {
-  return ['difference', 'uncertainty'].includes(name);
+// Whether an image can be drawn; bicubic interpolation stands in its place until then.
+function isThere(name, ready) {
+  return name === 'original' || (name === 'bicubic' && renderer.needsFeatures) || (ready && renderer.has(name));
 }
 
 function look(name) {
   const { level, window, grain, volume } = state;
   const { low, high } = scan.ranges[volume % scan.ranges.length];
-  const range = isCoded(name) ? [0, STRONG * window] : [level - window / 2, level + window / 2];
+  const range = STRONG[name] ? [0, STRONG[name] * window] : [level - window / 2, level + window / 2];
   return { range, limits: [low, high], grain, beyond: BACK };
 }
 
@@ -177,7 +177,7 @@ function draw({ images, left, bottom, view }, ready) {
   const line = state.wipe === null ? view.width : Math.round(state.wipe * view.width);
   images.forEach((name, k) => {
     const clip = k ? [line, view.width] : [0, line];
-    const known = ready || ['original', 'bicubic'].includes(name) ? name : 'bicubic';
+    const known = isThere(name, ready) ? name : 'bicubic';
     if (clip[1] > clip[0]) renderer.draw(known, view, { left, bottom, clip }, look(known));
   });
 }
@@ -190,8 +190,8 @@ function annotate(ready, hasSlice, ratio) {
   const real = (unit) => black + unit * (white - black);
   const wait = renderer.needsFeatures ? 'Bicubic, the network computes …' : 'The network computes …';
   const title = (name) => {
-    const waits = !ready && name !== 'original' && !(renderer.needsFeatures && name === 'bicubic');
-    const strong = shown(STRONG * window * (white - black));
+    const waits = !isThere(name, ready);
+    const strong = shown(STRONG[name] * window * (white - black));
     const coded = {
       difference: `Difference to bicubic, ±${strong}`,
       uncertainty: `Uncertainty (${100 * network.coverage} %), to ±${strong}`,
@@ -199,7 +199,7 @@ function annotate(ready, hasSlice, ratio) {
     const label = coded[name] ?? NAMES[name];
     if (waits || !cursor || !hasSlice) return { name: waits ? wait : label, quiet: waits };
     const unit = renderer.read(name, cursor, panels[0].view, look(name));
-    const value = shown(isCoded(name) ? unit * (white - black) : real(unit));
+    const value = shown(STRONG[name] ? unit * (white - black) : real(unit));
     return { name: label, value: value && name === 'uncertainty' ? `± ${value}` : value };
   };
   const placed = plane.position;
@@ -209,7 +209,7 @@ function annotate(ready, hasSlice, ratio) {
   const titled = panels.map((panel) => ({ ...panel, titles: panel.images.map(title) }));
   const facts = [
     [position, scales() + (plane.mm ? ` (${(1 / state.zoom).toFixed(3)} mm)` : '')].filter(Boolean).join(' · '),
-    plane.acquired.replace('acquired', 'Acquired'),
+    ...plane.acquired.split(', ').map((part) => part[0].toUpperCase() + part.slice(1)), // or it would not fit into a panel
     ready ? against(responses.get(keyOf(index)), (part) => shown(part * (white - black))) : '',
     `Window ${shown(window * (white - black))} · Level ${shown(real(level))}`,
     'Not for diagnosis',

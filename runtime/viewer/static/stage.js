@@ -234,6 +234,10 @@ export class Stage {
     return this.values(shown, { ...view, down, across, width: 1, height: 1 }, look)[0];
   }
 
+  has() {
+    return true;
+  }
+
   clear(colour) {
     this.gl.clearColor(...colour, 1);
     this.gl.clear(this.gl.COLOR_BUFFER_BIT);

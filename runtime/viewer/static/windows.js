@@ -28,6 +28,10 @@ export class Windows {
     return this.#window?.key === key;
   }
 
+  has(shown) {
+    return shown !== 'uncertainty' || this.#window.images[3].length > 0;
+  }
+
   // What is to be seen of a slice; the latest request is the one that counts.
   async ask(key, view, { grain, images }) {
     const ends = [view.down, view.across].map((axis) => [axis.from, axis.from + axis.step * axis.length].sort((a, b) => a - b));
