@@ -32,8 +32,14 @@ def _export(argv: list[str], prog: str) -> None:
     add("--fp16", action="store_true", help="weights in half precision: half the size")
     add("--int8", type=Path, metavar="FOLDER", help="8-bit trunk, calibrated on images in FOLDER: 2.7 times as fast with VNNI")
     add("--uncertainty", type=Path, metavar="FOLDER", help="tell the uncertainty too, learned from images in FOLDER in minutes")
+    learned = "record the ranges of the images in FOLDER: the bundle's user is told of a scan that lies outside; needs --pixel"
+    add("--envelope", type=Path, metavar="FOLDER", help=learned)
+    add("--pixel", type=float, nargs=2, metavar="MM", help="the least and the largest pixel that the network is for")
+    add("--images", default="images", metavar="TEXT", help="what the network learned from, in words for that line")
     add("--force", action="store_true", help="replace an existing bundle")
     args = parser.parse_args(argv)
+    if (args.envelope is None) != (args.pixel is None):
+        parser.error("--envelope needs --pixel MM MM, the pixels that the network is for, and --pixel needs --envelope")
     out = args.out or args.ckpt.with_suffix(".bundle")
     if out.resolve() == args.ckpt.resolve():
         raise OutputFileError(f"{out} is the checkpoint itself: name the bundle with --out")
@@ -47,6 +53,10 @@ def _export(argv: list[str], prog: str) -> None:
     generator, content = checkpoint.load_generator(args.ckpt)
     model, files = build(generator, args.fp16)
     manifest = about(generator, content, args.ckpt)
+    if args.envelope:
+        from . import envelope
+
+        manifest["envelope"] = envelope.of(args.envelope, tuple(args.pixel), args.images)
 
     def draft() -> Bundle:
         return Bundle.parse(bundle.serialise(model, files, manifest), "the new bundle")

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import __version__, cohort, command, doctor, io, job, sidecar, viewer
+from . import __version__, cohort, command, doctor, io, job, qa, sidecar, viewer
 from .engines import DEVICES
 from .errors import InputFileError, MetasrganError, OutputFileError
 from .grid import MAX_SCALE
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m runtime") -> int:
     commands = {
         "upscale": upscale,
         "view": viewer.view,
+        "qa": qa.qa,
         "doctor": doctor.doctor,
         "prepare": doctor.prepare,
         "cache": doctor.cache,
@@ -67,9 +68,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description=__doc__,
-        epilog="`metasrgan view` shows a scan in a browser. `doctor` says what each device would use here; `prepare` builds "
-        "ahead of time what it needs; `cache` lists what is kept of that. `train`, `export` and `evaluate`, which need "
-        "torch, make networks of your own.",
+        epilog="`metasrgan view` shows a scan in a browser; `qa` tests a folder of a site's own. `doctor` says what each "
+        "device would use here; `prepare` builds ahead of time what it needs; `cache` lists what is kept of that. `train`, "
+        "`export` and `evaluate`, which need torch, make networks of your own.",
     )
     add = parser.add_argument
     add("input", type=Path, nargs="*", help=f"{', '.join(io.READ)}, or DICOM: a folder, a file or a zip; one or many")

@@ -136,6 +136,11 @@ class Acquired:
         rows, cols = (_analyses(band, n, r) for band, n, r in zip(self.bands, image.shape, scales))
         return np.asarray(rows[0] @ image @ cols[0].T - rows[1] @ sr @ cols[1].T, np.float32)
 
+    def difference(self, image: Float, sr: Float, scales: Sequence[Fraction]) -> Float:
+        """What `lacking` says, in pixels of the canonical form: (⌊H / s_y⌋, ⌊W / s_x⌋)."""
+        lacks = self.lacking(image, sr, scales)
+        return self.given_back(lacks, image.shape, [1 / band.spacing for band in self.bands])
+
     def given_back(
         self, lacks: Float, shape: Sequence[int], scales: Sequence[Fraction], rows: slice = ALL, cols: slice = ALL
     ) -> Float:
@@ -156,7 +161,7 @@ def _to_canonical(band: Band, size: int) -> Float | None:
     return resampling(size, (np.arange(m) + 0.5) * float(band.spacing), band.gains(m, size))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _synthesis(band: Band, size: int, scale: Fraction) -> Float:
     """The matrix (size·p // q, m) from the m cosines that were measured to output pixels: zero filling."""
     places = (np.arange(size * scale.numerator // scale.denominator) + 0.5) / float(scale)
@@ -173,7 +178,9 @@ def _analyses(band: Band, size: int, scale: Fraction) -> tuple[Float, Float]:
     m = up.shape[1]
     weights = np.where(np.arange(m), 2.0, 1.0) / size * band.gains(m, size)
     measured = weights[:, None] * _cosines(np.arange(size) + 0.5, m, size).T
-    return np.asarray(measured, np.float32), np.asarray(np.linalg.solve(up.T @ up, up.T), np.float32)
+    whole = size * scale.numerator % scale.denominator == 0  # then cosines are orthogonal over the output pixels
+    inverse = up.T / (up**2).sum(0)[:, None] if whole else np.linalg.solve(up.T @ up, up.T)
+    return np.asarray(measured, np.float32), np.asarray(inverse, np.float32)
 
 
 def _cosines(places: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import grid
+from .envelope import Envelope
 from .errors import BundleError, reason
 from .files import write_atomically
 from .phases import WeightPredictor
@@ -59,12 +60,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory. `sha256` is that of the whole file, and its identity."""
+    """A bundle in memory. `sha256` is that of the whole file, and its identity; `envelope` is what it learned from."""
 
     manifest: dict[str, Any]
     model: Model
     files: dict[str, bytes]
     sha256: str
+    envelope: Envelope | None = None
 
     @classmethod
     def read(cls, path: Path) -> Bundle:
@@ -109,6 +111,7 @@ class Bundle:
             model = Model(**stated)
             if version < 4 and model.told != (version == 3):
                 raise ValueError(f"{model} is none of version {version}")
+            envelope = Envelope.parse(manifest["envelope"]) if manifest.get("envelope") is not None else None
             held = set(archive.namelist())
             files = {member: archive.read(member) for member in manifest["files"] if member in held}
             listed = {member: (entry["bytes"], entry["sha256"]) for member, entry in manifest["files"].items()}
@@ -120,7 +123,7 @@ class Bundle:
             raise BundleError(f"{name} lacks {ascii(missing[0])[1:-1]:.60}: make it again with `metasrgan export`")
         if any((len(data), hashlib.sha256(data).hexdigest()) != listed[m] for m, data in files.items()):
             raise _damaged(name)
-        bundle = cls(manifest, model, files, hashlib.sha256(content).hexdigest())
+        bundle = cls(manifest, model, files, hashlib.sha256(content).hexdigest(), envelope)
         if any(_ELSEWHERE in graph for graph in (*(files[n] for n in GRAPHS), bundle.trunk(bundle.has_half))):
             raise BundleError(f"{name} has weights in other files, which its checksum does not cover: export it again")
         bundle._check_arrays(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,12 @@ class Intensity:
             aside += values.size - inside.size
             low, high = float(inside.min()), float(inside.max())
         return cls(low, high, black, white, floor, ceiling, aside, padding=padding)
+
+    @property
+    def finished(self) -> Intensity:
+        """The same range of outputs, in which nothing is set aside."""
+        black, white = (value * self.slope + self.inter for value in (self.black, self.white))
+        return replace(self, black=black, white=white, aside=0, slope=1.0, inter=0.0)
 
     def fits_float32(self, dtype: DTypeLike) -> bool:
         """Whether grey values in `dtype` come out right, to 5e-7 of white less black, where float32 computes them."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import __version__, io, preview, sidecar, sizes, volume
+from .consistency import Consistency
 from .errors import InputFileError, OutputFileError, reason
 from .files import Write, check_output, write_atomically
 from .io import pictures
@@ -140,12 +141,14 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     uncertain = volume.uncertainty(out) if request.uncertainty else None
     extras = {task.uncertainty: io.writer(task.uncertainty, uncertain, request.anonymous)} if uncertain else {}
     asked: Any = {name: getattr(request, name) for name in ("acquired", "noise", "grain")}
-    asked["half_width"] = uncertain.pixels if uncertain else None
+    asked |= {"consistency": (consistency := Consistency()), "half_width": uncertain.pixels if uncertain else None}
     acquired = volume.upscale(upscaler.slices, scan, out, **asked, progress=progress)
+    known = None if scan.labels else upscaler.bundle.envelope
+    outside = known.outside(scan, volume.intensities(scan)[0], acquired) if known else ()
     axes = scan.in_plane if scan.affine is None else range(min(3, scan.pixels.ndim))
     measured, stored = acquired.along(*axes), [scan.shape[k] for k in axes]
     said = "" if scan.labels else measured.said(stored)
-    notes = tuple(note for note in (said, *acquired.notes, *scan.notes) if note)
+    notes = tuple(note for note in (said, str(consistency), *outside, *acquired.notes, *scan.notes) if note)
     scales, device = tuple(out.scales[k] for k in axes), f"{upscaler.device} ({upscaler.runs_on})"
     # Colours come last in files.
     before, after = ((*each.shape[1:], each.shape[0]) if each.colour else each.shape for each in (scan, out))
@@ -156,6 +159,7 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
         "device": device,
         "scale": [str(r) for r in scales],
         "acquired": measured.plain(stored),
+        "consistency": consistency.plain(),
         "grid": {"projection": upscaler.bundle.model.projection, "edges": "aligned", "size": "floor(n*p/q)"},
         "from": {"shape": before, "spacing_mm": [round(size, 6) for size in scan.spacing]},
         "output": {"shape": after, "spacing_mm": [round(size, 6) for size in out.spacing], "dtype": str(out.pixels.dtype)},

@@ -99,10 +99,10 @@ def of(
     asked = _asked(matrix, axes, data.shape)
     if noise is not None and not _within(noise, 0, 1):
         raise ImageError(f"noise {noise!r} is no part of white: give its standard deviation from 0 to 1, such as 0.02")
-    slices = _slices(data, axes[0], axes[1], intensity)
+    slices = some_slices(data, axes[0], axes[1], intensity)
     found = [] if matrix == "stored" else [*bands_of(slices)]
     if found and len(axes) > 2:
-        found.append(bands_of(_slices(data, axes[0], axes[2], intensity))[1])
+        found.append(bands_of(some_slices(data, axes[0], axes[2], intensity))[1])
     bands, sources = [Band()] * data.ndim, []
     notes = [intensity.said] if intensity.aside else []
     for axis, seen in zip(axes, found):
@@ -161,7 +161,7 @@ def _within(value: Any, low: float, high: float) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high
 
 
-def _slices(data: NDArray[Any], rows: int, cols: int, intensity: Intensity) -> list[Float]:
+def some_slices(data: NDArray[Any], rows: int, cols: int, intensity: Intensity) -> list[Float]:
     """Some slices of these axes, black 0 and white 1, from all parts of the array; none that are too small."""
     stack = np.moveaxis(data, (rows, cols), (-2, -1))
     margins = [max(0, n - _PIXELS) // 2 for n in stack.shape[-2:]]
@@ -184,7 +184,7 @@ def bands_of(slices: Sequence[Float]) -> tuple[Band | None, Band | None]:
     """
     power = np.zeros((_BINS, _BINS))
     leakage = np.zeros((2, 2 * _BINS))
-    for image in _chosen(slices):
+    for image in fullest(slices):
         if min(image.shape) >= _SMALLEST:
             fades, waves, leaks = zip(*map(_axis, image.shape))
             weight = np.outer(*fades)
@@ -201,7 +201,7 @@ def noise_of(slices: Sequence[Float]) -> float:
     Air with less than a third of it was blanked. Of slices without noise it is what their texture leaves; 0 without tissue.
     """
     each_mean, each_power = [np.zeros(0)], [np.zeros(0)]
-    for image in _chosen(slices):
+    for image in fullest(slices):
         rows, cols = image.shape[0] // _BLOCK, image.shape[1] // _BLOCK
         blocks = image[: rows * _BLOCK, : cols * _BLOCK].reshape(rows, _BLOCK, cols, _BLOCK).swapaxes(1, 2)
         each_mean.append(blocks.mean((2, 3), dtype=np.float64).ravel())
@@ -222,7 +222,7 @@ def _sigma(slices: Sequence[Float], bands: tuple[Band, Band]) -> float:
     return min(noise_of(_telling(canonical, _TELL_NOISE)), _NOISIEST)
 
 
-def _chosen(slices: Sequence[Float]) -> list[Float]:
+def fullest(slices: Sequence[Float]) -> list[Float]:
     """Up to `_SLICES` of them at even distances, of those that show at least half as much tissue as the fullest."""
     tissue = [np.count_nonzero(image > _TISSUE) for image in slices]
     full = [image for image, pixels in zip(slices, tissue) if pixels and pixels >= max(tissue) / 2]

@@ -43,17 +43,21 @@ def of(before: Scan, after: Scan) -> Image.Image:
     return side_by_side(*planes, (scales[pair[0]], scales[pair[1]]), names)
 
 
-def side_by_side(before: NDArray[Any], ours: NDArray[Any], scales: grid.Scales, axes: str = "") -> Image.Image:
+def side_by_side(
+    before: NDArray[Any], ours: NDArray[Any], scales: grid.Scales, axes: str = "", truth: NDArray[Any] | None = None
+) -> Image.Image:
     """A slice (H, W) as blocks, by bicubic interpolation and as it was upscaled by `scales`, on one grey scale.
 
-    `axes` is where the two array axes lead, for `upright`.
+    `axes` is where the two array axes lead, for `upright`. A `truth`, where there is one, comes last.
     """
-    before, ours = np.nan_to_num(before), np.nan_to_num(ours)
+    finer = {name: np.nan_to_num(pixels) for name, pixels in (("ours", ours), ("truth", truth)) if pixels is not None}
+    before = np.nan_to_num(before)
     intensity = Intensity.of(before)
     unit = intensity.normalise(before)
     rows, cols = most_detailed(unit)
     low, high = np.percentile(unit[slice(*rows), slice(*cols)], (0.5, 99.5))
-    grey, ours = ((pixels - low) * (255 / ((high - low) or 1)) for pixels in (unit, intensity.normalise(ours)))
+    finer = {name: intensity.normalise(pixels) for name, pixels in finer.items()}
+    grey, *others = ((pixels - low) * (255 / ((high - low) or 1)) for pixels in (unit, *finer.values()))
     (top, bottom), (left, right) = ((math.ceil(a * r), int(b * r)) for (a, b), r in zip((rows, cols), scales))
     size = right - left, bottom - top
     box = float(left / scales[1]), float(top / scales[0]), float(right / scales[1]), float(bottom / scales[0])
@@ -61,7 +65,7 @@ def side_by_side(before: NDArray[Any], ours: NDArray[Any], scales: grid.Scales, 
     panels = {  # each with its name, its pixels in blocks where they are small
         "input": np.asarray(image.resize(size, Image.Resampling.NEAREST, box)),
         "bicubic": np.asarray(image.resize(size, Image.Resampling.BICUBIC, box)),
-        "ours": ours[top:bottom, left:right],
+        **{name: pixels[top:bottom, left:right] for name, pixels in zip(finer, others)},
     }
     shown = {name: upright(np.clip(pixels, 0, 255).astype(np.uint8), axes) for name, pixels in panels.items()}
     zoom = math.ceil(_PANEL / max(size))

@@ -19,6 +19,7 @@ from . import engines, grid, measure, on_device, tiles, volume
 from .acquired import Acquired
 from .bounded import BoundedCache
 from .bundle import Bundle
+from .consistency import Consistency
 from .engines import Engine
 from .errors import BundleError, DeviceError, ImageError, ScaleError
 from .intensity import Intensity, real_array
@@ -254,6 +255,19 @@ class View:
         y, x = slices.sources(self.shape, scales)
         self._intensity.put_back(out, self._image, (y[top : top + height], x[left : left + width]))
         return out
+
+    def consistency(
+        self, scale: ScaleOrPair | None = None, *, shape: tuple[int, int] | None = None, grain: float = GRAIN
+    ) -> Consistency:
+        """How well the whole slice at a scale or of an output shape, brought back to what was measured, equals the input.
+
+        Its `rmse` and `worst` are in the input's units. Raises ScaleError.
+        """
+        scales, _, _ = self._place(scale, shape, None)
+        sr = self._intensity.normalise(self.render(scale, shape=shape, grain=grain))
+        white, found = abs(self._intensity.white - self._intensity.black), Consistency()
+        found.add(self.acquired.difference(self._encoded.unit, sr, scales), white)
+        return found
 
     def uncertainty(
         self,

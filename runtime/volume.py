@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import grid, measure, sizes, through_plane
-from .acquired import Acquired, Band
+from .acquired import STORED, Acquired, Band
+from .consistency import LARGEST, Consistency
 from .errors import ImageError, ScaleError
 from .intensity import Intensity, to_dtype
 from .measure import Matrix
@@ -74,12 +75,13 @@ def upscale(
     grain: float = 0.0,
     progress: Progress | None = None,
     levels: Intensity | None = None,
+    consistency: Consistency | None = None,
     half_width: NDArray[np.float32] | None = None,
 ) -> Acquired:
     """Fill `out`, which `prepared` made of `scan`, and tell what was measured. `progress(done, total)` counts slices.
 
-    `levels` are the range of grey values, by default the scan's own. `half_width`, as large as `out`, receives the uncertainty
-    in real values: 0 where the network was not used.
+    `levels` are the range of grey values, by default the scan's own. `consistency` is added to, slice by slice of `scan`.
+    `half_width`, as large as `out`, receives the uncertainty in real values: 0 where the network was not used.
 
     Where there are to be more slices, the planes that contain the axis across which they lie are upscaled first. An integer
     scan with a slope keeps both, as an affine map of intensities commutes with the network's own (a negative slope makes large
@@ -131,10 +133,34 @@ def upscale(
         fill = partial(_fill, slices, intensity, in_plane, how if within else None)
         for _ in in_flight(fill, pieces, slices.engine.in_flight if within else 1):
             step()
+        if consistency is not None:
+            _compare(consistency, scan, one, target, by_axis, intensity, measured.along(*pair) if within else STORED)
         intensity.put_back(target, one, slices.sources(one.shape, by_axis))
         if widths is not None:
             widths *= white
     return replace(found[0], notes=(*found[0].notes, *_doubt(scan)))
+
+
+def _compare(
+    into: Consistency,
+    scan: Scan,
+    volume: NDArray[Any],
+    target: NDArray[Any],
+    by_axis: sizes.AxisScales,
+    intensity: Intensity,
+    acquired: Acquired,
+) -> None:
+    """Add to `into` how far `target` is off the volume that it was made of. Thin slices in a thick one count as their mean."""
+    pair, finished = scan.in_plane, intensity.finished
+    if max(volume.shape[k] for k in pair) > LARGEST:
+        return
+    stacks = (np.moveaxis(array, pair, (-2, -1)) for array in (volume, target))
+    thick, thin = (stack.reshape(-1, *stack.shape[-2:]) for stack in stacks)
+    white = abs(scan.slope) * (abs(intensity.white - intensity.black) or 1.0)
+    shares = through_plane.thickness(len(thick), by_axis[scan.axis])
+    for image, of in zip(thick, shares / shares.sum(1, keepdims=True)):
+        sr = np.sum([float(of[k]) * finished.normalise(thin[k]) for k in np.flatnonzero(of)], axis=0)
+        into.add(acquired.difference(intensity.normalise(image), sr, (by_axis[pair[0]], by_axis[pair[1]])), white)
 
 
 def _fill(

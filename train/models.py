@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ Upscale = Callable[[Image, grid.Scales, Acquired], Image]
 
 # What a model is told of an input: the runtime's estimate, the truth, or nothing: that all of what is stored was measured
 Told = Literal["auto", "true", "stored"]
+_ASKED = re.compile(rf"(.*)@(({'|'.join(get_args(Told))})(?:\+grain(0|1|0?\.\d+))?)")  # a path, and what of it
 
 UNIT = Intensity(low=0.0, high=np.inf, black=0.0, white=1.0)  # of crops, which are scaled by their volume already
 
@@ -75,53 +77,54 @@ def load_models(specs: Sequence[str], told: Told = "auto") -> list[Model]:
 
 
 def load_model(spec: str, told: Told = "auto") -> Model:
-    """The bundle or checkpoint that [NAME=]PATH[@TOLD] names, where TOLD (auto, true or stored) is what it is told.
+    """The bundle or checkpoint that [NAME=]PATH[@TOLD[+grainG]] names, where TOLD (auto, true or stored) is what it is told,
+    and G how much of what was measured is added back.
 
     Raises BundleError or InputFileError for a file that is missing, damaged or neither of the two.
     """
     name, is_named, named = spec.partition("=")
     if not is_named or Path(spec).exists():  # a path may hold an = of its own
         name, named = "", spec
-    before, _, word = named.rpartition("@")
-    is_told = word in get_args(Told) and not Path(named).exists()  # or an @
-    path, told = (Path(before), word) if is_told else (Path(named), told)  # type: ignore[assignment]
+    asked = None if Path(named).exists() else _ASKED.fullmatch(named)  # or an @
+    path, grain = Path(asked[1] if asked else named), float(asked[4] or 0) if asked else 0.0
+    told = asked[3] if asked else told  # type: ignore[assignment]
     network: nn.Module | None = None
     interval = None
     if path.suffix == ".bundle" or (zipfile.is_zipfile(path) and "manifest.json" in zipfile.ZipFile(path).namelist()):
         upscaler = Upscaler.load(path)
-        manifest = upscaler.bundle.manifest
-        upscale, served_by, parameters = upscale_by(upscaler), f"runtime on {upscaler.device}", manifest.get("parameters")
-        interval = interval_by(upscaler) if upscaler.bundle.head() else None
+        manifest, parameters = upscaler.bundle.manifest, upscaler.bundle.manifest.get("parameters")
+        upscale, served_by = upscale_by(upscaler, grain), f"runtime on {upscaler.device}"
+        interval = interval_by(upscaler, grain) if upscaler.bundle.head() else None
         # The manifest's account of the checkpoint is for people, and nothing that a bundle must have.
         with contextlib.suppress(LookupError, TypeError, ValueError):
             network = networks.build(networks.configure(manifest["checkpoint"]["generator"]))
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         network = checkpoint.load_network(path)[0].to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        upscale, served_by = upscale_with(network), f"PyTorch on {device}, float32"
+        upscale, served_by = upscale_with(network, grain), f"PyTorch on {device}, float32"
         parameters = sum(p.numel() for p in network.parameters())
     facts = {"file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "parameters": parameters}
     facts["multiply_adds"] = multiply_adds(network) if network else None
-    return Model(name or path.stem + f"@{word}" * is_told, served_by, upscale, told, facts, interval)
+    return Model(name or path.stem + (f"@{asked[2]}" if asked else ""), served_by, upscale, told, facts, interval)
 
 
-def upscale_by(upscaler: Upscaler) -> Upscale:
+def upscale_by(upscaler: Upscaler, grain: float = 0.0) -> Upscale:
     """The runtime as a function of an image with black 0 and white 1; its output is not darker than black."""
-    return lambda lr, scales, acquired: upscaler.slices.upscale(lr, UNIT, scales, np.float32, acquired)
+    return lambda lr, scales, acquired: upscaler.slices.upscale(lr, UNIT, scales, np.float32, acquired, grain)
 
 
-def interval_by(upscaler: Upscaler) -> Callable[[Image, grid.Scales, Acquired], tuple[Image, Image]]:
+def interval_by(upscaler: Upscaler, grain: float) -> Callable[[Image, grid.Scales, Acquired], tuple[Image, Image]]:
     """The same with the half widths beside the output."""
 
     def interval(lr: Image, scales: grid.Scales, acquired: Acquired) -> tuple[Image, Image]:
         sr, half_width = (np.empty(output_shape(lr.shape, scales), np.float32) for _ in range(2))
-        upscaler.slices.fill(sr, lr, UNIT, scales, acquired, half_width=half_width)
+        upscaler.slices.fill(sr, lr, UNIT, scales, acquired, grain, half_width)
         return sr, half_width
 
     return interval
 
 
-def upscale_with(model: nn.Module) -> Upscale:
+def upscale_with(model: nn.Module, grain: float = 0.0) -> Upscale:
     """A network in evaluation mode as a function of an image, in float32 on its own device.
 
     One with a Meta-Upscale stage gets the canonical form, as in the runtime; one for a single scale the image as it is.
@@ -130,13 +133,16 @@ def upscale_with(model: nn.Module) -> Upscale:
 
     @torch.no_grad()
     def upscale(lr: Image, scales: grid.Scales, acquired: Acquired = STORED) -> Image:
-        height, width = output_shape(lr.shape, scales)
+        stored, asked, (height, width) = lr, scales, output_shape(lr.shape, scales)
         if isinstance(model, Generator):
             lr, spacing = acquired.canonical(lr)
             scales = (scales[0] * spacing[0], scales[1] * spacing[1])
         batch = torch.tensor(lr)[None, None].to(device, memory_format=torch.channels_last)
         sr: Image = model(batch, scales, torch.tensor([acquired.told], dtype=torch.float32, device=device))[0, 0].cpu().numpy()
-        return sr[:height, :width]
+        sr = sr[:height, :width]
+        if grain:
+            sr += np.float32(grain) * acquired.given_back(acquired.lacking(stored, sr, asked), stored.shape, asked)
+        return sr
 
     return upscale
 

@@ -14,6 +14,25 @@ from scipy import ndimage
 from runtime import InputFileError, grid
 from runtime.measure import estimate
 from runtime.preview import upright
+from runtime.qa.criteria import (
+    COARSE,
+    EDGE,
+    FINE,
+    FLATTEST,
+    INSIDE,
+    MIN_TISSUE,
+    SLICES,
+    STEEPEST,
+    TISSUE,
+    Mask,
+    flat_tissue,
+    gradient,
+    in_tissue,
+    ripple_and_edges,
+    shows_tissue,
+    smooth,
+    steepest,
+)
 
 from . import data, scores
 from .augment import disc
@@ -21,16 +40,10 @@ from .data import Image, Stack
 from .degradations import percent
 from .models import Model
 
-Mask = NDArray[np.bool_]
 WHOLE = grid.parse_scales(1)
 
-SLICES, LOOKED_AT = 9, 16  # of a scan, evenly: that are scored, and that the estimate is made of, as many as the runtime's
-MIN_TISSUE, TISSUE = 0.05, 0.15  # of a slice, or it is left out; of white: what is brighter is tissue
-# σ of Gaussians, in input pixels: what is finer than the first is ripple, tissue is flat after the second, edges steep after
-# the third. With them the network of before this measure has the figures that were known of it: ripple 1.4 to 1.6, edges 1.1.
-FINE, COARSE, EDGE = 0.75, 1.5, 0.5
-INSIDE, VIEW = 4, 40  # input pixels: flat tissue is farther than this from any other; an axis of a picture's crops
-FLATTEST, STEEPEST = 0.30, 0.05  # parts of the tissue
+LOOKED_AT = 16  # slices of a scan, evenly, of which the estimate is made: as many as the runtime's
+VIEW = 40  # input pixels: an axis of a picture's crops
 
 DIAMETERS, CONTRASTS = (3, 5, 8), (1, 2, 3)  # truth pixels; parts of the noise's σ
 RING = (3, 6)  # truth pixels from a disc's edge: what lies there is what its inside is compared with
@@ -57,58 +70,17 @@ def load_scans(path: Path) -> list[Stack]:
     found = data.read(path)
     if not all(scan.axes for scan in found):
         raise InputFileError(f"{path} is a picture, of which nothing is known: give a volume or a folder of DICOM")
-    scans = [scan for scan in found if any(map(_shows_tissue, scan.slices.values()))]
+    scans = [scan for scan in found if any(map(shows_tissue, scan.slices.values()))]
     if not scans:
         raise InputFileError(f"{path} holds no volume that shows tissue: give another")
     return scans
-
-
-def _shows_tissue(image: Image) -> bool:
-    return bool((image > TISSUE).mean() > MIN_TISSUE)
-
-
-def gradient(image: Image, scales: grid.Scales) -> Image:
-    """The size of an image's gradient, per input pixel."""
-    return np.hypot(*np.gradient(image, *(1 / float(r) for r in scales)))
-
-
-def smooth(image: Image, sigma: float, scales: grid.Scales) -> Image:
-    """An image after a Gaussian of so many input pixels."""
-    return np.asarray(ndimage.gaussian_filter(image, [sigma * float(r) for r in scales]))
-
-
-def in_tissue(coarse: Image, size: int | Sequence[int]) -> Mask:
-    """Where a window around a pixel shows nothing but tissue."""
-    return np.asarray(ndimage.minimum_filter(coarse, size, mode="constant", cval=0) > TISSUE)
-
-
-def flat_tissue(image: Image, scales: grid.Scales) -> Mask:
-    """Where an image, `scales` times as large as its input, shows the flattest tissue."""
-    coarse = smooth(image, COARSE, scales)
-    inside, slope = in_tissue(coarse, [2 * int(INSIDE * r) + 1 for r in scales]), gradient(coarse, scales)
-    return inside & (slope <= np.quantile(slope[inside], FLATTEST) if inside.any() else False)
-
-
-def steepest(image: Image, scales: grid.Scales) -> Mask:
-    """Where the gradient of an image's tissue is largest."""
-    slope, tissue = gradient(smooth(image, EDGE, scales), scales), image > TISSUE
-    return tissue & (slope >= np.quantile(slope[tissue], 1 - STEEPEST) if tissue.any() else False)
-
-
-def ripple_and_edges(image: Image, flat: Mask, steep: Mask, scales: grid.Scales) -> tuple[float, float]:
-    """The standard deviation of what is finer than `FINE` where it is `flat`, and the mean gradient where it is `steep`.
-
-    NaN without such a pixel.
-    """
-    fine, slope = image - smooth(image, FINE, scales), gradient(smooth(image, EDGE, scales), scales)
-    return float(fine[flat].std()) if flat.any() else np.nan, float(slope[steep].mean()) if steep.any() else np.nan
 
 
 def examine(models: Sequence[Model], scan: Stack, scales: grid.Scales) -> tuple[list[scores.Record], scores.Panel]:
     """A scan's ripple and edges by model, over the first one's, and its picture. Raises InputFileError without flat tissue."""
     slices = [*scan.slices.values()]
     acquired = estimate([slices[k] for k in np.unique(np.linspace(0, len(slices) - 1, LOOKED_AT).round().astype(int))])
-    each, chosen = [], data.evenly([*filter(_shows_tissue, slices)], SLICES)
+    each, chosen = [], data.evenly([*filter(shows_tissue, slices)], SLICES)
     middle: dict[str, Image] = {}
     for k, lr in enumerate(chosen):
         outputs = {model.name: sr for model in models if (sr := model.output(lr, scales, acquired)) is not None}

@@ -126,12 +126,13 @@ class Opened:
     def description(self) -> dict[str, Any]:
         """What the page needs to know of the scan and the network."""
         scan, model, bundle = self._scan, self._upscaler.bundle.model, self._upscaler.bundle
-        predictor, head = bundle.predictor(), bundle.head()
+        predictor, head, known = bundle.predictor(), bundle.head(), bundle.envelope
+        outside = known.outside(scan, self._ranges[0], self._measured) if known else ()
         return {
             "name": self._name,
             "software": f"metasrgan-edge {__version__}",
             "device": self._upscaler.runs_on,
-            "notes": [*self._measured.notes, *scan.notes],
+            "notes": [*outside, *self._measured.notes, *scan.notes],
             "planes": [self._described(plane) for plane in self.planes],
             "volumes": len(self._volumes),
             "ranges": [self._range(intensity) for intensity in self._ranges],

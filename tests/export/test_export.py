@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,10 +19,10 @@ from export import graphs
 from export.__main__ import main
 from export.build import receptive_radius
 from export.verify import TOLERANCE, verify
-from runtime import BundleError, Upscaler, bundle
+from runtime import BundleError, Upscaler, bundle, io, measure, volume
 from runtime.acquired import NOTHING
 from runtime.bundle import Bundle
-from tests.conftest import ROOT, bundle_of, random_generator
+from tests.conftest import ROOT, SCAN, bundle_of, random_generator
 from train import checkpoint
 from train.generator import Generator
 
@@ -155,6 +156,35 @@ def test_command_writes_a_verified_bundle(ckpt: Path, capsys: pytest.CaptureFixt
     assert printed == {"sha256": made.sha256, **made.manifest}
     assert printed["model"]["precision"] == "float16"
     assert any("32/15" in case for case in printed["largest_error_of_range"])
+
+
+def test_command_records_what_the_network_learned_from(ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    data = nib.load(SCAN).get_fdata(dtype=np.float32)
+    for k in range(7):
+        np.save(images / f"{k}.npy", data[..., k])
+    out = tmp_path / "x.bundle"
+    asked = ["--ckpt", str(ckpt), "--out", str(out), "--force", "--envelope", str(images), "--pixel", "0.5", "2"]
+    assert main([*asked, "--images", "T1 of one patient"]) == 0
+    first, envelope = out.read_bytes(), Bundle.read(out).envelope
+    assert envelope is not None
+    assert (envelope.images, envelope.pixel_mm, envelope.noise) == ("T1 of one patient", (0.5, 2), (0, 0.08))
+    assert set(envelope.grey) == {"rim", "skew", "contrast", "detail", "saturated"}
+    assert envelope.grey["contrast"][0] < envelope.grey["contrast"][1]
+    scan = io.read(SCAN, None)
+    intensity = volume.intensities(scan)[0]
+    assert envelope.outside(scan, intensity, measure.of(scan.pixels, scan.in_plane, intensity)) == ()
+    assert main([*asked, "--images", "T1 of one patient"]) == 0
+    assert out.read_bytes() == first  # reproducible
+    (empty := tmp_path / "empty").mkdir()
+    np.save(empty / "0.npy", np.zeros((80, 80), np.float32))
+    capsys.readouterr()
+    assert main(["--ckpt", str(ckpt), "--out", str(out), "--force", "--envelope", str(empty), "--pixel", "1", "2"]) == 1
+    assert "holds no image with enough tissue" in capsys.readouterr().err
+    for half in (["--envelope", str(images)], ["--pixel", "1", "2"]):
+        with pytest.raises(SystemExit):
+            main(["--ckpt", str(ckpt), "--out", str(out), "--force", *half])
 
 
 def test_a_told_checkpoint_becomes_a_told_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,6 +117,16 @@ def test_manifest_that_makes_no_sense_is_refused(content: bytes, change: dict[st
         Bundle.parse(_rewritten(content, {"model": model | change}), "x")
 
 
+def test_an_envelope_may_be_there(content: bytes) -> None:
+    assert Bundle.parse(content, "x").envelope is None
+    known = Bundle.parse(_rewritten(content, {"envelope": {"noise": [0, 0.08], "of a later version": 1}}), "x").envelope
+    assert known is not None
+    assert known.noise == (0, 0.08)
+    for damaged in (1, [], {"noise": [1, 0]}, {"grey": 3}):
+        with pytest.raises(BundleError, match="makes no sense"):
+            Bundle.parse(_rewritten(content, {"envelope": damaged}), "x")
+
+
 @pytest.mark.parametrize("missing", ["told", "precision", "weights"])
 def test_a_bundle_that_does_not_say_what_its_version_requires_is_refused(content: bytes, missing: str) -> None:
     model = {name: value for name, value in asdict(Bundle.parse(content, "x").model).items() if name != missing}

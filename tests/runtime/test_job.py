@@ -207,7 +207,9 @@ def test_a_dicom_series_becomes_a_series_and_a_sidecar_in_its_fields(
     told = dicom.saved[0]
     assert told["record"]["software"] == f"metasrgan-edge {__version__}"  # what SoftwareVersions will say
     assert (result.shape_in, result.shape_out) == ((9, 10, 4), (18, 20, 4))
-    assert result.notes == (told["acquired"], "a note")
+    assert result.notes[0] == told["acquired"]
+    assert result.notes[1].startswith("consistency with what was measured: RMSE ")
+    assert result.notes[2:] == ("a note",)
     assert told["acquired"].startswith("acquired 9×10×4 of 9×10×4 (stored)")
     assert told["series"] is dicom.found[2]
     assert told["image"].shape == (18, 20, 4)
@@ -246,7 +248,7 @@ def test_a_doubtful_series_is_taken_only_by_its_number(shipped: Upscaler, dicom:
     job.run(shipped, Task(source, tmp_path / "a.nii.gz"), TWICE)  # the last, as the first is doubtful
     assert nib.load(tmp_path / "a.nii.gz").shape == (18, 20, 4)
     result = job.run(shipped, Task(source, tmp_path / "b.nii.gz", 0), TWICE)
-    assert (result.shape_in, result.notes[1]) == ((9, 8, 3), "it is a localizer, slices to plan others by")
+    assert (result.shape_in, result.notes[2]) == ((9, 8, 3), "it is a localizer, slices to plan others by")
     del dicom.found[1:]
     with pytest.raises(InputFileError, match=r"it is a localizer.*take it all the same by --series 1"):
         job.run(shipped, Task(source, tmp_path / "c.nii.gz"), TWICE)

@@ -62,6 +62,17 @@ def test_all_three_show_the_same_place(scales: tuple[str, str]) -> None:
     assert np.corrcoef(shown.ravel(), ours.ravel())[0, 1] > 0.8
 
 
+def test_a_truth_comes_last() -> None:
+    before = np.random.default_rng(1).random((150, 130)).astype(np.float32)
+    two = Fraction(2), Fraction(2)
+    ours, truth = upsample(before, two), upsample(before, two) ** 2
+    three, four = preview.side_by_side(before, ours, two), preview.side_by_side(before, ours, two, truth=truth)
+    np.testing.assert_array_equal(np.asarray(four)[:, : three.width], np.asarray(three))
+    last = np.asarray(four)[preview._TITLE :, three.width + preview._GAP :]
+    np.testing.assert_array_equal(last, panels(preview.side_by_side(before, truth, two))[2])
+    assert not np.array_equal(last, panels(three)[2])
+
+
 def test_it_is_cut_to_where_there_is_detail() -> None:
     """Texture of little contrast counts, a rim of much contrast does not; nor do fill values and NaN hide either."""
     y, x = np.mgrid[:300, :200]

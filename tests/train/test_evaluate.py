@@ -326,6 +326,7 @@ def test_pictures_of_a_network_of_one_scale(folder: Path) -> None:
         ("{file}", "a@b", "true"),
         ("{file}@stored", "a@b@stored", "stored"),
         ("x={file}@auto", "x", "auto"),
+        ("{file}@auto+grain0.5", "a@b@auto+grain0.5", "auto"),
         ("{whole}", "c@stored", "true"),  # a file of that name is that file
     ],
 )
@@ -333,6 +334,20 @@ def test_model_says_what_it_is_told(spec: str, name: str, told: str, tmp_path: P
     file, whole = shutil.copy(CHECKPOINT, tmp_path / "a@b.pt"), shutil.copy(BUNDLE, tmp_path / "c@stored")
     model = models.load_model(spec.format(file=file, whole=whole), "true")
     assert (model.name, model.told) == (name, told)
+
+
+@pytest.mark.parametrize("file", [CHECKPOINT, BUNDLE])
+def test_model_with_all_grain_keeps_what_was_measured(file: Path) -> None:
+    lr = 0.3 + 0.3 * np.random.default_rng(0).random((24, 30), np.float32)
+    acquired = Acquired((Band(0.75), Band()), 0.05)
+    lacks = []
+    for grain in ("0", "0.5", "1"):
+        sr = models.load_model(f"{file}@true+grain{grain}").output(lr, TWO, None, acquired)
+        assert sr is not None
+        lacks.append(float(np.abs(acquired.lacking(lr, sr, TWO)).max()))
+    assert lacks[0] > 1e-3
+    assert lacks[1] == pytest.approx(lacks[0] / 2, rel=1e-2)
+    assert lacks[2] < 1e-5
 
 
 def test_models_hear_what_they_ask_for(found: list[list[np.ndarray]], folder: Path) -> None:
