@@ -6,6 +6,7 @@ import io
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,13 @@ def test_bundle_without_a_head_has_no_map(page: Any, scan: Scan) -> None:
         page.keyboard.press("5")
         settle(page)
         np.testing.assert_array_equal(pixels(page), before)
+
+
+def test_notes_of_the_scan_are_shown(page: Any, scan: Scan) -> None:
+    noted = replace(scan, notes=("one note", "another"))
+    with Upscaler.load("fast", threads=1) as up, serving(Opened(noted, up, "scan.nii.gz", "stored", 0.01)) as server:
+        look_at(page, server)
+        assert page.inner_text("#notes").endswith("one note · another")
 
 
 def test_noise_and_grain_change_what_the_network_shows(page: Any, served: Server) -> None:

@@ -415,6 +415,7 @@ function button(parent, value, text, act) {
 }
 
 $('name').textContent = $('name').title = document.title = scan.name;
+$('notes').textContent = scan.notes.join(' · ');
 if (scan.planes.length > 1) scan.planes.forEach((plane) => button('planes', plane.axis, plane.name, () => choosePlane(plane)));
 IMAGES.forEach(([id, name]) => button('images', id, name, () => toggle(id)));
 for (const [id, key] of Object.entries({ wipe: 'w', auto: 'r', fit: 'f', save: 'p', help: 'h' }))
