@@ -2,8 +2,6 @@
 PYTHON ?= python3
 DATA ?= ../shared/data/t1ce-validation
 FEATURES ?= ../shared/data/features/vgg16_conv_fp16.npz
-# The paper's grid, and scales that nothing was trained on.
-SCALES = $(shell { LC_ALL=C seq 1.1 0.1 4; printf '%s\n' 1.05 2.37 3.333 4.5 6; } | LC_ALL=C sort -n)
 INSTALL = bin/python -m pip install --disable-pip-version-check -c constraints.txt
 # So that a folder called runtime or train, where a command is run, does not hide the package.
 EDITABLE = --config-settings editable_mode=compat -e
@@ -30,8 +28,8 @@ evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was
 	$(DEV) -m train.evaluate --data $(DATA)
 
 results: .venv/dev/installed  ## docs/results.md and docs/perceptual/results.md, from the committed checkpoints
-	$(DEV) -m train.evaluate --data $(DATA) --scales $(SCALES) --out docs --force \
-		--models models/fidelity.pt former=models/former.pt@stored runtime/fast.bundle models/paper.pt models/edsr-small.pt
+	$(DEV) -m train.evaluate --data $(DATA) --crops 20 --scales 1.1 1.5 2 3 4 6 --out docs --force --models runtime/brain.bundle \
+		runtime/fast.bundle former=models/former.pt@stored paper=models/paper.pt@stored models/edsr-small.pt
 	$(DEV) -m train.evaluate --data $(DATA) --inputs scan --scales 1.5 2 3 --out docs/scanner --force \
 		--models former=models/former.pt@stored paper=models/paper.pt@stored new=models/fidelity.pt
 	$(DEV) -m train.evaluate --data $(DATA) --models models/fidelity.pt models/perceptual.pt --scales 1.1 1.5 2 3 4 \

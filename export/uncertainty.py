@@ -67,15 +67,22 @@ def fit(upscaler: Upscaler, folder: Path) -> dict[str, NDArray[np.float32]]:
             loss.backward()
         optimiser.step()
         schedule.step()
-    rng = np.random.default_rng(0)
-    with torch.no_grad():
-        each = [
-            np.concatenate([_outside(head, e).ravel() for e in volume]) for volume in _volumes(upscaler, others, CALIBRATING)
-        ]
-        pixels = [rng.choice(outside, PIXELS) for outside in each]
-        layers[2].bias[0] += float(np.quantile(pixels, COVERAGE + (1 - COVERAGE) / CALIBRATING))
+    _calibrate(head, layers[2].bias, [*_volumes(upscaler, others, CALIBRATING)])
     arrays = {f"{name}{k}": part for k, layer in enumerate(layers, 1) for name, part in zip("wb", layer.parameters())}
     return {name: part.detach().numpy() for name, part in arrays.items()}
+
+
+@torch.no_grad()
+def _calibrate(head: nn.Module, bias: Tensor, volumes: Sequence[Sequence[Example]]) -> None:
+    """Move the last biases so that the truth of volumes lies outside as often as it may, at small and large scales."""
+    rng = np.random.default_rng(0)
+    each = [np.concatenate([_outside(head, example).ravel() for example in volume]) for volume in volumes]
+    pixels = np.stack([rng.choice(outside, PIXELS) for outside in each])
+    finer = np.array([sum(1 / float(r) for r in volume[0].scales) for volume in volumes])
+    groups = np.array_split(finer.argsort(), 4)
+    slope = np.polyfit([finer[k].mean() for k in groups], [np.quantile(pixels[k], COVERAGE) for k in groups], 1)[0]
+    bias[1:] += float(slope)
+    bias[0] += float(np.quantile(pixels - slope * finer[:, None], COVERAGE + (1 - COVERAGE) / len(volumes)))
 
 
 def _outside(head: nn.Module, example: Example) -> Tensor:

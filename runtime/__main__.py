@@ -59,7 +59,7 @@ def upscale(argv: list[str], prog: str) -> None:
     asked["acquired"] = command.matrix(args.acquired)
     request = job.Request(Size(args.scale, args.shape, args.spacing, args.isotropic), key=_key(args), **asked)
     command.warn_of_inventions(args.bundle)
-    computer = job.Computer(args.bundle, args.device, args.threads, args.cache_dir)
+    computer = job.Computer(args.bundle, args.device, args.threads, args.cache_dir, args.ensemble)
     series = None if args.series is None else args.series - 1
     (_upscale_many if _is_folder(args) else _upscale_one)(args, computer, request, series)
 
@@ -84,6 +84,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     command.add_bundle_options(parser)
     add("--device", default="auto", help=f"one of {', '.join(DEVICES)} (default: auto)")
     add("--threads", type=int, help="processor threads (default: all that this process may use)")
+    add("--ensemble", action="store_true", help="the mean over the eight flips and turns of each slice: takes 8 times as long")
     add("--axis", type=int, choices=(0, 1, 2), help="array axis across which a volume's slices lie (default: the thickest)")
     add("--series", type=int, metavar="K", help="which series of a DICOM input, from 1 (default: all, into a folder)")
     add("--allow-gaps", action="store_true", help="upscale a DICOM series of which some files are damaged")

@@ -125,7 +125,8 @@ class Axis:
     """One axis of an image on the grid of one scale.
 
     Output i reads input `source[i]` at phase `phase[i]`, the index into `phase_offsets`; both int64, shape (n_out,).
-    `rank[i]` counts the outputs before i that have the same source: no input pixel has more than `slots` outputs.
+    `rank[i]` counts the outputs before i that have the same source: no input pixel has more than `slots` outputs. Those of
+    a mirrored axis count the ones beyond its edge too.
     """
 
     n_in: int
@@ -156,25 +157,28 @@ class Axis:
         return phases
 
 
-def project(n_in: int, scale: Fraction, projection: Projection) -> Axis:
+def project(n_in: int, scale: Fraction, projection: Projection, mirrored: bool = False) -> Axis:
     """Project every output pixel of an axis onto its input pixel, exactly.
 
     corner:  source = i·q // p,           phase = i·q mod p
     centred: source = (2i+1)·q // 2p,     phase = ((2i+1)·q mod 2p) // 2
     Exact for any p, q: where 64-bit products would overflow, Python's integers do the work.
+
+    A mirrored axis has the same outputs in reverse. Its pixels and outputs end at -1: pixel k of the axis is -1 - k of it.
     """
     p, q = scale.numerator, scale.denominator
     n_out = output_size(n_in, scale)
     fits = (2 * n_out + 1) * q < _MAX_TERM
-    i = np.arange(n_out, dtype=np.int64 if fits else object)
+    i = np.arange(-n_out if mirrored else 0, 0 if mirrored else n_out, dtype=np.int64 if fits else object)
     if projection == "corner":
         source, phase = i * q // p, i * q % p
+        first = -(-source * p // q)
     elif projection == "centred":
         source, phase = (2 * i + 1) * q // (2 * p), (2 * i + 1) * q % (2 * p) // 2
+        first = -((q - 2 * source * p) // (2 * q))
     else:
         raise ValueError(f"projection {projection!r} is unknown: use 'corner' or 'centred'")
-    source, phase = source.astype(np.int64), phase.astype(np.int64)
-    rank = np.arange(n_out) - np.searchsorted(source, source)
+    source, phase, rank = (part.astype(np.int64) for part in (source, phase, i - first))
     return Axis(n_in, scale, projection, source, phase, rank)
 
 

@@ -36,6 +36,7 @@ class Computer:
     device: str = "auto"
     threads: int | None = None
     cache_dir: Path | None = None
+    ensemble: bool = False
 
     def load(self) -> Upscaler:
         return Upscaler.load(**vars(self))
@@ -131,7 +132,8 @@ class Result:
 def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | None = None) -> Result:
     """Upscale one input. Raises MetasrganError or OSError, and has then written nothing."""
     began = time.perf_counter()
-    made_of = {"bundle": {"sha256": upscaler.bundle.sha256}, "input": _input(task, request), "request": request.options(task)}
+    options = request.options(task) | _known({"ensemble": upscaler.ensemble})
+    made_of = {"bundle": {"sha256": upscaler.bundle.sha256}, "input": _input(task, request), "request": options}
     if request.resume and sidecar.is_done(task.output, made_of) and (task.uncertainty.exists() or not request.uncertainty):
         return Result(task, "skipped", f"{task.output} is there and whole")
     check(task, request)

@@ -37,7 +37,8 @@ def upscale(
     """
     engine = slices.engine
     if not isinstance(engine, TensorRtEngine):
-        raise ImageError(f"the image is in a GPU's memory, and {engine.device} computes: copy it to the host, or load tensorrt")
+        computes = f"{engine.device} ({engine.runs_on}) computes"  # which may be an ensemble
+        raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load tensorrt alone")
     part = Array(image)
     if len(part.shape) not in (2, 3):
         raise ImageError(f"the image has shape {part.shape}: give (H, W) or (N, H, W)")

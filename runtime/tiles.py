@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .grid import Axis
+from .grid import Axis, project
 
 TILE = 512  # input pixels an axis; the trunk's working memory is some 300 MB for such a tile, whatever the image
 
@@ -56,6 +56,12 @@ class Span:
     def offset(self) -> NDArray[np.float64]:
         """Sub-pixel offset of each output."""
         return self.axis.offset[self.start : self.stop]
+
+    def mirrored(self) -> Span:
+        """The same outputs in reverse, read from the responses of the mirrored image. An output on the border of two pixels
+        reads the other one there."""
+        axis = project(self.axis.n_in, self.axis.scale, self.axis.projection, mirrored=True)
+        return Span(axis, axis.n_out - self.stop, axis.n_out - self.start, -self.first - self.size, self.size)
 
 
 def content(seen: NDArray[np.bool_], radius: int) -> tuple[slice, slice]:

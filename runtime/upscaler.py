@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from importlib import resources
@@ -21,6 +22,7 @@ from .bounded import BoundedCache
 from .bundle import Bundle
 from .consistency import Consistency
 from .engines import Engine
+from .engines.ensemble import Ensemble
 from .errors import BundleError, DeviceError, ImageError, ScaleError
 from .intensity import Intensity, real_array
 from .measure import Matrix
@@ -58,6 +60,7 @@ class Upscaler:
         threads: int | None = None,
         cache_dir: str | Path | None = None,
         tile: int = tiles.TILE,
+        ensemble: bool = False,
     ) -> Upscaler:
         """Load a bundle for a device: cpu, openvino, gpu, cuda, tensorrt or auto. A bundle is a path, or the name of a
         shipped one: brain (the default), fast or perceptual.
@@ -66,10 +69,12 @@ class Upscaler:
         and why; no other name falls back.
         `threads` is by default the number of processors this process may use; `cache_dir` keeps TensorRT's engines (by
         default: in the user's cache); an image larger than `tile` pixels an axis is cut into tiles, smaller ones of which
-        need less memory.
+        need less memory; with `ensemble`, the output is the mean over the eight flips and turns of each slice, and takes
+        eight times as long.
         Raises BundleError for a bundle that is missing or damaged, DeviceError for a device that cannot run here.
         """
-        return cls.of(open_bundle(bundle), device=device, threads=threads, cache_dir=cache_dir, tile=tile)
+        loaded = open_bundle(bundle)
+        return cls.of(loaded, device=device, threads=threads, cache_dir=cache_dir, tile=tile, ensemble=ensemble)
 
     @classmethod
     def of(
@@ -80,6 +85,7 @@ class Upscaler:
         threads: int | None = None,
         cache_dir: str | Path | None = None,
         tile: int = tiles.TILE,
+        ensemble: bool = False,
     ) -> Upscaler:
         """`load` for a bundle that is in memory already."""
         if threads is not None and (not isinstance(threads, int) or threads < 1):
@@ -87,7 +93,10 @@ class Upscaler:
         if not isinstance(tile, int) or tile < 1:
             raise DeviceError(f"tile is {tile!r}: give 1 pixel or more")
         folder = Path(cache_dir) if cache_dir else None
-        return cls(bundle, engines.load(bundle, device, threads, tile, folder), tile)
+        if ensemble:  # which reaches one pixel farther
+            bundle = replace(bundle, model=replace(bundle.model, radius=bundle.model.radius + 1))
+        engine = engines.load(bundle, device, threads, tile, folder)
+        return cls(bundle, Ensemble(engine) if ensemble else engine, tile)
 
     @property
     def device(self) -> str:
@@ -98,6 +107,11 @@ class Upscaler:
     def runs_on(self) -> str:
         """The same for a person: library, version, precision, processor."""
         return self.slices.engine.runs_on
+
+    @property
+    def ensemble(self) -> bool:
+        """Whether the output is the mean over the eight flips and turns."""
+        return isinstance(self.slices.engine, Ensemble)
 
     def prepare(self, shape: tuple[int, int], scale: ScaleOrPair) -> None:
         """Do ahead of time what the first slice of `shape` pixels would wait for: load kernels, choose algorithms, predict

@@ -12,8 +12,10 @@ from runtime.phases import WeightPredictor
 HALF = Fraction(1, 2)
 
 
-def project(i: int, scale: Fraction, projection: str) -> tuple[int, Fraction]:
-    """Source pixel and sub-pixel offset of output i, in exact rational arithmetic: Meta-SR's definition, or the centred one."""
+def project(i: int | Fraction, scale: Fraction, projection: str) -> tuple[int, Fraction]:
+    """Source pixel and sub-pixel offset of output i, in exact rational arithmetic: Meta-SR's definition, or the centred one.
+
+    Those of a mirrored image may lie between whole numbers."""
     if projection == "corner":
         position = Fraction(i) / scale
         return math.floor(position), position - math.floor(position)

@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m train.evaluate") 
     models = (
         "bundles and checkpoints (default: the shipped bundle); @auto, @true or @stored is one's own --acquired, +grain1 its "
     )
-    models += "--grain, as in @auto+grain0.5"
-    add("--models", nargs="+", metavar="[NAME=]PATH[@TOLD[+grainG]]", help=models)
+    models += "--grain, and a + at the end its --ensemble, as in @auto+grain0.5+"
+    add("--models", nargs="+", metavar="[NAME=]PATH[@TOLD[+grainG]][+]", help=models)
     told = "what models are told was measured: auto, the runtime's estimate (default); true, the truth; stored, all of it"
     add("--acquired", default="auto", choices=("auto", "true", "stored"), help=told)
     add("--scales", nargs="+", default=("1.5", "2", "2.5", "3", "4"), metavar="R", help="as 2.5 or 5/2; 2,3: rows, columns")

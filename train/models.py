@@ -77,35 +77,40 @@ def load_models(specs: Sequence[str], told: Told = "auto") -> list[Model]:
 
 
 def load_model(spec: str, told: Told = "auto") -> Model:
-    """The bundle or checkpoint that [NAME=]PATH[@TOLD[+grainG]] names, where TOLD (auto, true or stored) is what it is told,
-    and G how much of what was measured is added back.
+    """The bundle or checkpoint that [NAME=]PATH[@TOLD[+grainG]][+] names, where TOLD (auto, true or stored) is what it is told,
+    and G how much of what was measured is added back. A bundle with a + at the end gives its ensemble's output.
 
     Raises BundleError or InputFileError for a file that is missing, damaged or neither of the two.
     """
     name, is_named, named = spec.partition("=")
     if not is_named or Path(spec).exists():  # a path may hold an = of its own
         name, named = "", spec
+    plus = "+" * (named.endswith("+") and not Path(named).exists())
+    named = named.removesuffix(plus)
     asked = None if Path(named).exists() else _ASKED.fullmatch(named)  # or an @
     path, grain = Path(asked[1] if asked else named), float(asked[4] or 0) if asked else 0.0
     told = asked[3] if asked else told  # type: ignore[assignment]
     network: nn.Module | None = None
     interval = None
     if path.suffix == ".bundle" or (zipfile.is_zipfile(path) and "manifest.json" in zipfile.ZipFile(path).namelist()):
-        upscaler = Upscaler.load(path)
+        upscaler = Upscaler.load(path, ensemble=bool(plus))
         manifest, parameters = upscaler.bundle.manifest, upscaler.bundle.manifest.get("parameters")
         upscale, served_by = upscale_by(upscaler, grain), f"runtime on {upscaler.device}"
+        served_by += ", mean of 8" * upscaler.ensemble
         interval = interval_by(upscaler, grain) if upscaler.bundle.head() else None
         # The manifest's account of the checkpoint is for people, and nothing that a bundle must have.
         with contextlib.suppress(LookupError, TypeError, ValueError):
             network = networks.build(networks.configure(manifest["checkpoint"]["generator"]))
     else:
+        if plus:
+            raise InputFileError(f"{path} is a checkpoint, and {spec} asks for its ensemble: export it, and give the bundle")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         network = checkpoint.load_network(path)[0].to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         upscale, served_by = upscale_with(network, grain), f"PyTorch on {device}, float32"
         parameters = sum(p.numel() for p in network.parameters())
     facts = {"file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "parameters": parameters}
-    facts["multiply_adds"] = multiply_adds(network) if network else None
-    return Model(name or path.stem + (f"@{asked[2]}" if asked else ""), served_by, upscale, told, facts, interval)
+    facts["multiply_adds"] = multiply_adds(network) * (8 if plus else 1) if network else None
+    return Model(name or path.stem + (f"@{asked[2]}" if asked else "") + plus, served_by, upscale, told, facts, interval)
 
 
 def upscale_by(upscaler: Upscaler, grain: float = 0.0) -> Upscale:
@@ -113,7 +118,7 @@ def upscale_by(upscaler: Upscaler, grain: float = 0.0) -> Upscale:
     return lambda lr, scales, acquired: upscaler.slices.upscale(lr, UNIT, scales, np.float32, acquired, grain)
 
 
-def interval_by(upscaler: Upscaler, grain: float) -> Callable[[Image, grid.Scales, Acquired], tuple[Image, Image]]:
+def interval_by(upscaler: Upscaler, grain: float = 0.0) -> Callable[[Image, grid.Scales, Acquired], tuple[Image, Image]]:
     """The same with the half widths beside the output."""
 
     def interval(lr: Image, scales: grid.Scales, acquired: Acquired) -> tuple[Image, Image]:

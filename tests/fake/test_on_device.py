@@ -73,8 +73,17 @@ def test_what_the_host_must_do_gives_an_array_on_the_gpu_too(gpu: Upscaler, argu
     np.testing.assert_array_equal(read(gpu(Foreign(image), 2, **arguments)), expected)  # type: ignore[arg-type]
 
 
+def test_an_ensemble_takes_arrays_of_the_host(gpu: Upscaler) -> None:
+    with Upscaler.load(device="cpu", ensemble=True) as cpu:
+        expected = cpu(IMAGE, "2.1")
+    with Upscaler.load(device="tensorrt", ensemble=True) as mean:
+        np.testing.assert_allclose(mean(IMAGE, "2.1"), expected, rtol=0, atol=3e-3 * np.ptp(IMAGE))
+        with pytest.raises(ImageError, match=r"mean of 8\) computes: copy it"):
+            mean(Foreign(IMAGE), 2)
+
+
 def test_an_engine_elsewhere_and_shapes_that_are_no_slices_are_refused(gpu: Upscaler) -> None:
-    with Upscaler.load(device="cpu") as cpu, pytest.raises(ImageError, match="in a GPU's memory, and cpu computes: copy it"):
+    with Upscaler.load(device="cpu") as cpu, pytest.raises(ImageError, match=r"memory, and cpu \(.* computes: copy it"):
         cpu(Foreign(IMAGE), 2)
     with pytest.raises(ImageError, match="holds no structure"):
         gpu(Foreign(IMAGE[:1]), 2)

@@ -40,6 +40,17 @@ def test_centred_projection_is_symmetric_under_flips(scale: Fraction) -> None:
     np.testing.assert_allclose(axis.source + axis.offset, (size - 1) - (axis.source + axis.offset)[::-1], atol=1e-12)
 
 
+@pytest.mark.parametrize("projection", ["corner", "centred"])
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+def test_a_mirrored_axis_has_the_same_outputs_in_reverse(scale: Fraction, projection: grid.Projection) -> None:
+    for size in (1, 2, 7, 30, 31):
+        axis = grid.project(size, scale, projection, mirrored=True)
+        places = [size * scale - 1 - i for i in reversed(range(math.floor(size * scale)))]  # from the mirrored image's edge
+        exact = [reference.project(place, scale, projection) for place in places]
+        assert (axis.source + size).tolist() == [source for source, _ in exact]
+        np.testing.assert_allclose(axis.offset, [float(offset) for _, offset in exact], rtol=0, atol=3e-16)
+
+
 def test_projections_agree_on_sources_at_integer_scales() -> None:
     for r in (2, 3, 4):
         corner, centred = (grid.project(17, Fraction(r), p) for p in ("corner", "centred"))
@@ -47,9 +58,10 @@ def test_projections_agree_on_sources_at_integer_scales() -> None:
 
 
 @pytest.mark.parametrize("projection", ["corner", "centred"])
-def test_slots_hold_every_output_of_every_input_pixel(projection: grid.Projection) -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_slots_hold_every_output_of_every_input_pixel(projection: grid.Projection, mirrored: bool) -> None:
     for scale in SCALES[:-1]:
-        axis = grid.project(2 * scale.denominator + 1, scale, projection)
+        axis = grid.project(2 * scale.denominator + 1, scale, projection, mirrored)
         phases = axis.slot_phases()
         assert axis.rank.max() < axis.slots
         np.testing.assert_array_equal(phases[axis.source % scale.denominator, axis.rank], axis.phase)

@@ -132,6 +132,10 @@ def test_resume_does_not_take_another_thing_for_done(
     is_refused_then_redone(shipped, replace(again, size=Size(scale="3")))
     is_refused_then_redone(shipped, replace(again, dtype="float32"))
     is_refused_then_redone(shipped, replace(again, anonymous=True))
+    with Upscaler.of(shipped.bundle, device="cpu", ensemble=True) as mean:
+        is_refused_then_redone(mean, again)
+    assert read(task.output)["request"]["ensemble"] is True
+    assert read(task.output)["device"].endswith(", mean of 8)")
     is_refused_then_redone(random_upscaler, again)
     nib.save(nib.Nifti1Image(np.ones((12, 10, 3), np.int16), np.eye(4)), scan)
     is_refused_then_redone(random_upscaler, again)

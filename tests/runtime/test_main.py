@@ -46,6 +46,11 @@ def test_volume_in_volume_out(scan: Path, tmp_path: Path, capsys: pytest.Capture
     assert "75×60×2, on cpu (onnxruntime" in line
 
 
+def test_an_ensemble_computes_in_worker_processes_too(scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(scan), "--scale", "2", "--ensemble", "-o", f"{tmp_path}/out/"]) == 0
+    assert "float32, mean of 8)" in capsys.readouterr().out
+
+
 def test_output_has_a_name_without_o(scan: Path, picture: Path) -> None:
     assert main([str(scan), "--shape", "60", "48", "--quiet"]) == 0
     assert nib.load(scan.with_name("scan_sr.nii.gz")).shape == (60, 48, 2)

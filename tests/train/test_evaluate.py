@@ -350,6 +350,19 @@ def test_model_with_all_grain_keeps_what_was_measured(file: Path) -> None:
     assert lacks[2] < 1e-5
 
 
+def test_a_plus_asks_for_the_ensemble_of_a_bundle(tmp_path: Path) -> None:
+    one, mean = (models.load_model(f"{BUNDLE}{plus}") for plus in ("@stored", "@stored+"))
+    assert (mean.name, mean.told, mean.served_by) == (f"{one.name}+", "stored", f"{one.served_by}, mean of 8")
+    assert mean.facts["multiply_adds"] == 8 * one.facts["multiply_adds"]
+    image = np.random.default_rng(0).random((20, 24), np.float32)
+    with Upscaler.load(BUNDLE, ensemble=True) as up:
+        np.testing.assert_array_equal(mean.output(image, TWO, None), models.upscale_by(up)(image, TWO, STORED))
+    with pytest.raises(InputFileError, match="export it, and give the bundle"):
+        models.load_model(f"{CHECKPOINT}+")
+    named = shutil.copy(BUNDLE, tmp_path / "c+")  # a file of that name is that file
+    assert models.load_model(str(named)).served_by == one.served_by
+
+
 def test_models_hear_what_they_ask_for(found: list[list[np.ndarray]], folder: Path) -> None:
     heard: dict[str, list[tuple[np.ndarray, Acquired]]] = {"auto": [], "true": [], "stored": []}
     compared = [BICUBIC, *(spy(told, told, heard[told]) for told in ("auto", "true", "stored"))]
