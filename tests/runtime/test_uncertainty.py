@@ -157,7 +157,7 @@ def test_a_file_lies_beside_the_output_in_its_place(up: Upscaler, tmp_path: Path
     assert output.shape == told.shape
     np.testing.assert_allclose(output.affine, told.affine)
     assert told.get_data_dtype() == np.float32
-    assert "uncertainty, ± with which 90 % of pixels hold the truth: " in str(result)
+    assert f"uncertainty: {task.uncertainty}, the truth lies within ± it at 90 % of the pixels" in str(result)
     assert sidecar.read(task.output)["request"]["uncertainty"] is True
     again = Request(Size(scale="2"), uncertainty=True, resume=True, overwrite=True)
     assert job.run(up, task, again).status == "skipped"
