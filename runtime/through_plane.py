@@ -38,8 +38,8 @@ def upscale(
     """A volume (three axes) with `scale` times as many slices along `axis`, in float32, or float64 of wide integers and floats.
 
     `acquired` is of all three axes. `step` is called after each plane. Values stay within the intensity's range. `half_width`,
-    which `room` made, receives the uncertainty, the sum of both orientations': their mean is too small (docs/uncertainty.md). White
-    is 1.
+    which `room` made, receives the uncertainty, where white is 1: the sum of both orientations', as their mean is too small
+    (docs/uncertainty.md).
     """
     size, dtype = volume.shape[axis], exact_float(volume.dtype)
     out = room(volume.shape, axis, scale, dtype)
