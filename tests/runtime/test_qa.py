@@ -33,7 +33,7 @@ class Fake:
     """An Upscaler that interpolates, and then does something to the image."""
 
     runs_on = "paper"
-    bundle: Any = None
+    bundle: Any = types.SimpleNamespace(envelope=None)
 
     def __init__(self, then: Any = lambda image: image) -> None:
         self.then = then
