@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tried`: what could make the trunk faster, side by side, as rows for docs/performance.md.
+"""`python -m benchmarks.tried`: what could make the trunk faster, side by side, as rows for docs/experiments.md.
 
 OpenVINO's rows are there where it is installed (`pip install openvino`).
 """

@@ -23,7 +23,6 @@ from .uncertainty import COVERAGE
 from .upscaler import GRAIN, Upscaler
 from .volume import Progress
 
-_UNCERTAINTY = f"uncertainty, ± with which {100 * COVERAGE:g} % of pixels hold the truth"
 # Of a request, what the output depends on.
 _DECIDE = ("axis", "dtype", "acquired", "noise", "grain", "anonymous", "allow_gaps", "uncertainty")
 
@@ -188,9 +187,10 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     if request.preview:
         extras[task.preview] = partial(preview.of(scan, out).save, format="PNG")
     _write([*extras.items()], finish, request.overwrite, task.source)
-    for what, path in (("preview", task.preview), (_UNCERTAINTY, task.uncertainty)):
-        if path in extras:
-            notes = (*notes, f"{what}: {path}")
+    if request.uncertainty:
+        notes = (*notes, f"uncertainty: {task.uncertainty}, the truth lies within ± it at {100 * COVERAGE:g} % of the pixels")
+    if request.preview:
+        notes = (*notes, f"preview: {task.preview}")
     return Result(task, "done", "", scales, before, after, device, seconds, notes)
 
 

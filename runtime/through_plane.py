@@ -38,7 +38,8 @@ def upscale(
     """A volume (three axes) with `scale` times as many slices along `axis`, in float32, or float64 of wide integers and floats.
 
     `acquired` is of all three axes. `step` is called after each plane. Values stay within the intensity's range. `half_width`,
-    which `room` made, receives the uncertainty: the mean of both orientations'; white is 1.
+    which `room` made, receives the uncertainty, where white is 1: the sum of both orientations', as their mean is too small
+    (docs/uncertainty.md).
     """
     size, dtype = volume.shape[axis], exact_float(volume.dtype)
     out = room(volume.shape, axis, scale, dtype)
@@ -52,7 +53,7 @@ def upscale(
             slices.fill(made, plane, intensity, scales, acquired.along(rows, cols), half_width=of_plane)
             np.moveaxis(out, other, 0)[k] += made / len(across)
             if half_width is not None:
-                np.moveaxis(half_width, other, 0)[k] += width / np.float32(len(across))
+                np.moveaxis(half_width, other, 0)[k] += width
             step()
     overlap = thickness(size, scale).astype(dtype)
     means, parts = overlap / overlap.sum(1, keepdims=True), (overlap / overlap.sum(0)).T

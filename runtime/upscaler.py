@@ -245,11 +245,7 @@ class View:
         grain = measure.checked_grain(grain)
         slices, encoded = self._slices, self._encoded
         if grain:
-            lacks = self._lacks.get(
-                scales, lambda: self.acquired.lacking(encoded.unit, slices.render(encoded, scales, (0, 0, *whole)), scales)
-            )
-            part = slice(top, top + height), slice(left, left + width)
-            more = np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
+            more = self._given_back(grain, scales, whole, here)
             out = self._intensity.restore(slices.render(encoded, scales, here) + more, np.float32)
         else:
             out = slices.render(encoded, scales, here, self._intensity)
@@ -272,15 +268,32 @@ class View:
         return found
 
     def uncertainty(
-        self, scale: ScaleOrPair | None = None, *, shape: tuple[int, int] | None = None, window: Window | None = None
+        self,
+        scale: ScaleOrPair | None = None,
+        *,
+        shape: tuple[int, int] | None = None,
+        window: Window | None = None,
+        grain: float = GRAIN,
     ) -> Float:
-        """Half the width of the interval around each pixel of `render`, without grain, that holds the truth; float32.
+        """Half the width of the interval around each pixel of `render` that holds the truth; float32.
 
         Raises ScaleError as `render` does, and BundleError where the bundle does not tell it.
         """
-        scales, _, here = self._place(scale, shape, window)
-        white = abs(self._intensity.white - self._intensity.black)
-        return self._slices.uncertainty(self._encoded, scales, here) * np.float32(white)
+        scales, whole, here = self._place(scale, shape, window)
+        out = self._slices.uncertainty(self._encoded, scales, here)
+        if grain := measure.checked_grain(grain):
+            out += np.abs(self._given_back(grain, scales, whole, here))
+        return out * np.float32(abs(self._intensity.white - self._intensity.black))
+
+    def _given_back(self, grain: float, scales: grid.Scales, whole: tuple[int, int], window: Window) -> Float:
+        """What `grain` adds to a window of the output; white is 1."""
+        top, left, height, width = window
+        slices, encoded = self._slices, self._encoded
+        lacks = self._lacks.get(
+            scales, lambda: self.acquired.lacking(encoded.unit, slices.render(encoded, scales, (0, 0, *whole)), scales)
+        )
+        part = slice(top, top + height), slice(left, left + width)
+        return np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
 
     def _place(
         self, scale: ScaleOrPair | None, shape: tuple[int, int] | None, window: Window | None

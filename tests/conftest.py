@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from runtime import Upscaler, bundle
-from runtime.bundle import Bundle
+from runtime.bundle import HEAD, Bundle
+from runtime.uncertainty import INPUTS, OUTPUTS
 
 if TYPE_CHECKING:  # torch is not there where only the runtime is tested, on a GPU's machine
     from train.generator import Generator
@@ -62,6 +64,16 @@ def bundle_of(generator: Generator, half: bool = False) -> Bundle:
 
     model, files = build(generator, half)
     return Bundle.parse(bundle.serialise(model, files, {}), "test bundle")
+
+
+def with_head(of: Bundle) -> Bundle:
+    """The bundle with a random head, whose half widths are some hundredths of white and differ from pixel to pixel."""
+    rng = np.random.default_rng(4)
+    sizes = of.model.basis + 9 * of.model.skip + INPUTS, 8, 8, OUTPUTS
+    layers = [(rng.normal(0, 0.8 / n**0.5, (m, n)), rng.normal(0, 0.3, m)) for n, m in pairwise(sizes)]
+    layers[-1][1][0] -= 3
+    parts = [bundle.array_bytes(part.astype(np.float32)) for layer in layers for part in layer]
+    return Bundle.parse(bundle.serialise(of.model, {**of.files, **dict(zip(HEAD, parts))}, {}), "test bundle")
 
 
 @pytest.fixture(scope="session", params=["paper", "shallow"])

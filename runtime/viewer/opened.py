@@ -21,7 +21,8 @@ from ..intensity import Intensity
 from ..measure import Matrix
 from ..preview import orientation
 from ..scan import Scan
-from ..slices import Encoded, Slices, Tile, output_shape
+from ..slices import Encoded, Slices, output_shape
+from ..uncertainty import COVERAGE
 from ..upscaler import Upscaler, View
 
 Float = NDArray[np.float32]
@@ -85,7 +86,9 @@ class Shown:
 
     @property
     def nbytes(self) -> int:
-        return sum(_features(tile).nbytes for tile in self.encoded.tiles)
+        model = self.slices.model
+        pixels = sum((y.last - y.first) * (x.last - x.first) for y, x in ((t.rows, t.cols) for t in self.encoded.tiles))
+        return 4 * (model.basis + 9 * model.skip) * pixels
 
     def lacking(self) -> Float:
         """What the output lacks of what was measured, on the grid of `Plane.fine`; black is 0 and white 1."""
@@ -123,7 +126,7 @@ class Opened:
     def description(self) -> dict[str, Any]:
         """What the page needs to know of the scan and the network."""
         scan, model, bundle = self._scan, self._upscaler.bundle.model, self._upscaler.bundle
-        predictor, known = bundle.predictor(), bundle.envelope
+        predictor, head, known = bundle.predictor(), bundle.head(), bundle.envelope
         outside = known.outside(scan, self._ranges[0], self._measured) if known else ()
         return {
             "name": self._name,
@@ -141,6 +144,8 @@ class Opened:
                 and len(predictor.b1) <= _HIDDEN
                 and all(math.prod(plane.shape) <= _SHADED for plane in self.planes),
                 "told": model.told,
+                "uncertainty": head is not None,
+                "coverage": COVERAGE,
                 "skip": model.skip,
                 "mean": model.mean,
                 "std": model.std,
@@ -181,29 +186,38 @@ class Opened:
     def payload(self, key: Key) -> tuple[tuple[float, float], bytes]:
         """What a browser renders the slice from.
 
-        The canonical image (m, n) float32; the responses (B/4, m, n, 4) float16; what the output lacks of the measured data, on
-        the grid of `Plane.fine`, float16. Also its root mean square and its largest value.
+        The canonical image (m, n) float32; the responses (B/4, m, n, 4) float16, one more of them where there is a head, with
+        its numbers; what the output lacks of the measured data, on the grid of `Plane.fine`, float16. Also its root mean square
+        and its largest value.
         """
-        shown = self.shown(key)
+        shown, head = self.shown(key), self._upscaler.bundle.head()
         encoded, basis = shown.encoded, self._upscaler.bundle.model.basis
         image, _ = encoded.acquired.canonical(encoded.unit)
-        responses = np.zeros((-(-basis // 4), *encoded.shape, 4), np.float16)
+        responses = np.zeros((-(-basis // 4) + (head is not None), *encoded.shape, 4), np.float16)
         for tile in encoded.tiles:
             (y, inner_y), (x, inner_x) = (
                 (slice(k.start, k.stop), slice(k.start - k.first, k.stop - k.first)) for k in (tile.rows, tile.cols)
             )
-            part = _features(tile)[inner_y, inner_x]
-            for first in range(0, basis, 4):
-                last = min(first + 4, basis)
-                responses[first // 4, y, x, : last - first] = part[..., first:last]
+            held = shown.slices.engine.responses(tile.features)
+            held = held.reshape(tile.rows.last - tile.rows.first, tile.cols.last - tile.cols.first, -1)[inner_y, inner_x]
+            fours = [held[..., first : min(first + 4, basis)] for first in range(0, basis, 4)]
+            for layer, four in enumerate(fours if head is None else [*fours, head(held, encoded.acquired.told)]):
+                responses[layer, y, x, : four.shape[-1]] = four
         lacking = shown.lacking()
         off = float(np.sqrt(np.mean(lacking**2))), float(np.abs(lacking).max())
         return off, image.astype("<f4").tobytes() + responses.astype("<f2").tobytes() + lacking.astype("<f2").tobytes()
 
     def window(
-        self, key: Key, factors: tuple[float, float], grain: float, rows: tuple[float, float], cols: tuple[float, float]
+        self,
+        key: Key,
+        factors: tuple[float, float],
+        grain: float,
+        rows: tuple[float, float],
+        cols: tuple[float, float],
+        uncertainty: bool = False,
     ) -> tuple[dict[str, Any], Float]:
-        """For a browser that cannot render: original, bicubic and ours (3, h, w), black 0 and white 1, near these factors.
+        """For a browser that cannot render: original, bicubic and ours (3, h, w), black 0 and white 1, near these factors; and
+        with `uncertainty` that of ours.
 
         `rows` and `cols` are (first, end) of what is to be seen, in stored pixels. Also tells where the window lies.
         """
@@ -217,13 +231,17 @@ class Opened:
         height, width = bottom - top, right - left
         if height < 1 or width < 1 or height * width > _WINDOW:
             raise ImageError(f"a window of {height}×{width} pixels cannot be shown: give 1 to {_WINDOW}")
-        ours = self._intensity(key).normalise(shown.view.render(scales, window=(top, left, height, width), grain=grain))
+        view, intensity, window = shown.view, self._intensity(key), (top, left, height, width)
+        ours = [intensity.normalise(view.render(scales, window=window, grain=grain))]
+        if uncertainty:
+            white = abs(intensity.white - intensity.black) or 1.0
+            ours.append(view.uncertainty(scales, window=window, grain=grain) / np.float32(white))
         stored = self.stored(key)
         y, x = shown.slices.sources(plane.shape, scales)
         box = float(left / scales[1]), float(top / scales[0]), float(right / scales[1]), float(bottom / scales[0])
         bicubic = np.asarray(Image.fromarray(stored).resize((width, height), Image.Resampling.BICUBIC, box))
-        pixels = np.stack([stored[np.ix_(y[top:bottom], x[left:right])], bicubic, ours]).astype("<f4")
-        return {"scale": [float(r) for r in scales], "window": [top, left, height, width]}, pixels
+        pixels = np.stack([stored[np.ix_(y[top:bottom], x[left:right])], bicubic, *ours]).astype("<f4")
+        return {"scale": [float(r) for r in scales], "window": window}, pixels
 
     def _encode(self, key: Key) -> Shown:
         plane = self.plane(key.axis)
@@ -305,9 +323,3 @@ def _letters(axes: str) -> list[str]:
     ends = reversed(axes) if turned else axes
     bottom, last = (_OPPOSITE[end] if flip else end for end, flip in zip(ends, flipped))
     return [_OPPOSITE[bottom], bottom, _OPPOSITE[last], last]
-
-
-def _features(tile: Tile) -> Float:
-    """A tile's features (h, w, B'), which ONNX Runtime holds on the CPU."""
-    held: Float = tile.features.value.numpy()
-    return held.reshape(tile.rows.last - tile.rows.first, tile.cols.last - tile.cols.first, -1)

@@ -175,7 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
                     (_real(asked, first), _real(asked, second))
                     for first, second in (("ry", "rx"), ("top", "bottom"), ("left", "right"))
                 )
-                told, pixels = opened.window(_key(opened, asked), factors, _real(asked, "grain"), rows, cols)
+                doubt = asked.get("uncertainty") == "true"
+                told, pixels = opened.window(_key(opened, asked), factors, _real(asked, "grain"), rows, cols, doubt)
                 told["ms"] = round(1000 * (time.perf_counter() - began))
                 self._answer(pixels.tobytes(), _BYTES, Told=json.dumps(told))
             else:

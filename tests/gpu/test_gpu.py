@@ -121,6 +121,12 @@ def test_any_type_of_pixels_and_values_that_are_set_aside(
         near(gpu(pixels, 2, grain=grain), shipped(pixels, 2, grain=grain), tolerance(gpu))
 
 
+def test_it_tells_the_uncertainty_of_the_cpu(gpu: Upscaler, shipped: Upscaler, image: np.ndarray) -> None:
+    for scale in (2, ("1.7320508", "3")):
+        found, expected = (up(image, scale, uncertainty=True)[1] for up in (gpu, shipped))
+        near(found, expected, 10 * tolerance(gpu))  # an exponential
+
+
 def test_a_window_is_that_part_of_the_whole(gpu: Upscaler, image: np.ndarray) -> None:
     for scale in ("2", "1.7320508"):
         view = gpu.encode(image)

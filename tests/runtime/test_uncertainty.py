@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -20,20 +19,9 @@ from runtime.bundle import HEAD, Bundle
 from runtime.job import Request, Task
 from runtime.scan import Scan
 from runtime.sizes import Size
-from tests.conftest import SCAN
+from tests.conftest import SCAN, with_head
 
 SCANNED = Acquired((Band(0.8, 0.5), Band()), 0.03)
-
-
-def with_head(of: Bundle, seed: int = 1) -> Bundle:
-    """A bundle with a head of random weights."""
-    rng, features = np.random.default_rng(seed), of.model.basis + 9 * of.model.skip
-    sizes = (features + 3, 8, 8, 3)
-    parts: list[np.ndarray] = []
-    for into, out in pairwise(sizes):
-        parts += [rng.standard_normal((out, into)) / into**0.5, rng.standard_normal(out) - 1]
-    arrays = {name: bundle.array_bytes(part.astype(np.float32)) for name, part in zip(HEAD, parts)}
-    return Bundle.parse(bundle.serialise(of.model, of.files | arrays, {}), "with a head")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +157,7 @@ def test_a_file_lies_beside_the_output_in_its_place(up: Upscaler, tmp_path: Path
     assert output.shape == told.shape
     np.testing.assert_allclose(output.affine, told.affine)
     assert told.get_data_dtype() == np.float32
-    assert "uncertainty, ± with which 90 % of pixels hold the truth: " in str(result)
+    assert f"uncertainty: {task.uncertainty}, the truth lies within ± it at 90 % of the pixels" in str(result)
     assert sidecar.read(task.output)["request"]["uncertainty"] is True
     again = Request(Size(scale="2"), uncertainty=True, resume=True, overwrite=True)
     assert job.run(up, task, again).status == "skipped"

@@ -21,10 +21,11 @@ from runtime import ImageError, MetasrganError, Upscaler, preview, viewer
 from runtime.acquired import STORED
 from runtime.grid import has_table
 from runtime.scan import Scan
+from runtime.upscaler import open_bundle
 from runtime.viewer import opened, server
 from runtime.viewer.opened import Key, Opened
 from runtime.viewer.server import ASSETS, Server
-from tests.conftest import ROOT
+from tests.conftest import ROOT, with_head
 from tests.runtime.conftest import serving
 
 SLICE = "axis=2&index=1&volume=0&noise=0.01"
@@ -242,7 +243,7 @@ def test_payload_has_what_the_stage_is_made_of(scan: Opened, served: Server) -> 
     image = np.frombuffer(body, "<f4", rows * cols).reshape(rows, cols)
     np.testing.assert_array_equal(image, encoded.acquired.canonical(encoded.unit)[0])
     halves = np.frombuffer(body, "<f2", 32 * rows * cols, image.nbytes).reshape(8, rows, cols, 4)
-    responses = encoded.tiles[0].features.value.numpy().reshape(rows, cols, -1)
+    responses = scan.shown(key).slices.engine.responses(encoded.tiles[0].features).reshape(rows, cols, -1)
     np.testing.assert_allclose(halves.transpose(1, 2, 0, 3).reshape(rows, cols, 32), responses[..., :32], rtol=1e-3, atol=1e-4)
     fine = json.loads(ask(served, f"/{served.token}/scan.json")[1])["planes"][0]["fine"]
     assert len(body) == image.nbytes + halves.nbytes + 2 * fine[0] * fine[1]
@@ -271,6 +272,54 @@ def test_window_equals_the_view(scan: Opened) -> None:
     np.testing.assert_allclose(ours * (high - low) + low, expected, atol=1e-3 * (high - low))
     y, x = (np.floor((k + np.arange(n) + 0.5) / float(r)).astype(int) for k, n, r in zip((top, left), ours.shape, scales))
     np.testing.assert_array_equal(original, scan.stored(key)[np.ix_(y, x)])
+
+
+@pytest.fixture
+def doubting(head: np.ndarray) -> Iterator[Opened]:
+    with Upscaler.load(with_head(open_bundle("fast"))) as up:
+        yield Opened(scan_of(head), up, "head.nii.gz", acquired=(36, 53, 4))
+
+
+def test_head_is_told_and_its_numbers_are_the_last_layer(scan: Opened, doubting: Opened) -> None:
+    key = Key(2, 1, 0, 0.01)
+    assert [opened.description()["network"]["uncertainty"] for opened in (scan, doubting)] == [False, True]
+    (_, without), (_, body) = scan.payload(key), doubting.payload(key)
+    rows, cols = doubting.plane(2).canonical
+    end = (4 + 64) * rows * cols
+    assert body[:end] + body[end + 8 * rows * cols :] == without
+    told = np.frombuffer(body, "<f2", 4 * rows * cols, end).reshape(rows * cols, 4)
+    shown = doubting.shown(key)
+    expected = shown.slices.head(shown.slices.engine.responses(shown.encoded.tiles[0].features), shown.encoded.acquired.told)
+    np.testing.assert_allclose(told[:, :3], expected, rtol=1e-3, atol=1e-4)
+    assert expected.std(0).min() > 0.01
+
+
+@pytest.mark.parametrize("grain", [0.0, 1.0])
+def test_window_has_the_uncertainty_of_the_view_where_it_is_asked_for(doubting: Opened, grain: float) -> None:
+    key, where = Key(2, 1, 0, 0.01), ((4, 20), (10.2, 30))
+    with serving(doubting) as served:
+        query = f"window?{SLICE}&ry=2.5&rx=2.5&top=4&bottom=20&left=10.2&right=30&grain={grain}&uncertainty=true"
+        answer, body = ask(served, f"/{served.token}/{query}")
+    told = json.loads(answer.headers["Told"])
+    *_, height, width = told["window"]
+    *images, uncertainty = np.frombuffer(body, "<f4").reshape(4, height, width)
+    np.testing.assert_array_equal(images, doubting.window(key, (2.5, 2.5), grain, *where)[1])
+    view = doubting.shown(key).view
+    expected = view.uncertainty(view.nearest_scale(2.5), window=tuple(told["window"]), grain=grain)
+    low, high = (doubting.description()["ranges"][0][name] for name in ("black", "white"))
+    np.testing.assert_allclose(uncertainty * (high - low), expected, rtol=1e-5)
+    assert uncertainty.std() > 1e-3
+
+
+def test_grain_widens_the_uncertainty_by_what_it_adds(doubting: Opened) -> None:
+    view = doubting.shown(Key(2, 1, 0, 0.01)).view
+    without, whole = (view.uncertainty(2, grain=grain) for grain in (0, 1))
+    image = doubting._scan.pixels[:, :, 1]
+    with Upscaler.load(with_head(open_bundle("fast"))) as up:
+        acquired = replace(view.acquired, sigma=0.01)
+        _, expected = up(image, 2, acquired=acquired, grain=1, uncertainty=True, levels=doubting._ranges[0])
+    np.testing.assert_allclose(whole, expected, rtol=1e-3, atol=0.1)  # of 1000
+    assert np.abs(whole - without).max() > 10
 
 
 def test_nearest_scale_is_near_and_has_a_small_table(scan: Opened) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from PIL import Image
 from runtime import Upscaler
 from runtime.io import nifti
 from runtime.scan import Scan
+from runtime.upscaler import open_bundle
 from runtime.viewer import opened as viewer_opened
 from runtime.viewer.opened import Key, Opened
 from runtime.viewer.server import Server
-from tests.conftest import SCAN
+from tests.conftest import SCAN, with_head
 from tests.runtime.conftest import serving
 
 api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -39,7 +41,7 @@ STAGE = """async (asked) => {
     const axis = Number(new URLSearchParams(key).get('axis'));
     const plane = { ...scan.planes.find((plane) => plane.axis === axis), turned: false, flipped: [false, false], mm: scales };
     const [rows, cols] = plane.canonical;
-    const [pixels, channels] = [rows * cols, 4 * Math.ceil(scan.network.basis / 4)];
+    const [pixels, channels] = [rows * cols, 4 * (Math.ceil(scan.network.basis / 4) + scan.network.uncertainty)];
     stage.slice(new Float32Array(await (await fetch(`slice?${key}`)).arrayBuffer()), plane.shape);
     const body = await (await fetch(`responses?${key}`)).arrayBuffer();
     const responses = new Uint16Array(body, 4 * pixels, channels * pixels);
@@ -67,7 +69,7 @@ def scan() -> Scan:
 
 @pytest.fixture(scope="module")
 def opened(scan: Scan) -> Iterator[Opened]:
-    with Upscaler.load(threads=1) as up:
+    with Upscaler.load(with_head(open_bundle(None)), threads=1) as up:
         yield Opened(scan, up, "scan.nii.gz", acquired=(70, 96, scan.shape[2]), noise=0.01)
 
 
@@ -129,24 +131,40 @@ def unit(opened: Opened, pixels: np.ndarray) -> np.ndarray:
     return (pixels - range_["black"]) / (range_["white"] - range_["black"])
 
 
-def test_shader_equals_the_view(page: Any, served: Server, opened: Opened) -> None:
+def drawing(opened: Opened, shown: str) -> Callable[..., np.ndarray]:
+    """What the view has of a slice across `axis`, black 0 and white 1."""
+
+    def draw(axis: int, index: int, scales: tuple[str, str], grain: float = 0) -> np.ndarray:
+        view, of = opened.shown(opened.key(axis, index, 0, 0.01)).view, {"scale": scales, "grain": grain}
+        if shown == "ours":
+            return unit(opened, view.render(**of))
+        return unit(opened, view.uncertainty(**of)) - unit(opened, np.zeros(1))
+
+    return draw
+
+
+BOTH = pytest.mark.parametrize("shown", ["ours", "uncertainty"])
+
+
+@BOTH
+def test_shader_equals_the_view(page: Any, served: Server, opened: Opened, shown: str) -> None:
     look_at(page, served)
-    expected = {}
+    draw, expected = drawing(opened, shown), {}
     for axis, index, some in ((2, 3, SCALES), (0, 40, SCALES[-2:])):  # of fine pixels, and of some that are 6.5 mm long
-        view = opened.shown(opened.key(axis, index, 0, 0.01)).view
-        expected |= {(key_of(index, axis), scales, 0): unit(opened, view.render(scales)) for scales in some}
-    found = stage(page, "ours", {asked: image.shape for asked, image in expected.items()})
+        expected |= {(key_of(index, axis), scales, 0): draw(axis, index, scales) for scales in some}
+    found = stage(page, shown, {asked: image.shape for asked, image in expected.items()})
     errors = [np.abs(one - other).max() for one, other in zip(found, expected.values())]
-    print("largest errors:", *(f"{error:.1e}" for error in errors))
+    print(f"largest errors of {shown}:", *(f"{error:.1e}" for error in errors))
     assert max(errors) < 1e-3  # of the range: what was asked for
-    assert min(image.std() for image in found) > 0.05
+    assert min(np.ptp(image) for image in found) > 0.01
 
 
-def test_shader_keeps_grain_nearly_as_the_view_does(page: Any, served: Server, opened: Opened) -> None:
+@BOTH
+def test_shader_keeps_grain_nearly_as_the_view_does(page: Any, served: Server, opened: Opened, shown: str) -> None:
     look_at(page, served)
-    view, scales = opened.shown(opened.key(2, 3, 0, 0.01)).view, [("1.5", "1.5"), ("2", "2"), ("3.3", "3.3")]
-    whole, without = ([unit(opened, view.render(r, grain=grain)) for r in scales] for grain in (1, 0))
-    found = stage(page, "ours", {(key_of(3), r, 1): image.shape for r, image in zip(scales, whole)})
+    draw, scales = drawing(opened, shown), [("1.5", "1.5"), ("2", "2"), ("3.3", "3.3")]
+    whole, without = ([draw(2, 3, r, grain) for r in scales] for grain in (1, 0))
+    found = stage(page, shown, {(key_of(3), r, 1): image.shape for r, image in zip(scales, whole)})
     errors = [np.std(one - other) / np.std(other - none) for one, other, none in zip(found, whole, without)]
     print("errors of what is given back:", *(f"{error:.3f}" for error in errors))
     assert max(errors) < 0.25  # it is that of ×2 at every scale
@@ -164,6 +182,15 @@ def test_original_and_bicubic_are_what_they_are_called(page: Any, served: Server
     )
     inside = np.s_[6:-6, 6:-6]  # Pillow leaves out what lies beyond the edge, where the shader repeats it
     np.testing.assert_allclose(bicubic[inside], expected[inside], atol=1e-5)
+
+
+def test_difference_has_its_sign(page: Any, served: Server) -> None:
+    look_at(page, served)
+    (ours,), (bicubic,), (found,) = (
+        stage(page, name, {(key_of(3), ("2", "2"), 0): (160, 192)}) for name in ("ours", "bicubic", "difference")
+    )
+    np.testing.assert_allclose(found, ours - bicubic, atol=1e-5)
+    assert found.min() < -0.01 < 0.01 < found.max()
 
 
 def test_slices_and_planes_are_scrolled(page: Any, served: Server) -> None:
@@ -256,15 +283,79 @@ def test_wipe_shows_two_images_under_one_line(page: Any, served: Server) -> None
 
 def test_values_under_the_cursor_are_the_pixels_own(page: Any, served: Server, opened: Opened, scan: Scan) -> None:
     look_at(page, served)
-    texts = """() => { const seen = []; const write = CanvasRenderingContext2D.prototype.fillText;
-      CanvasRenderingContext2D.prototype.fillText = function (text, ...at) { seen.push(text); write.call(this, text, ...at); };
-      window.seen = seen; }"""
-    page.evaluate(texts)
+    write_down(page)
     page.mouse.move(133, 210)
     settle(page)
     numbers = [text for text in page.evaluate("window.seen") if text.lstrip("-").isdigit()]
     assert len(numbers) >= 3  # one in each panel
     assert int(numbers[-3]) in scan.pixels[:, :, 3]
+
+
+def write_down(page: Any) -> None:
+    """Keep every text that is written over the images in `window.seen`."""
+    texts = """() => { const seen = []; const write = CanvasRenderingContext2D.prototype.fillText;
+      CanvasRenderingContext2D.prototype.fillText = function (text, ...at) { seen.push(text); write.call(this, text, ...at); };
+      window.seen = seen; }"""
+    page.evaluate(texts)
+
+
+def test_uncertainty_is_a_panel_whose_colours_are_its_values(page: Any, served: Server, opened: Opened) -> None:
+    look_at(page, served)
+    write_down(page)
+    for key in "5123":
+        page.keyboard.press(key)
+    settle(page)
+    range_ = opened.description()["ranges"][0]
+    strong = 0.2 * (range_["white"] - range_["black"])
+    for x, y in ((400, 110), (330, 150), (450, 260)):
+        page.mouse.move(x, y)
+        settle(page)
+        texts = page.evaluate("window.seen")
+        value = [float(text.removeprefix("± ")) for text in texts if text.startswith("± ")][-1]
+        red, green, blue = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))[y, x] / 255
+        assert min(value / strong, 1) == pytest.approx(1 - math.sqrt(1 - red), abs=0.03)
+        assert red > green > blue
+    assert f"Uncertainty (90 %), to ±{strong:.0f}" in texts
+
+
+def test_uncertainty_by_the_server_is_that_of_the_shader(page: Any, served: Server) -> None:
+    seen = []
+    for query in ("?shader", "?windows"):
+        look_at(page, served, query)
+        for key in "5123":
+            page.keyboard.press(key)
+        page.wait_for_timeout(500)  # the window with it comes
+        seen.append(pixels(page)[60:-60])
+    assert seen[0].std() > 5
+    assert np.abs(seen[0] - seen[1]).mean() < 4  # of 255: another scale, within 0.5 %, and resampled
+
+
+def test_map_that_is_awaited_is_called_so(page: Any, served: Server) -> None:
+    look_at(page, served, "?windows")
+    write_down(page)
+    page.route("**/window?*uncertainty=true", lambda route: None)  # it is not answered
+    page.keyboard.press("5")
+    settle(page)
+    texts = page.evaluate("window.seen")
+    assert "The network computes …" in texts
+    assert not any(text.startswith("Uncertainty") for text in texts)
+
+
+def test_bundle_without_a_head_has_no_map(page: Any, scan: Scan) -> None:
+    with Upscaler.load("fast", threads=1) as up, serving(Opened(scan, up, "scan.nii.gz", "stored", 0.01)) as server:
+        look_at(page, server)
+        assert page.locator("#images button").count() == 4
+        before = pixels(page)
+        page.keyboard.press("5")
+        settle(page)
+        np.testing.assert_array_equal(pixels(page), before)
+
+
+def test_notes_of_the_scan_are_shown(page: Any, scan: Scan) -> None:
+    noted = replace(scan, notes=("one note", "another"))
+    with Upscaler.load("fast", threads=1) as up, serving(Opened(noted, up, "scan.nii.gz", "stored", 0.01)) as server:
+        look_at(page, server)
+        assert page.inner_text("#notes").endswith("one note · another")
 
 
 def test_noise_and_grain_change_what_the_network_shows(page: Any, served: Server) -> None:

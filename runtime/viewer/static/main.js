@@ -6,19 +6,11 @@ import { write } from './overlay.js';
 import { Stage } from './stage.js';
 import { Windows } from './windows.js';
 
-// An image is a row here and a branch of the shader; an error map will be the fifth.
-const IMAGES = [
-  ['original', 'Original'],
-  ['bicubic', 'Bicubic'],
-  ['ours', 'Super-resolved'],
-  ['difference', 'Difference'],
-];
-const NAMES = Object.fromEntries(IMAGES);
 const BACK = [0.063, 0.075, 0.086]; // the page's own background, beside a slice too
 const GAP = 2; // between panels
 const LARGER = 1.25; // times: so much larger must a slice become for panels to leave their row
 const FINEST = 64; // pixels of the screen for one of the slice
-const STRONG = 0.1; // of the window: a difference that has the full colour
+const STRONG = { difference: 0.1, uncertainty: 0.2 }; // of the window: what has the full colour
 const AHEAD = 2; // slices that are encoded before they are asked for, in the direction of scrolling
 
 const $ = (id) => document.getElementById(id);
@@ -26,6 +18,16 @@ const [screen, pictures, overlay] = ['screen', 'pictures', 'overlay'].map($);
 const scan = await (await fetch('scan.json')).json();
 const predictor = new Float32Array(await (await fetch('predictor')).arrayBuffer());
 const network = { ...scan.network, largest: scan.largest_scale };
+
+// An image is a row here and a branch of the shader.
+const IMAGES = [
+  ['original', 'Original'],
+  ['bicubic', 'Bicubic'],
+  ['ours', 'Super-resolved'],
+  ['difference', 'Difference'],
+  ...(network.uncertainty ? [['uncertainty', 'Uncertainty']] : []),
+];
+const NAMES = Object.fromEntries(IMAGES);
 
 const state = {
   plane: scan.planes[0],
@@ -69,7 +71,7 @@ function makeRenderer() {
 function unpack(key, buffer, told) {
   const plane = scan.planes.find(({ axis }) => axis === Number(new URLSearchParams(key).get('axis')));
   const pixels = plane.canonical[0] * plane.canonical[1];
-  const channels = 4 * Math.ceil(network.basis / 4);
+  const channels = 4 * (Math.ceil(network.basis / 4) + network.uncertainty);
   const canonical = new Float32Array(buffer, 0, pixels);
   const halves = new Uint16Array(buffer, 4 * pixels, channels * pixels);
   const lacking = new Uint16Array(buffer, (4 + 2 * channels) * pixels);
@@ -118,7 +120,7 @@ function frame(anyway = false) {
     renderer.features(features, state.plane);
     drawn.features = key;
   }
-  if (hasSlice && !renderer.needsFeatures) renderer.ask(key, panels[0].view, state.grain);
+  if (hasSlice && !renderer.needsFeatures) renderer.ask(key, panels[0].view, state);
   const ready = renderer.needsFeatures ? drawn.features === key : renderer.isReady(key);
   const { images, wipe, level, window, centre, zoom, grain } = state;
   const painted = JSON.stringify([key, ready, hasSlice, width, height, images, wipe, level, window, centre, zoom, grain]);
@@ -153,10 +155,15 @@ function ends() {
   return [state.images[0], state.images[state.images.length - 1]];
 }
 
+// Whether an image can be drawn; bicubic interpolation stands in its place until then.
+function isThere(name, ready) {
+  return name === 'original' || (name === 'bicubic' && renderer.needsFeatures) || (ready && renderer.has(name));
+}
+
 function look(name) {
   const { level, window, grain, volume } = state;
   const { low, high } = scan.ranges[volume % scan.ranges.length];
-  const range = name === 'difference' ? [0, STRONG * window] : [level - window / 2, level + window / 2];
+  const range = STRONG[name] ? [0, STRONG[name] * window] : [level - window / 2, level + window / 2];
   return { range, limits: [low, high], grain, beyond: BACK };
 }
 
@@ -170,7 +177,7 @@ function draw({ images, left, bottom, view }, ready) {
   const line = state.wipe === null ? view.width : Math.round(state.wipe * view.width);
   images.forEach((name, k) => {
     const clip = k ? [line, view.width] : [0, line];
-    const known = ready || !['ours', 'difference'].includes(name) ? name : 'bicubic';
+    const known = isThere(name, ready) ? name : 'bicubic';
     if (clip[1] > clip[0]) renderer.draw(known, view, { left, bottom, clip }, look(known));
   });
 }
@@ -183,12 +190,17 @@ function annotate(ready, hasSlice, ratio) {
   const real = (unit) => black + unit * (white - black);
   const wait = renderer.needsFeatures ? 'Bicubic, the network computes …' : 'The network computes …';
   const title = (name) => {
-    const waits = !ready && (renderer.needsFeatures ? ['ours', 'difference'].includes(name) : name !== 'original');
-    const strong = shown(STRONG * window * (white - black));
-    const label = name === 'difference' ? `Difference to bicubic, ±${strong}` : NAMES[name];
+    const waits = !isThere(name, ready);
+    const strong = shown(STRONG[name] * window * (white - black));
+    const coded = {
+      difference: `Difference to bicubic, ±${strong}`,
+      uncertainty: `Uncertainty (${100 * network.coverage} %), to ±${strong}`,
+    };
+    const label = coded[name] ?? NAMES[name];
     if (waits || !cursor || !hasSlice) return { name: waits ? wait : label, quiet: waits };
     const unit = renderer.read(name, cursor, panels[0].view, look(name));
-    return { name: label, value: shown(name === 'difference' ? unit * (white - black) : real(unit)) };
+    const value = shown(STRONG[name] ? unit * (white - black) : real(unit));
+    return { name: label, value: value && name === 'uncertainty' ? `± ${value}` : value };
   };
   const placed = plane.position;
   const place = placed && placed.first + index * placed.step;
@@ -197,7 +209,7 @@ function annotate(ready, hasSlice, ratio) {
   const titled = panels.map((panel) => ({ ...panel, titles: panel.images.map(title) }));
   const facts = [
     [position, scales() + (plane.mm ? ` (${(1 / state.zoom).toFixed(3)} mm)` : '')].filter(Boolean).join(' · '),
-    plane.acquired.replace('acquired', 'Acquired'),
+    ...plane.acquired.split(', ').map((part) => part[0].toUpperCase() + part.slice(1)), // or it would not fit into a panel
     ready ? against(responses.get(keyOf(index)), (part) => shown(part * (white - black))) : '',
     `Window ${shown(window * (white - black))} · Level ${shown(real(level))}`,
     'Not for diagnosis',
@@ -403,6 +415,7 @@ function button(parent, value, text, act) {
 }
 
 $('name').textContent = $('name').title = document.title = scan.name;
+$('notes').textContent = scan.notes.join(' · ');
 if (scan.planes.length > 1) scan.planes.forEach((plane) => button('planes', plane.axis, plane.name, () => choosePlane(plane)));
 IMAGES.forEach(([id, name]) => button('images', id, name, () => toggle(id)));
 for (const [id, key] of Object.entries({ wipe: 'w', auto: 'r', fit: 'f', save: 'p', help: 'h' }))

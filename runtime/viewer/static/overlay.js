@@ -31,7 +31,7 @@ export function write(canvas, panels, { letters, facts, perMillimetre, cursor, w
     }
     pen.font = '13px ui-monospace, monospace'; // whose I is no line
     const middle = [
-      [width / 2, 20],
+      [width / 2, 37], // below a long title
       [width / 2, height - 10],
       [12, height / 2 + 4],
       [width - 12, height / 2 + 4],

@@ -5,7 +5,7 @@
 
 import { places } from './geometry.js';
 
-export const SHOWN = { original: 0, bicubic: 1, ours: 2, difference: 3 };
+export const SHOWN = { original: 0, bicubic: 1, ours: 2, difference: 3, uncertainty: 4 };
 const CELLS = 160; // an axis of the grid of offsets: half as many would be off by more than 1e-3 of the range
 const UNITS = { responses: 0, canonical: 1, lacking: 2, stored: 3, places: 4, table: 5 }; // of textures
 const EXTENSION = 'EXT_color_buffer_float'; // to draw the weights
@@ -45,9 +45,10 @@ uniform ivec2 corner, size;       // of the panel, from the bottom left
 uniform int samples;
 uniform bool turned, skip;
 uniform float cells, mean, deviation, grain;
+uniform vec2 inverse;             // 1 / scale of rows and columns, in canonical pixels
 uniform vec2 limits, range;       // of the input's values; what becomes black and white
 uniform vec3 beyond;              // the colour beside the slice
-out vec4 colour;
+out vec4 colour;                  // its alpha is the value: the canvas has none
 
 float at(highp sampler2D image, ivec2 p) {
   return texelFetch(image, clamp(p, ivec2(0), textureSize(image, 0) - 1), 0).r;
@@ -68,11 +69,22 @@ float cubic(highp sampler2D image, vec2 place) { // in pixels from the outer edg
   return sum;
 }
 
-float linear(highp sampler2D image, ivec2 source, vec2 offset) {
+float between(ivec2 p) { // what is interpolated: the half width, whose logarithm the last layer tells; else the image
+  if (SHOWN != 4) return at(canonical, p);
+  ivec3 size = textureSize(responses, 0);
+  vec3 told = texelFetch(responses, ivec3(clamp(p, ivec2(0), size.xy - 1), size.z - 1), 0).rgb;
+  return exp(min(dot(told, vec3(1, inverse)), 0.0));
+}
+
+float linear(ivec2 source, vec2 offset) {
   ivec2 side = ivec2(offset.x < 0.0 ? -1 : 1, offset.y < 0.0 ? -1 : 1);
   vec2 t = abs(offset);
-  return mix(mix(at(image, source), at(image, source + ivec2(side.x, 0)), t.x),
-             mix(at(image, source + ivec2(0, side.y)), at(image, source + side), t.x), t.y);
+  return mix(mix(between(source), between(source + ivec2(side.x, 0)), t.x),
+             mix(between(source + ivec2(0, side.y)), between(source + side), t.x), t.y);
+}
+
+float givenBack(ivec2 source, vec2 offset) {
+  return grain > 0.0 ? grain * cubic(lacking, 2.0 * (vec2(source) + offset + 0.5)) : 0.0;
 }
 
 float ours(ivec2 source, vec2 offset) {
@@ -80,18 +92,23 @@ float ours(ivec2 source, vec2 offset) {
   float sum = 0.0;
   for (int layer = 0; layer < textureSize(table, 0).z; layer++)
     sum += dot(texture(table, vec3(cell, layer)), texelFetch(responses, ivec3(source, layer), 0));
-  float value = sum * deviation + (skip ? linear(canonical, source, offset) : mean);
-  if (grain > 0.0)
-    value += grain * cubic(lacking, 2.0 * (vec2(source) + offset + 0.5));
-  return clamp(value, limits.x, limits.y);
+  float value = sum * deviation + (skip ? linear(source, offset) : mean);
+  return clamp(value + givenBack(source, offset), limits.x, limits.y);
 }
 
 float value(vec4 row, vec4 col) {
+  ivec2 source = ivec2(col.x, row.x);
+  vec2 offset = vec2(col.y, row.y);
   float original = at(stored, ivec2(col.z, row.z));
   vec2 place = vec2(col.z + col.w, row.z + row.w) + 0.5;
   float bicubic = SHOWN == 1 || SHOWN == 3 ? clamp(cubic(stored, place), limits.x, limits.y) : 0.0;
-  float ours = SHOWN > 1 ? ours(ivec2(col.x, row.x), vec2(col.y, row.y)) : 0.0;
-  return float[](original, bicubic, ours, ours - bicubic)[SHOWN];
+  float ours = SHOWN == 2 || SHOWN == 3 ? ours(source, offset) : 0.0;
+  float halfWidth = SHOWN == 4 ? linear(source, offset) + abs(givenBack(source, offset)) : 0.0;
+  return float[](original, bicubic, ours, ours - bicubic, halfWidth)[SHOWN];
+}
+
+vec3 heat(float t) { // black, red, amber, pale yellow: twice as far, twice as light
+  return vec3(t * (2.0 - t), 0.95 * t * sqrt(t), 0.7 * t * t * t * t);
 }
 
 void main() {
@@ -109,9 +126,10 @@ void main() {
       sum += value(row, col);
     }
   float v = sum / float(max(count, 1));
-  if (count == 0) colour = vec4(beyond, 1);
-  else if (SHOWN == 3) colour = vec4((v > 0.0 ? vec3(1, 0.62, 0.2) : vec3(-0.25, -0.6, -1)) * v / range.y, 1);
-  else colour = vec4(vec3((v - range.x) / (range.y - range.x)), 1);
+  if (count == 0) colour = vec4(beyond, beyond.r);
+  else if (SHOWN == 3) colour = vec4((v > 0.0 ? vec3(1, 0.62, 0.2) : vec3(-0.25, -0.6, -1)) * v / range.y, v);
+  else if (SHOWN == 4) colour = vec4(heat(clamp(v / range.y, 0.0, 1.0)), v);
+  else colour = vec4(vec3((v - range.x) / (range.y - range.x)), v);
 }`;
 
 export class Stage {
@@ -150,10 +168,11 @@ export class Stage {
   features({ canonical, responses, lacking }, plane) {
     const gl = this.gl;
     const [rows, cols] = plane.canonical;
+    const depth = this.layers + this.network.uncertainty;
     this.#image(UNITS.canonical, gl.R32F, gl.RED, gl.FLOAT, canonical, plane.canonical);
     this.#image(UNITS.lacking, gl.R16F, gl.RED, gl.HALF_FLOAT, lacking, plane.fine);
-    this.#allocate(UNITS.responses, gl.TEXTURE_2D_ARRAY, gl.RGBA16F, cols, rows, this.layers);
-    gl.texSubImage3D(gl.TEXTURE_2D_ARRAY, 0, 0, 0, 0, cols, rows, this.layers, gl.RGBA, gl.HALF_FLOAT, responses);
+    this.#allocate(UNITS.responses, gl.TEXTURE_2D_ARRAY, gl.RGBA16F, cols, rows, depth);
+    gl.texSubImage3D(gl.TEXTURE_2D_ARRAY, 0, 0, 0, 0, cols, rows, depth, gl.RGBA, gl.HALF_FLOAT, responses);
   }
 
   // Draw one image of `SHOWN` into part of the canvas: `panel` has its left and bottom and `clip`, a part [left, right) of its
@@ -162,7 +181,10 @@ export class Stage {
     const gl = this.gl;
     const { down, across, width, height, factors, turned } = view;
     const samples = Math.min(SAMPLES, Math.ceil(1 / Math.min(1, ...factors)));
-    this.#predict(factors, turned ? [across, down] : [down, across]);
+    const axes = turned ? [across, down] : [down, across];
+    // In canonical pixels, within what networks are used for.
+    const scales = factors.map((r, k) => Math.min(Math.max(r, 1), this.network.largest) * axes[k].spacing);
+    this.#predict(scales);
     this.#places(view, samples);
     gl.bindFramebuffer(gl.FRAMEBUFFER, target);
     const stage = this.stages[SHOWN[shown]];
@@ -174,7 +196,7 @@ export class Stage {
     stage.set('1i', { ...UNITS, samples, turned, skip: network.skip });
     stage.set('1f', { cells: CELLS, mean: network.mean, deviation: network.std, grain: look.grain });
     stage.set('2i', { corner: [panel.left, panel.bottom], size: [width, height] });
-    stage.set('2f', { limits: look.limits, range: look.range });
+    stage.set('2f', { limits: look.limits, range: look.range, inverse: scales.map((r) => 1 / r) });
     stage.set('3f', { beyond: look.beyond });
     gl.drawArrays(gl.TRIANGLES, 0, 3);
     gl.disable(gl.SCISSOR_TEST);
@@ -198,7 +220,7 @@ export class Stage {
     gl.deleteRenderbuffer(buffer);
     return Float32Array.from({ length: width * height }, (_, k) => {
       const row = height - 1 - Math.floor(k / width);
-      return pixels[4 * (row * width + (k % width))];
+      return pixels[4 * (row * width + (k % width)) + 3];
     });
   }
 
@@ -210,6 +232,10 @@ export class Stage {
       length: 1,
     }));
     return this.values(shown, { ...view, down, across, width: 1, height: 1 }, look)[0];
+  }
+
+  has() {
+    return true;
   }
 
   clear(colour) {
@@ -247,10 +273,9 @@ export class Stage {
     return buffer;
   }
 
-  // Fill the table of weights for scales of rows and columns, in canonical pixels, within what networks are used for.
-  #predict(factors, axes) {
+  // Fill the table of weights for scales of rows and columns, in canonical pixels.
+  #predict(scales) {
     const { gl, network, firstLayer } = this;
-    const scales = factors.map((r, k) => Math.min(Math.max(r, 1), network.largest) * axes[k].spacing);
     if (this.#scale === (this.#scale = scales.join())) return;
     const inverse = network.inputs === 4 ? scales.map((r) => 1 / r) : [1 / Math.sqrt(scales[0] * scales[1])];
     const parts = new Float32Array(4 * network.hidden);

@@ -1,6 +1,6 @@
 // Where the browser has no WebGL 2: the server renders what is to be seen, at the nearest scale that is quick.
 
-const IMAGES = ['original', 'bicubic', 'ours'];
+const IMAGES = ['original', 'bicubic', 'ours', 'uncertainty'];
 const SHARP = 16; // screen pixels of a canonical one, at most, that are asked for
 
 export class Windows {
@@ -19,7 +19,7 @@ export class Windows {
 
   slice(pixels, [rows, cols]) {
     this.#asked = '';
-    this.#window = { key: '', scale: [1, 1], window: [0, 0, rows, cols], images: [pixels, pixels, pixels], sheets: {} };
+    this.#window = { key: '', scale: [1, 1], window: [0, 0, rows, cols], images: [pixels, pixels, pixels, []], sheets: {} };
   }
 
   features() {}
@@ -28,12 +28,17 @@ export class Windows {
     return this.#window?.key === key;
   }
 
+  has(shown) {
+    return shown !== 'uncertainty' || this.#window.images[3].length > 0;
+  }
+
   // What is to be seen of a slice; the latest request is the one that counts.
-  async ask(key, view, grain) {
+  async ask(key, view, { grain, images }) {
     const ends = [view.down, view.across].map((axis) => [axis.from, axis.from + axis.step * axis.length].sort((a, b) => a - b));
     const [[top, bottom], [left, right]] = view.turned ? ends.reverse() : ends;
     const [ry, rx] = view.factors.map((r) => Math.min(Math.max(r, 1), SHARP));
-    const asked = `${key}&${new URLSearchParams({ ry, rx, top, bottom, left, right, grain })}`;
+    const uncertainty = images.includes('uncertainty');
+    const asked = `${key}&${new URLSearchParams({ ry, rx, top, bottom, left, right, grain, uncertainty })}`;
     if (asked === this.#asked) return;
     this.#asked = asked;
     this.key = key;
@@ -48,8 +53,8 @@ export class Windows {
         const { scale, window, ms } = JSON.parse(answer.headers.get('Told'));
         const size = window[2] * window[3];
         const pixels = new Float32Array(await answer.arrayBuffer());
-        const images = IMAGES.map((_, k) => pixels.subarray(k * size, (k + 1) * size));
-        this.#window = { key: of, scale, window, images, sheets: {} };
+        const parts = IMAGES.map((_, k) => pixels.subarray(k * size, (k + 1) * size));
+        this.#window = { key: of, scale, window, images: parts, sheets: {} };
         this.ms = ms;
         this.problem = '';
       } catch (error) {
@@ -101,8 +106,8 @@ export class Windows {
     const { scale, window, images } = this.#window;
     const [row, col] = place.map((p, k) => Math.floor(p * scale[k]) - window[k]);
     if (row < 0 || col < 0 || row >= window[2] || col >= window[3]) return NaN;
-    const [original, bicubic, ours] = images.map((image) => image[row * window[3] + col]);
-    return { original, bicubic, ours, difference: ours - bicubic }[shown];
+    const [original, bicubic, ours, uncertainty] = images.map((image) => image[row * window[3] + col]);
+    return { original, bicubic, ours, difference: ours - bicubic, uncertainty }[shown];
   }
 
   clear(colour) {
@@ -119,14 +124,20 @@ function along(axis, scale, first) {
   return [1 / (r * axis.step), (first[axis.k] / r - axis.from) / axis.step];
 }
 
+// The colours of the shader.
 function painter(shown, [black, white]) {
-  if (shown !== 'difference')
+  if (shown === 'difference')
     return (v) => {
-      const grey = (255 * (v - black)) / (white - black);
-      return [grey, grey, grey, 255];
+      const part = (255 * v) / white;
+      return v > 0 ? [part, 0.62 * part, 0.2 * part, 255] : [-0.25 * part, -0.6 * part, -part, 255];
+    };
+  if (shown === 'uncertainty')
+    return (v) => {
+      const t = Math.min(v / white, 1);
+      return [255 * t * (2 - t), 242 * t ** 1.5, 178 * t ** 4, 255];
     };
   return (v) => {
-    const part = (255 * v) / white;
-    return v > 0 ? [part, 0.62 * part, 0.2 * part, 255] : [-0.25 * part, -0.6 * part, -part, 255];
+    const grey = (255 * (v - black)) / (white - black);
+    return [grey, grey, grey, 255];
   };
 }
