@@ -76,6 +76,12 @@ def with_head(of: Bundle) -> Bundle:
     return Bundle.parse(bundle.serialise(of.model, {**of.files, **dict(zip(HEAD, parts))}, {}), "test bundle")
 
 
+def without_head(of: Bundle) -> Bundle:
+    """The bundle without what tells the uncertainty."""
+    files = {name: content for name, content in of.files.items() if name not in HEAD}
+    return Bundle.parse(bundle.serialise(of.model, files, {}), "test bundle")
+
+
 @pytest.fixture(scope="session", params=["paper", "shallow"])
 def generator(request: pytest.FixtureRequest) -> Generator:
     return random_generator(request.param)

@@ -25,7 +25,7 @@ from runtime.upscaler import open_bundle
 from runtime.viewer import opened, server
 from runtime.viewer.opened import Key, Opened
 from runtime.viewer.server import ASSETS, Server
-from tests.conftest import ROOT, with_head
+from tests.conftest import ROOT, with_head, without_head
 from tests.runtime.conftest import serving
 
 SLICE = "axis=2&index=1&volume=0&noise=0.01"
@@ -39,7 +39,7 @@ def scan_of(head: np.ndarray, count: int = 4) -> Scan:
 
 @pytest.fixture
 def scan(head: np.ndarray) -> Opened:
-    with Upscaler.load("fast") as up:
+    with Upscaler.load(without_head(open_bundle("fast"))) as up:
         yield Opened(scan_of(head), up, "head.nii.gz", acquired=(36, 53, 4))
 
 

@@ -21,7 +21,7 @@ from runtime.upscaler import open_bundle
 from runtime.viewer import opened as viewer_opened
 from runtime.viewer.opened import Key, Opened
 from runtime.viewer.server import Server
-from tests.conftest import SCAN, with_head
+from tests.conftest import SCAN, with_head, without_head
 from tests.runtime.conftest import serving
 
 api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -342,7 +342,8 @@ def test_map_that_is_awaited_is_called_so(page: Any, served: Server) -> None:
 
 
 def test_bundle_without_a_head_has_no_map(page: Any, scan: Scan) -> None:
-    with Upscaler.load("fast", threads=1) as up, serving(Opened(scan, up, "scan.nii.gz", "stored", 0.01)) as server:
+    plain = without_head(open_bundle("fast"))
+    with Upscaler.load(plain, threads=1) as up, serving(Opened(scan, up, "scan.nii.gz", "stored", 0.01)) as server:
         look_at(page, server)
         assert page.locator("#images button").count() == 4
         before = pixels(page)
