@@ -55,7 +55,7 @@ _FLOOR = 0.05  # at most, of nature's power at the band's end: -13 dB, more than
 # Tapers and floors; how many times as well as a hard edge each must fit, how much better than no window, and what part of that
 # one's misfit it may leave. More of them are mistaken for each other. What a bilinear kernel does looks a little like a window:
 # it gains up to 0.1. A smooth image looks like Hamming's, which harms most.
-_SHAPES = {(0.0, 0.0): (1, 0.01, 1), (0.25, 0.0): (1.2, 0.08, 0.4), (0.5, 0.0): (2.2, 0.15, 0.4), (1.0, 0.08): (1.5, 0.3, 0.09)}
+_SHAPES = {(0.0, 0.0): (1, 0.01, 1), (0.25, 0.0): (1.2, 0.08, 0.3), (0.5, 0.0): (2.2, 0.15, 0.3), (1.0, 0.08): (1.5, 0.3, 0.09)}
 _CUT, _NEAR_CUT = 1.7, 2.6  # how many times as well a band must fit that ends before Nyquist's frequency, or just before
 _BANDS = [Band(round(float(f), 2), *shape) for f in np.linspace(1, 0.36, 33) for shape in _SHAPES]  # the first is everything
 _TIMES, _GAINS, _LEFT = np.array([_SHAPES[band.taper, band.floor] for band in _BANDS]).T
@@ -278,7 +278,7 @@ def _band(power: NDArray[np.float64], leakage: NDArray[np.float64]) -> Band | No
     misfit += _ERROR
     best = (misfit * _TIMES[left]).argmin()
     band, of = left[best], parts[best]
-    white = of[0] / (of @ _ENDS[band])  # of nature's power at the band's end: much where an undone window was not there
-    clear = misfit[0] - misfit[best] > _GAINS[band] and misfit[best] < _LEFT[band] * np.sqrt(1 - white) * misfit[0]
-    found = _BANDS[band] if clear else Band()
+    found, white = _BANDS[band], of[0] / (of @ _ENDS[band])  # at the band's end, after a window was undone that was not there
+    most = _LEFT[band] * math.sqrt(1 - found.taper * white) * misfit[0]
+    found = found if misfit[0] - misfit[best] > _GAINS[band] and misfit[best] < most else Band()
     return found if found.taper or found.fraction < WHOLE else Band()
