@@ -2,13 +2,14 @@
 
 Where none of them tells, the whole stored matrix counts as measured. One estimate serves a whole volume.
 
-Nature's own power spectrum is a mixture of white noise and of falling powers of the frequency. It never falls as steeply as the
-spectrum of zero-filled data does where the band ends. So the spectrum along an axis is fitted by
+Nature's own power spectrum is a mixture of white noise and of falling powers of the frequency, with some blur. It never falls
+as steeply as the spectrum of zero-filled data does where the band ends. So the spectrum along an axis is fitted by
 
     (nature × window²) ∗ leakage + floor
 
 for every window of a list, with parts of nature and a floor of at least 0. The floor is what rounding and the magnitude leave
-where nothing was measured: far below what was. The window that fits best wins, if it fits clearly better than none.
+where nothing was measured: far below what was. The window that fits best wins, if it fits clearly better than none. In doubt it
+is none: to undo a window that is not there spoils the image, to miss one costs little.
 """
 
 from __future__ import annotations
@@ -48,24 +49,26 @@ _OTHER = slice(7, 29)  # of the other axis: beyond the bright edges along it, an
 _BORDER = 1 / 8  # of an axis is faded out at either end: else the jump there leaks over the whole spectrum
 _WIDER = 1.1  # edges near the border leak farther than an average pixel, whose leakage is known
 _DARKEST = 1e-6  # of the mean power: less is the arithmetic's rounding
-_POWERS = (0.0, 2.0, 3.0, 4.0)  # by which nature's power falls with the frequency; 0 is white noise
+# By which nature's power falls with the frequency; 0 is white noise. And the exponent of the blur's power at Nyquist's.
+_POWERS, _BLURS = (0.0, 2.0, 4.0, 2.0), (0.0, 0.0, 0.0, 3.0)
 _FLOOR = 0.05  # at most, of nature's power at the band's end: -13 dB, more than blurred images fall
-# Tapers and floors; how many times as well as a hard edge each must fit, and how much better than no window. More of them
-# are mistaken for each other. What a bilinear kernel does looks a little like a window: it gains up to 0.1.
-_SHAPES = {(0.0, 0.0): (1.0, 0.01), (0.25, 0.0): (1.3, 0.08), (0.5, 0.0): (2.2, 0.15), (1.0, 0.08): (1.5, 0.3)}
+# Tapers and floors; how many times as well as a hard edge each must fit, how much better than no window, and what part of that
+# one's misfit it may leave. More of them are mistaken for each other. What a bilinear kernel does looks a little like a window:
+# it gains up to 0.1. A smooth image looks like Hamming's, which harms most.
+_SHAPES = {(0.0, 0.0): (1, 0.01, 1), (0.25, 0.0): (1.2, 0.08, 0.3), (0.5, 0.0): (2.2, 0.15, 0.3), (1.0, 0.08): (1.5, 0.3, 0.09)}
 _CUT, _NEAR_CUT = 1.7, 2.6  # how many times as well a band must fit that ends before Nyquist's frequency, or just before
 _BANDS = [Band(round(float(f), 2), *shape) for f in np.linspace(1, 0.36, 33) for shape in _SHAPES]  # the first is everything
-_TAPERED = np.array([band.taper > 0 for band in _BANDS])
-_TIMES, _GAINS = np.array([_SHAPES[band.taper, band.floor] for band in _BANDS]).T
+_TIMES, _GAINS, _LEFT = np.array([_SHAPES[band.taper, band.floor] for band in _BANDS]).T
 _TIMES = _TIMES * [1 if band.fraction == 1 else _NEAR_CUT if band.fraction > 0.93 else _CUT for band in _BANDS]
 # The mean over each bin, from half a bin below it to half a bin above: no band ends where bins do.
 _FINER = np.array([band.window(8 * _BINS, 8 * _BINS) ** 2 for band in _BANDS], np.float32)
 _WINDOWS = np.concatenate([_FINER[:, 4:0:-1], _FINER[:, :-4]], 1).reshape(len(_BANDS), _BINS, 8).mean(2)
-_NATURE = np.array([((_AT[:, None] ** 2 + _AT[_OTHER] ** 2) ** (-p / 2)).mean(1) for p in _POWERS], np.float32)
+_RADIAL = _AT[:, None] ** 2 + _AT[_OTHER] ** 2
+_NATURE = np.array([(_RADIAL ** (-p / 2)).mean(1) * np.exp(-b * _AT**2) for p, b in zip(_POWERS, _BLURS)], np.float32)
 _ENDS = np.array([_NATURE[:, min(int(band.fraction * _BINS), _BINS - 1)] for band in _BANDS], np.float32)
 _STEPS, _FIRST, _BEST = 24, 6, 40  # of the fit; after the first ones only the best windows go on
 # Misfits are means of r - log r - 1, with r the power over the model's: 0.01 is an error of 0.6 dB, 0.1 of 1.9 dB.
-_TAPER_LEFT = 0.4  # of the misfit of no window, at most, is left by a taper
+_ERROR = 0.01  # of the model itself: smaller misfits tell nothing
 _UNCLEAR = 0.5  # a misfit from which the spectrum is not that of a scan
 
 _NOISIEST = 0.1  # of white: networks are trained up to 0.08, and what looks noisier is no scan
@@ -272,7 +275,10 @@ def _band(power: NDArray[np.float64], leakage: NDArray[np.float64]) -> Band | No
         floor = np.minimum(floor, _FLOOR * (parts * _ENDS[left]).sum(1, keepdims=True))
     if misfit.min() > _UNCLEAR:
         return None
-    clear = (misfit[0] - misfit > _GAINS[left]) & (misfit < np.where(_TAPERED[left], _TAPER_LEFT, 1) * misfit[0])
-    cost = np.where(clear, misfit * _TIMES[left], np.inf)
-    found = _BANDS[left[cost.argmin()]] if clear.any() else Band()
+    misfit += _ERROR
+    best = (misfit * _TIMES[left]).argmin()
+    band, of = left[best], parts[best]
+    found, white = _BANDS[band], of[0] / (of @ _ENDS[band])  # at the band's end, after a window was undone that was not there
+    most = _LEFT[band] * math.sqrt(1 - found.taper * white) * misfit[0]
+    found = found if misfit[0] - misfit[best] > _GAINS[band] and misfit[best] < most else Band()
     return found if found.taper or found.fraction < WHOLE else Band()

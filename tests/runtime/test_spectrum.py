@@ -7,6 +7,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from runtime import measure
 from runtime.acquired import Acquired, Band
@@ -66,6 +67,44 @@ def test_full_band_is_not_cropped(truths: list[np.ndarray], kernel: Any, scale: 
     for band in measure.bands_of([resample.downsample(truth, r, kernel) for truth in truths]):
         assert band is None or band.fraction > 0.9
         assert kernel == "kspace" or band in (None, Band())  # that one has a window
+
+
+def smooth(scale: Fraction) -> list[np.ndarray]:
+    """Slices of a real scan, blurred by half a pixel of an image that is smaller by `scale`, as denoised scans are."""
+    volume = np.asarray(nib.load(SCAN).dataobj, np.float32)
+    return [gaussian_filter(slice_, float(scale / 2)) for slice_ in np.moveaxis(Intensity.of(volume).normalise(volume), 2, 0)]
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("scale", ["3/2", "3"])
+def test_smooth_image_has_no_window(kernel: Any, scale: str) -> None:
+    r = Fraction(scale)
+    assert measure.bands_of([resample.downsample(slice_, (r, r), kernel) for slice_ in smooth(r)]) == (Band(), Band())
+
+
+@pytest.mark.parametrize("rows", [0.7, 1.0])
+def test_mild_window_of_a_smooth_image_is_not_taken_for_a_deep_one(rows: float) -> None:
+    r, how, rng = Fraction(2), Acquisition((Band(rows, 0.25), Band(taper=0.25))), np.random.default_rng(0)
+    for band in measure.bands_of([acquire(slice_, (r, r), how, (128, 128), rng)[0] for slice_ in smooth(r)]):
+        assert band is not None
+        assert band.taper <= 0.25
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "kspace"])
+def test_image_whose_spectrum_falls_steeply_has_no_deep_window(kernel: Any) -> None:
+    frequency = np.fft.fftfreq(256) * 256
+    falls = (1 + frequency[:, None] ** 2 + frequency**2) ** -1.25  # the power by the fifth power
+    white = np.random.default_rng(0).normal(size=(256, 256))
+    field = np.fft.ifft2(np.fft.fft2(white) * falls).real[:192, :160]
+    image = np.asarray((field - field.min()) / np.ptp(field), np.float32)
+    assert measure.bands_of([resample.downsample(image, (Fraction(2), Fraction(2)), kernel)]) == (Band(), Band())
+
+
+@pytest.mark.parametrize("k", [0, 3, 4])
+def test_small_single_slice_is_not_taken_for_a_windowed_one(k: int) -> None:
+    volume = np.asarray(nib.load(SCAN).dataobj, np.float32)
+    image = resample.downsample(Intensity.of(volume).normalise(volume)[..., k], (Fraction(4), Fraction(4)), "kspace")
+    assert all(band is not None and band.taper <= resample.TAPER for band in measure.bands_of([image]))
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.03, 0.05, 0.08])
