@@ -41,8 +41,8 @@ def scans(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def slow(tmp_path: Path) -> list[Path]:
-    """Six volumes, each a few tenths of a second's work."""
-    return [write_scan(tmp_path / f"{name}.nii.gz", side=64, slices=6) for name in "abcdef"]
+    """Ten volumes, each a few tenths of a second's work: on a busy machine some are done before a test can act."""
+    return [write_scan(tmp_path / f"{name}.nii.gz", side=64, slices=6) for name in "abcdefghij"]
 
 
 def read(folder: Path) -> dict[str, Any]:
