@@ -21,7 +21,7 @@ from runtime.acquired import Acquired
 from runtime.measure import estimate
 from runtime.slices import output_shape
 from runtime.tiles import TILE, Extent
-from runtime.uncertainty import COVERAGE, INPUTS, OUTPUTS, interpolation, plain
+from runtime.uncertainty import COVERAGE, INPUTS, OUTPUTS, plain
 from train import data, degradations, models, resample, subjects
 from train.degradations import Degradation
 
@@ -142,5 +142,5 @@ def _example(
     part = responses[rows.first : rows.first + rows.size, cols.first : cols.first + cols.size]
     told = np.broadcast_to(plain(found.told), (*part.shape[:2], INPUTS))
     inputs = torch.from_numpy(np.concatenate([part, told], -1).astype(np.float16))
-    up = torch.from_numpy(interpolation(rows)), torch.from_numpy(interpolation(cols))
+    up = torch.from_numpy(rows.interpolation()), torch.from_numpy(cols.interpolation())
     return Example(inputs, larger, torch.from_numpy(error), up)

@@ -143,9 +143,10 @@ def run(upscaler: Upscaler, task: Task, request: Request, progress: Progress | N
     extras = {task.uncertainty: io.writer(task.uncertainty, uncertain, request.anonymous)} if uncertain else {}
     asked: Any = {name: getattr(request, name) for name in ("acquired", "noise", "grain")}
     asked |= {"consistency": (consistency := Consistency()), "half_width": uncertain.pixels if uncertain else None}
-    acquired = volume.upscale(upscaler.slices, scan, out, **asked, progress=progress)
-    known = None if scan.labels else upscaler.bundle.envelope
-    outside = known.outside(scan, volume.intensities(scan)[0], acquired) if known else ()
+    ranges = [] if scan.labels else volume.intensities(scan)
+    acquired = volume.upscale(upscaler.slices, scan, out, **asked, ranges=ranges, progress=progress)
+    known = upscaler.bundle.envelope
+    outside = known.outside(scan, ranges[0], acquired) if known and ranges else ()
     axes = scan.in_plane if scan.affine is None else range(min(3, scan.pixels.ndim))
     measured, stored = acquired.along(*axes), [scan.shape[k] for k in axes]
     said = "" if scan.labels else measured.said(stored)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .grid import Axis, project
+from .grid import Axis, project, skip_taps
 
 TILE = 512  # input pixels an axis; the trunk's working memory is some 300 MB for such a tile, whatever the image
 
@@ -56,6 +56,14 @@ class Span:
     def offset(self) -> NDArray[np.float64]:
         """Sub-pixel offset of each output."""
         return self.axis.offset[self.start : self.stop]
+
+    def interpolation(self) -> NDArray[np.float32]:
+        """The matrix (outputs, `size`) that interpolates linearly between pixel centres, edges repeated."""
+        taps = skip_taps(self.axis.scale, self.axis.projection, self.offset)
+        matrix = np.zeros((len(self), self.size), np.float32)
+        columns = np.clip(self.sources[:, None] + (-1, 0, 1), 0, self.size - 1)
+        np.add.at(matrix, (np.arange(len(self))[:, None], columns), taps)
+        return matrix
 
     def mirrored(self) -> Span:
         """The same outputs in reverse, read from the responses of the mirrored image. An output on the border of two pixels

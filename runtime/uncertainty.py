@@ -52,13 +52,4 @@ def half_width(head: Head, responses: Float, told: Told, rows: Span, cols: Span,
     a, *slopes = head(responses, told).T
     log = a + sum(b / np.float32(r) for b, r in zip(slopes, scales))
     at_pixels = np.exp(np.minimum(log, 0)).reshape(rows.size, cols.size)
-    return np.asarray(interpolation(rows) @ at_pixels @ interpolation(cols).T, np.float32)
-
-
-def interpolation(span: Span) -> Float:
-    """The matrix (outputs, `span.size`) that interpolates linearly between pixel centres, edges repeated."""
-    taps = grid.skip_taps(span.axis.scale, span.axis.projection, span.offset)
-    matrix = np.zeros((len(span), span.size), np.float32)
-    columns = np.clip(span.sources[:, None] + (-1, 0, 1), 0, span.size - 1)
-    np.add.at(matrix, (np.arange(len(span))[:, None], columns), taps)
-    return matrix
+    return np.asarray(rows.interpolation() @ at_pixels @ cols.interpolation().T, np.float32)

@@ -147,7 +147,7 @@ class Upscaler:
         scan = Scan(array, stack=0 if array.ndim == 3 else None, labels=labels)
         out = volume.prepared(scan, Size(scale, shape), np.float32)
         half_width = volume.uncertainty(out).pixels if uncertainty else None
-        told: dict[str, Any] = {"acquired": acquired, "noise": noise, "grain": grain, "levels": levels}
+        told: dict[str, Any] = {"acquired": acquired, "noise": noise, "grain": grain, "ranges": [levels] if levels else []}
         volume.upscale(self.slices, scan, out, **told, progress=progress, half_width=half_width)
         return (out.pixels, half_width) if uncertainty else out.pixels
 

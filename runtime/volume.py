@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -72,14 +72,14 @@ def upscale(
     noise: float | None = None,
     grain: float = 0.0,
     progress: Progress | None = None,
-    levels: Intensity | None = None,
+    ranges: Sequence[Intensity] = (),
     consistency: Consistency | None = None,
     half_width: NDArray[np.float32] | None = None,
 ) -> Acquired:
     """Fill `out`, which `prepared` made of `scan`, and tell what was measured. `progress(done, total)` counts slices.
 
-    `levels` are the range of grey values, by default the scan's own. `consistency` is added to, slice by slice of `scan`.
-    `half_width`, as large as `out`, receives the uncertainty in real values: 0 where the network was not used.
+    `ranges` are those of grey values, by default the scan's own `intensities`. `consistency` is added to, slice by slice of
+    `scan`. `half_width`, as large as `out`, receives the uncertainty in real values: 0 where the network was not used.
 
     Where there are to be more slices, the planes that contain the axis across which they lie are upscaled first. An integer
     scan with a slope keeps both, as an affine map of intensities commutes with the network's own (a negative slope makes large
@@ -110,7 +110,7 @@ def upscale(
         if progress:
             progress(done, total)
 
-    ranges = [levels] if levels else intensities(scan)
+    ranges = ranges or intensities(scan)
     found: list[Acquired] = []
     for number, index in enumerate(volumes):
         one, target = data[(..., *index)], result[(..., *index)]

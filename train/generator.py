@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from runtime import grid
 from runtime.acquired import LEAST_SIGMA, SOFT
+from runtime.tiles import Span
 
 TOLD, TOLD_HIDDEN = 3, 16  # numbers that are told, and units of the network that turns them into biases
 
@@ -196,11 +197,7 @@ def interpolate(x: Tensor, scales: grid.Scales, projection: grid.Projection) -> 
 
     def matrix(n_in: int, scale: Fraction) -> Tensor:
         axis = grid.project(n_in, scale, projection)
-        taps = grid.skip_taps(scale, projection, axis.offset)  # (n_out, 3)
-        columns = np.clip(axis.source[:, None] + (-1, 0, 1), 0, n_in - 1)
-        weights = np.zeros((axis.n_out, n_in), np.float32)
-        np.add.at(weights, (np.arange(axis.n_out)[:, None], columns), taps)
-        return torch.from_numpy(weights).to(x)
+        return torch.from_numpy(Span(axis, 0, axis.n_out, 0, n_in).interpolation()).to(x)
 
     up_y, up_x = (matrix(n, r) for n, r in zip(x.shape[-2:], scales))
     with torch.autocast(x.device.type, enabled=False):
