@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
@@ -36,34 +37,28 @@ Plan = dict[Task, Result | None]  # what is known already to fail or to be skipp
 Work = Callable[[Sequence[Task]], Iterator[Result]]
 
 
-def plan(
-    sources: Sequence[Path],
-    folder: Path,
-    suffix: str | None = None,
-    series: int | None = None,
-    *,
-    preview: bool = False,
-    uncertainty: bool = False,
-) -> Plan:
+def plan(sources: Sequence[Path], folder: Path, request: Request, suffix: str | None = None, series: int | None = None) -> Plan:
     """A task for each input, and for each series of a DICOM one, or for the `series` asked for.
 
     `suffix` is the format of all outputs (default: the input's). Raises OutputFileError if two outputs, or what lies beside
     them, would have one name, and MetasrganError if the library that writes the format is missing.
     """
     if suffix is not None:
-        io.check_writable(Path(f"*{suffix}"))
+        io.check_suffix(Path(f"*{suffix}"), problem=f"{suffix!r} is no format")
     planned: Plan = {}
     for source in sources:
         try:
-            for number, problem in series_of(source, series):
-                task = Task(source, folder / output_name(source, suffix, number), number)
-                planned[task] = Result(task, "skipped", problem) if problem else None
+            found = series_of(source, series)
         except InputFileError as error:
             task = Task(source, folder / output_name(source, suffix))
             planned[task] = Result(task, "failed", told(error))
+            continue
+        for number, problem in found:
+            task = Task(source, folder / output_name(source, suffix, number), number)
+            planned[task] = Result(task, "skipped", problem) if problem else None
     taken: dict[Path, Path] = {}
     for task in (task for task, known in planned.items() if not known):
-        for path in (task.output, *task.beside(preview, uncertainty)):
+        for path in (task.output, *request.beside(task.output).values()):
             if path in taken:
                 raise OutputFileError(f"{taken[path]} and {task.source} would both become {path}: give them two folders")
             taken[path] = task.source
@@ -89,7 +84,7 @@ def series_of(source: Path, series: int | None = None) -> list[tuple[int | None,
 
 def output_name(source: Path, suffix: str | None = None, series: int | None = None) -> str:
     """An input's output: a detached header becomes one file, DICOM a folder, unless a `suffix` is asked for."""
-    own = io.suffix(source)
+    own = "" if os.path.isdir(source) else io.suffix(source)
     written = {".nhdr": ".nrrd", ".mhd": ".mha", ".dcm": "", ".ima": "", ".zip": ""}.get(own.lower(), own)
     number = "" if series is None else f"_{series + 1}"
     return f"{source.name.removesuffix(own)}{number}_sr{written if suffix is None else suffix}"
@@ -100,18 +95,10 @@ def run(planned: Plan, request: Request, folder: Path, work: Work, quiet: bool =
 
     Makes the folder if need be. Raises OutputFileError if another run writes into it.
     """
-    summary = folder / SUMMARY
-    results: dict[Task, Result] = {}
+    summary, results = folder / SUMMARY, dict[Task, Result]()
 
-    def note(result: Result) -> None:
-        results[result.task] = result
-        failed = result.status == "failed"
-        if failed or not quiet:
-            line = f"[{len(results)}/{len(planned)}] {'failed: ' if failed else ''}{result}"
-            print(line, file=sys.stderr if failed else sys.stdout, flush=True)
-
-    with sole_writer(folder):
-        check_output(summary, overwrite=sidecar.read_json(summary).get("format") == FORMAT)
+    def each() -> Iterator[Result]:
+        left = []
         for task, known in planned.items():
             try:
                 if not (known or request.resume):
@@ -119,10 +106,20 @@ def run(planned: Plan, request: Request, folder: Path, work: Work, quiet: bool =
             except MetasrganError as error:
                 known = Result(task, "failed", told(error))
             if known:
-                note(known)
+                yield known
+            else:
+                left.append(task)
+        yield from work(left)
+
+    with sole_writer(folder):
+        check_output(summary, overwrite=sidecar.read_json(summary).get("format") == FORMAT)
         try:
-            for result in work([task for task in planned if task not in results]):
-                note(result)
+            for result in each():
+                results[result.task] = result
+                failed = result.status == "failed"
+                if failed or not quiet:
+                    line = f"[{len(results)}/{len(planned)}] {'failed: ' if failed else ''}{result}"
+                    print(line, file=sys.stderr if failed else sys.stdout, flush=True)
         finally:
             ordered = [results[task] for task in planned if task in results]
             sidecar.write_json(summary, _summary(ordered, len(planned), request), overwrite=True)
@@ -144,7 +141,7 @@ def table(results: Sequence[Result]) -> str:
 
 def counts(results: Sequence[Result]) -> dict[str, int]:
     """How many are done, skipped and failed."""
-    return {status: sum(result.status == status for result in results) for status in ("done", "skipped", "failed")}
+    return {"done": 0, "skipped": 0, "failed": 0} | Counter(result.status for result in results)
 
 
 def _summary(results: Sequence[Result], total: int, request: Request) -> dict[str, Any]:
@@ -177,25 +174,24 @@ def in_processes(computer: Computer, request: Request, workers: int) -> Work:
     if workers < 1:
         raise DeviceError(f"workers is {workers}: give 1 or more")
     computer = replace(computer, threads=max(1, (computer.threads or available_processors()) // workers))
+    idle = [_process() for _ in range(workers)]
+    stopped = threading.Event()
+
+    def do(task: Task) -> Result:
+        result, process = Result(task, "failed", _DEATH), idle.pop()
+        for again in (False, True):
+            try:
+                result = process.submit(attempt, computer, task, request, again).result()
+                break
+            except BrokenProcessPool:
+                process = _process()
+                if stopped.is_set():
+                    break
+        idle.append(process)
+        return result
 
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
         computer.load().close()  # what cannot be loaded is one error, not one for each input
-        idle = [_process() for _ in range(workers)]
-        stopped = threading.Event()
-
-        def do(task: Task) -> Result:
-            for again in (False, True):
-                process = idle.pop()
-                try:
-                    return process.submit(attempt, computer, task, request, again).result()
-                except BrokenProcessPool:
-                    process = _process()
-                    if stopped.is_set():
-                        raise
-                finally:
-                    idle.append(process)
-            return Result(task, "failed", _DEATH)
-
         threads = futures.ThreadPoolExecutor(workers)
         try:
             yield from _results(threads, do, tasks)
@@ -251,12 +247,11 @@ def _process() -> futures.ProcessPoolExecutor:
 def _end_with_parent() -> None:
     """Let a worker end when the process that it works for does, killed or not, and leave Ctrl-C to that one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
+    parent: Any = multiprocessing.parent_process()
 
     def watch() -> None:
-        if parent:
-            parent.join()
-            os._exit(1)
+        parent.join()
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
