@@ -5,6 +5,7 @@ What is done is known by its sidecar, so a run that was stopped, or a task that 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -14,8 +15,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .engines.ort import available_processors
 from .errors import DeviceError, InputFileError, MetasrganError, OutputFileError, told
 from .files import check_output, sole_writer
 from .inputs import library
-from .job import Computer, Request, Result, Task
+from .job import Computer, Request, Result, Status, Task
 from .upscaler import MODELS
 
 SUMMARY = "cohort.json"
@@ -47,15 +48,14 @@ def plan(sources: Sequence[Path], folder: Path, request: Request, suffix: str | 
         io.check_suffix(Path(f"*{suffix}"), problem=f"{suffix!r} is no format")
     planned: Plan = {}
     for source in sources:
+        status: Status = "skipped"
         try:
             found = series_of(source, series)
         except InputFileError as error:
-            task = Task(source, folder / output_name(source, suffix))
-            planned[task] = Result(task, "failed", told(error))
-            continue
+            status, found = "failed", [(None, told(error))]
         for number, problem in found:
             task = Task(source, folder / output_name(source, suffix, number), number)
-            planned[task] = Result(task, "skipped", problem) if problem else None
+            planned[task] = Result(task, status, problem) if problem else None
     taken: dict[Path, Path] = {}
     for task in (task for task, known in planned.items() if not known):
         for path in (task.output, *request.beside(task.output).values()):
@@ -173,40 +173,61 @@ def in_processes(computer: Computer, request: Request, workers: int) -> Work:
     """In worker processes that share the machine's threads. A task whose process dies is tried once more in a new one."""
     if workers < 1:
         raise DeviceError(f"workers is {workers}: give 1 or more")
-    computer = replace(computer, threads=max(1, (computer.threads or available_processors()) // workers))
-    idle = [_process() for _ in range(workers)]
-    stopped = threading.Event()
-
-    def do(task: Task) -> Result:
-        result, process = Result(task, "failed", _DEATH), idle.pop()
-        for again in (False, True):
-            try:
-                result = process.submit(attempt, computer, task, request, again).result()
-                break
-            except BrokenProcessPool:
-                process = _process()
-                if stopped.is_set():
-                    break
-        idle.append(process)
-        return result
+    share = replace(computer, threads=max(1, (computer.threads or available_processors()) // workers))
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks and threads in whatever state they are
 
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
         computer.load().close()  # what cannot be loaded is one error, not one for each input
-        threads = futures.ThreadPoolExecutor(workers)
+        left, busy = [(task, False) for task in reversed(tasks)], dict[Any, tuple[Task, bool]]()
+
+        def give_task(pipe: Any = None) -> None:
+            """To the process at the other end of a pipe, or to a new one."""
+            if left:
+                if pipe is None:
+                    pipe, there = spawn.Pipe()
+                    spawn.Process(target=_serve, args=(there, share, request), daemon=True).start()
+                    there.close()
+                busy[pipe] = left.pop()
+                with contextlib.suppress(BrokenPipeError):  # it has died meanwhile, which `wait` tells
+                    pipe.send(busy[pipe])
+
         try:
-            yield from _results(threads, do, tasks)
-        except BaseException:
-            stopped.set()
-            threads.shutdown(wait=False, cancel_futures=True)
+            for _ in range(workers):
+                give_task()
+            while busy:
+                pipe: Any
+                for pipe in wait([*busy]):
+                    task, again = busy.pop(pipe)
+                    try:
+                        result = pipe.recv()
+                    except (EOFError, ConnectionResetError):  # its process has died
+                        pipe, result = None, Result(task, "failed", _DEATH) if again else None
+                        left += [] if again else [(task, True)]
+                    give_task(pipe)
+                    if result:
+                        yield result
+        finally:
             for child in multiprocessing.active_children():  # what they are writing has no name yet
                 child.terminate()
-            raise
-        finally:
-            threads.shutdown()
-            for process in idle:
-                process.shutdown()
+                child.join()
 
     return work
+
+
+def _serve(pipe: Connection, computer: Computer, request: Request) -> None:
+    """Do the tasks that come through a pipe, and end with the process at its other end, killed or not; Ctrl-C is for that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent: Any = multiprocessing.parent_process()
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):  # of the pipe
+        while True:
+            task, again = pipe.recv()
+            pipe.send(attempt(computer, task, request, again))
 
 
 def on_dask(computer: Computer, request: Request, address: str) -> Work:
@@ -222,38 +243,13 @@ def on_dask(computer: Computer, request: Request, address: str) -> Work:
         except (OSError, ValueError) as error:
             raise DeviceError(f"no Dask scheduler answers at {address} ({error}): start one, or correct the address") from None
         with client:
-            do = functools.partial(attempt, there, request=request, again=True)
-            for result in _results(client.get_executor(pure=False), do, list(names)):
-                yield replace(result, task=names[result.task])
+            pool = client.get_executor(pure=False)
+            running = {pool.submit(attempt, there, task, request, again=True): task for task in names}
+            for future in futures.as_completed(running):
+                task, death = names[running[future]], future.exception()  # workers may die of a task
+                yield Result(task, "failed", told(death)) if death else replace(future.result(), task=task)
 
     return work
-
-
-def _results(pool: futures.Executor, do: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-    running = {pool.submit(do, task): task for task in tasks}
-    for future in futures.as_completed(running):
-        try:
-            result = future.result()
-        except Exception as error:  # of Dask, whose workers may die of it too
-            result = Result(running[future], "failed", told(error))
-        yield result
-
-
-def _process() -> futures.ProcessPoolExecutor:
-    """One process, which starts with its first task; a fork would copy locks and threads in whatever state they are."""
-    return futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent)
-
-
-def _end_with_parent() -> None:
-    """Let a worker end when the process that it works for does, killed or not, and leave Ctrl-C to that one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent: Any = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 _loading = threading.Lock()

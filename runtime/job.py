@@ -24,6 +24,8 @@ from .uncertainty import COVERAGE
 from .upscaler import GRAIN, Upscaler
 from .volume import Progress
 
+Status = Literal["done", "skipped", "failed"]
+
 # Of a request, what the output depends on.
 _DECIDE = ("axis", "dtype", "acquired", "noise", "grain", "anonymous", "allow_gaps", "uncertainty")
 
@@ -102,7 +104,7 @@ class Result:
     """What became of a task. `problem` is the one line that says why it failed or was skipped, `notes` what else to know."""
 
     task: Task
-    status: Literal["done", "skipped", "failed"]
+    status: Status
     problem: str = ""
     scales: tuple[Fraction, ...] = ()
     shape_in: tuple[int, ...] = ()
