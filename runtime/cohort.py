@@ -178,14 +178,17 @@ def in_processes(computer: Computer, request: Request, workers: int) -> Work:
 
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
         computer.load().close()  # what cannot be loaded is one error, not one for each input
-        left, busy = [(task, False) for task in reversed(tasks)], dict[Any, tuple[Task, bool]]()
+        left, processes = [(task, False) for task in reversed(tasks)], list[Any]()
+        busy: dict[Any, tuple[Task, bool]] = {}  # by the pipe that leads to a process
 
         def give_task(pipe: Any = None) -> None:
-            """To the process at the other end of a pipe, or to a new one."""
+            """The next one to the process behind a pipe, or to a new one."""
             if left:
                 if pipe is None:
                     pipe, there = spawn.Pipe()
-                    spawn.Process(target=_serve, args=(there, share, request), daemon=True).start()
+                    process = spawn.Process(target=_serve, args=(there, share, request), daemon=True)
+                    process.start()
+                    processes.append(process)
                     there.close()
                 busy[pipe] = left.pop()
                 with contextlib.suppress(BrokenPipeError):  # it has died meanwhile, which `wait` tells
@@ -194,8 +197,8 @@ def in_processes(computer: Computer, request: Request, workers: int) -> Work:
         try:
             for _ in range(workers):
                 give_task()
+            pipe: Any
             while busy:
-                pipe: Any
                 for pipe in wait([*busy]):
                     task, again = busy.pop(pipe)
                     try:
@@ -207,9 +210,9 @@ def in_processes(computer: Computer, request: Request, workers: int) -> Work:
                     if result:
                         yield result
         finally:
-            for child in multiprocessing.active_children():  # what they are writing has no name yet
-                child.terminate()
-                child.join()
+            for process in processes:  # what they are writing has no name yet
+                process.terminate()
+                process.join()
 
     return work
 
