@@ -99,9 +99,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--deterministic", action="store_true", help="the same bytes again: no times but SOURCE_DATE_EPOCH in any file")
     add("--resume", action="store_true", help="leave alone what is done already, by its sidecar and its content")
     where = parser.add_mutually_exclusive_group().add_argument
-    where(
-        "--workers", type=int, default=1, metavar="N", help="inputs at a time, in processes that share the threads (default: 1)"
-    )
+    where("--workers", type=int, default=1, metavar="N", help="inputs at a time, each in a process of its own (default: 1)")
     where("--dask", metavar="ADDRESS", help="do them as tasks of a Dask cluster, such as tcp://scheduler:8786")
     add("--uncertainty", action="store_true", help="also a file beside each output: how far each pixel may be off the truth")
     add("--preview", action="store_true", help="a picture beside each output: input, bicubic and ours, where there is detail")

@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .errors import InputFileError, MetasrganError, reason
@@ -76,19 +77,6 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
         raise InputFileError(f"{why}: check what it is, or save it again with another program") from None
 
 
-class _Muted(threading.local):
-    """In a filter of warnings the regular expression: it matches whatever a thread in `quiet` says."""
-
-    depth = 0
-
-    def match(self, text: str) -> bool:
-        return self.depth > 0
-
-
-_MUTED = _Muted()
-_ENTRY: Any = ("ignore", _MUTED, Warning, None, 0)
-
-
 @contextlib.contextmanager
 def quiet(name: str) -> Iterator[list[str]]:
     """Keep a library, whose logger has this name, from warnings and logs in this thread; the errors that it logs.
@@ -105,17 +93,19 @@ def quiet(name: str) -> Iterator[list[str]]:
             errors.append(" ".join(record.getMessage().split()))
         return False
 
+    here = SimpleNamespace(match=lambda text: threading.get_ident() == thread)  # in place of a regular expression
+    entry: Any = ("ignore", here, Warning, None, 0)
     filters: Any = warnings.filters
     logger.addFilter(is_of_another)
-    filters.insert(0, _ENTRY)
-    _MUTED.depth += 1
+    filters.insert(0, entry)
     try:
         yield errors
     finally:
-        _MUTED.depth -= 1
         logger.removeFilter(is_of_another)
-        with contextlib.suppress(ValueError):  # another thread's `catch_warnings` has brought an older list back
-            warnings.filters.remove(_ENTRY)  # type: ignore[attr-defined]
+        thread = 0  # so that the entry matches nothing in a list that another thread's `catch_warnings` brings back
+        filters = warnings.filters
+        if entry in filters:
+            filters.remove(entry)
 
 
 def library(module: str, purpose: str) -> Any:
