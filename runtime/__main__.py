@@ -22,11 +22,6 @@ from .upscaler import GRAIN
 
 _KEY = 16  # bytes that a key has at least
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-# Options that a request has by the same names.
-_ASKED = (
-    *("axis", "dtype", "noise", "grain", "allow_gaps", "anonymous", "deterministic"),
-    *("preview", "uncertainty", "overwrite", "resume"),
-)
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m runtime") -> int:
@@ -53,15 +48,15 @@ def upscale(argv: list[str], prog: str) -> None:
     args.input = [path if path.name not in ("", "..") else path.resolve() for path in args.input]
     if not args.input:
         parser.error("no input file was given")
-    if args.workers is not None and args.dask is not None:
-        parser.error("--workers are processes of this machine, --dask has its own: give one of them")
-    asked: dict[str, Any] = {name: getattr(args, name) for name in _ASKED}
-    asked["acquired"] = command.matrix(args.acquired)
-    request = job.Request(Size(args.scale, args.shape, args.spacing, args.isotropic), key=_key(args), **asked)
-    command.warn_of_inventions(args.bundle)
+    args.size = Size(args.scale, args.shape, args.spacing, args.isotropic)
+    args.acquired, args.key = command.matrix(args.acquired), _key(args)
+    args.series = None if args.series is None else args.series - 1
+    request = job.Request(**{name: value for name, value in vars(args).items() if name in job.Request.__dataclass_fields__})
     computer = job.Computer(args.bundle, args.device, args.threads, args.cache_dir, args.ensemble)
-    series = None if args.series is None else args.series - 1
-    (_upscale_many if _is_folder(args) else _upscale_one)(args, computer, request, series)
+    command.warn_of_inventions(args.bundle)
+    out = Path(args.out or "")  # a folder of outputs if it ends in a slash, or is one, but no output itself
+    folder = args.out is not None and (args.out.endswith("/") or (os.path.isdir(out) and not sidecar.read(out)))
+    (_upscale_many if folder or len(args.input) > 1 else _upscale_one)(args, computer, request)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -103,13 +98,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--key", type=Path, metavar="FILE", help="secret bytes, with --anonymous: the same UIDs again (default: new ones)")
     add("--deterministic", action="store_true", help="the same bytes again: no times but SOURCE_DATE_EPOCH in any file")
     add("--resume", action="store_true", help="leave alone what is done already, by its sidecar and its content")
-    add("--workers", type=int, metavar="N", help="inputs at a time, each in a process with its share of threads (default: 1)")
-    add("--dask", metavar="ADDRESS", help="do them as tasks of a Dask cluster, such as tcp://scheduler:8786")
-    add(
-        "--uncertainty",
-        action="store_true",
-        help="another file beside each output: how far each pixel may lie from the truth",
-    )
+    where = parser.add_mutually_exclusive_group().add_argument
+    where("--workers", type=int, default=1, metavar="N", help="inputs at a time, each in a process of its own (default: 1)")
+    where("--dask", metavar="ADDRESS", help="do them as tasks of a Dask cluster, such as tcp://scheduler:8786")
+    add("--uncertainty", action="store_true", help="also a file beside each output: how far each pixel may be off the truth")
     add("--preview", action="store_true", help="a picture beside each output: input, bicubic and ours, where there is detail")
     add("--force", dest="overwrite", action="store_true", help="replace an existing output")
     add("--quiet", action="store_true", help="no progress bar, no summary")
@@ -117,16 +109,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _is_folder(args: argparse.Namespace) -> bool:
-    """Whether -o is a folder of outputs: there are many inputs, or it ends in a slash, or is one, but no output itself."""
-    if len(args.input) > 1 or args.out is None:
-        return len(args.input) > 1
-    return bool(args.out.endswith("/")) or (os.path.isdir(args.out) and not sidecar.read(Path(args.out)))
-
-
-def _upscale_one(args: argparse.Namespace, computer: job.Computer, request: job.Request, series: int | None) -> None:
+def _upscale_one(args: argparse.Namespace, computer: job.Computer, request: job.Request) -> None:
     path: Path = args.input[0]
-    task = job.Task(path, Path(args.out) if args.out else path.with_name(cohort.output_name(path)), series)
+    task = job.Task(path, Path(args.out) if args.out else path.with_name(cohort.output_name(path)), args.series)
     if not request.resume:
         job.check(task, request)
     with computer.load() as upscaler, tqdm(unit="slice", disable=args.quiet or None, leave=False) as bar:
@@ -140,20 +125,18 @@ def _upscale_one(args: argparse.Namespace, computer: job.Computer, request: job.
         print(result)
 
 
-def _upscale_many(args: argparse.Namespace, computer: job.Computer, request: job.Request, series: int | None) -> None:
+def _upscale_many(args: argparse.Namespace, computer: job.Computer, request: job.Request) -> None:
     if args.out is None:
         raise OutputFileError(f"{len(args.input)} inputs need a folder for their outputs: give it by -o FOLDER/")
     folder = Path(args.out)
-    planned = cohort.plan(args.input, folder, args.format, series, preview=args.preview, uncertainty=args.uncertainty)
-    workers = 1 if args.workers is None else args.workers
-    work = cohort.on_dask(computer, request, args.dask) if args.dask else cohort.in_processes(computer, request, workers)
+    planned = cohort.plan(args.input, folder, request, args.format, args.series)
+    work = cohort.on_dask(computer, request, args.dask) if args.dask else cohort.in_processes(computer, request, args.workers)
     results = cohort.run(planned, request, folder, work, args.quiet)
     if not args.quiet:
         print(cohort.table(results))
     if failed := cohort.counts(results)["failed"]:
-        raise MetasrganError(
-            f"{failed} of {len(results)} failed, each for its reason above; {folder / cohort.SUMMARY} lists them"
-        )
+        listed = f"each for its reason above; {folder / cohort.SUMMARY} lists them"
+        raise MetasrganError(f"{failed} of {len(results)} failed, {listed}")
 
 
 def _key(args: argparse.Namespace) -> bytes | None:
@@ -165,9 +148,8 @@ def _key(args: argparse.Namespace) -> bytes | None:
     try:
         key: bytes = args.key.read_bytes()
     except OSError as error:
-        raise InputFileError(
-            f"{args.key} cannot be read ({error.strerror}): give --key a file of {_KEY} random bytes"
-        ) from None
+        why = f"{args.key} cannot be read ({error.strerror})"
+        raise InputFileError(f"{why}: give --key a file of {_KEY} random bytes") from None
     if not args.anonymous or not _KEY <= len(key) <= 1 << 20:
         raise InputFileError(f"--key {args.key} has {len(key)} bytes: give {_KEY} random ones or more, with --anonymous")
     return key

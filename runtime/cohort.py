@@ -5,16 +5,18 @@ What is done is known by its sidecar, so a run that was stopped, or a task that 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from .engines.ort import available_processors
 from .errors import DeviceError, InputFileError, MetasrganError, OutputFileError, told
 from .files import check_output, sole_writer
 from .inputs import library
-from .job import Computer, Request, Result, Task
+from .job import Computer, Request, Result, Status, Task
 from .upscaler import MODELS
 
 SUMMARY = "cohort.json"
@@ -36,34 +38,27 @@ Plan = dict[Task, Result | None]  # what is known already to fail or to be skipp
 Work = Callable[[Sequence[Task]], Iterator[Result]]
 
 
-def plan(
-    sources: Sequence[Path],
-    folder: Path,
-    suffix: str | None = None,
-    series: int | None = None,
-    *,
-    preview: bool = False,
-    uncertainty: bool = False,
-) -> Plan:
+def plan(sources: Sequence[Path], folder: Path, request: Request, suffix: str | None = None, series: int | None = None) -> Plan:
     """A task for each input, and for each series of a DICOM one, or for the `series` asked for.
 
     `suffix` is the format of all outputs (default: the input's). Raises OutputFileError if two outputs, or what lies beside
     them, would have one name, and MetasrganError if the library that writes the format is missing.
     """
     if suffix is not None:
-        io.check_writable(Path(f"*{suffix}"))
+        io.check_suffix(Path(f"*{suffix}"), problem=f"{suffix!r} is no format")
     planned: Plan = {}
     for source in sources:
+        status: Status = "skipped"
         try:
-            for number, problem in series_of(source, series):
-                task = Task(source, folder / output_name(source, suffix, number), number)
-                planned[task] = Result(task, "skipped", problem) if problem else None
+            found = series_of(source, series)
         except InputFileError as error:
-            task = Task(source, folder / output_name(source, suffix))
-            planned[task] = Result(task, "failed", told(error))
+            status, found = "failed", [(None, told(error))]
+        for number, problem in found:
+            task = Task(source, folder / output_name(source, suffix, number), number)
+            planned[task] = Result(task, status, problem) if problem else None
     taken: dict[Path, Path] = {}
     for task in (task for task, known in planned.items() if not known):
-        for path in (task.output, *task.beside(preview, uncertainty)):
+        for path in (task.output, *request.beside(task.output).values()):
             if path in taken:
                 raise OutputFileError(f"{taken[path]} and {task.source} would both become {path}: give them two folders")
             taken[path] = task.source
@@ -89,7 +84,7 @@ def series_of(source: Path, series: int | None = None) -> list[tuple[int | None,
 
 def output_name(source: Path, suffix: str | None = None, series: int | None = None) -> str:
     """An input's output: a detached header becomes one file, DICOM a folder, unless a `suffix` is asked for."""
-    own = io.suffix(source)
+    own = "" if os.path.isdir(source) else io.suffix(source)
     written = {".nhdr": ".nrrd", ".mhd": ".mha", ".dcm": "", ".ima": "", ".zip": ""}.get(own.lower(), own)
     number = "" if series is None else f"_{series + 1}"
     return f"{source.name.removesuffix(own)}{number}_sr{written if suffix is None else suffix}"
@@ -100,18 +95,10 @@ def run(planned: Plan, request: Request, folder: Path, work: Work, quiet: bool =
 
     Makes the folder if need be. Raises OutputFileError if another run writes into it.
     """
-    summary = folder / SUMMARY
-    results: dict[Task, Result] = {}
+    summary, results = folder / SUMMARY, dict[Task, Result]()
 
-    def note(result: Result) -> None:
-        results[result.task] = result
-        failed = result.status == "failed"
-        if failed or not quiet:
-            line = f"[{len(results)}/{len(planned)}] {'failed: ' if failed else ''}{result}"
-            print(line, file=sys.stderr if failed else sys.stdout, flush=True)
-
-    with sole_writer(folder):
-        check_output(summary, overwrite=sidecar.read_json(summary).get("format") == FORMAT)
+    def each() -> Iterator[Result]:
+        left = []
         for task, known in planned.items():
             try:
                 if not (known or request.resume):
@@ -119,10 +106,20 @@ def run(planned: Plan, request: Request, folder: Path, work: Work, quiet: bool =
             except MetasrganError as error:
                 known = Result(task, "failed", told(error))
             if known:
-                note(known)
+                yield known
+            else:
+                left.append(task)
+        yield from work(left)
+
+    with sole_writer(folder):
+        check_output(summary, overwrite=sidecar.read_json(summary).get("format") == FORMAT)
         try:
-            for result in work([task for task in planned if task not in results]):
-                note(result)
+            for result in each():
+                results[result.task] = result
+                failed = result.status == "failed"
+                if failed or not quiet:
+                    line = f"[{len(results)}/{len(planned)}] {'failed: ' if failed else ''}{result}"
+                    print(line, file=sys.stderr if failed else sys.stdout, flush=True)
         finally:
             ordered = [results[task] for task in planned if task in results]
             sidecar.write_json(summary, _summary(ordered, len(planned), request), overwrite=True)
@@ -144,7 +141,7 @@ def table(results: Sequence[Result]) -> str:
 
 def counts(results: Sequence[Result]) -> dict[str, int]:
     """How many are done, skipped and failed."""
-    return {status: sum(result.status == status for result in results) for status in ("done", "skipped", "failed")}
+    return {"done": 0, "skipped": 0, "failed": 0} | Counter(result.status for result in results)
 
 
 def _summary(results: Sequence[Result], total: int, request: Request) -> dict[str, Any]:
@@ -176,41 +173,64 @@ def in_processes(computer: Computer, request: Request, workers: int) -> Work:
     """In worker processes that share the machine's threads. A task whose process dies is tried once more in a new one."""
     if workers < 1:
         raise DeviceError(f"workers is {workers}: give 1 or more")
-    computer = replace(computer, threads=max(1, (computer.threads or available_processors()) // workers))
+    share = replace(computer, threads=max(1, (computer.threads or available_processors()) // workers))
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks and threads in whatever state they are
 
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
         computer.load().close()  # what cannot be loaded is one error, not one for each input
-        idle = [_process() for _ in range(workers)]
-        stopped = threading.Event()
+        left, processes = [(task, False) for task in reversed(tasks)], list[Any]()
+        busy: dict[Any, tuple[Task, bool]] = {}  # by the pipe that leads to a process
 
-        def do(task: Task) -> Result:
-            for again in (False, True):
-                process = idle.pop()
-                try:
-                    return process.submit(attempt, computer, task, request, again).result()
-                except BrokenProcessPool:
-                    process = _process()
-                    if stopped.is_set():
-                        raise
-                finally:
-                    idle.append(process)
-            return Result(task, "failed", _DEATH)
+        def give_task(pipe: Any = None) -> None:
+            """The next one to the process behind a pipe, or to a new one."""
+            if left:
+                if pipe is None:
+                    pipe, there = spawn.Pipe()
+                    process = spawn.Process(target=_serve, args=(there, share, request), daemon=True)
+                    process.start()
+                    processes.append(process)
+                    there.close()
+                busy[pipe] = left.pop()
+                with contextlib.suppress(BrokenPipeError):  # it has died meanwhile, which `wait` tells
+                    pipe.send(busy[pipe])
 
-        threads = futures.ThreadPoolExecutor(workers)
         try:
-            yield from _results(threads, do, tasks)
-        except BaseException:
-            stopped.set()
-            threads.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():  # what they are writing has no name yet
-                child.terminate()
-            raise
+            for _ in range(workers):
+                give_task()
+            pipe: Any
+            while busy:
+                for pipe in wait([*busy]):
+                    task, again = busy.pop(pipe)
+                    try:
+                        result = pipe.recv()
+                    except (EOFError, ConnectionResetError):  # its process has died
+                        pipe, result = None, Result(task, "failed", _DEATH) if again else None
+                        left += [] if again else [(task, True)]
+                    give_task(pipe)
+                    if result:
+                        yield result
         finally:
-            threads.shutdown()
-            for process in idle:
-                process.shutdown()
+            for process in processes:  # what they are writing has no name yet
+                process.terminate()
+                process.join()
 
     return work
+
+
+def _serve(pipe: Connection, computer: Computer, request: Request) -> None:
+    """Do the tasks that come through a pipe, and end with the process at its other end, killed or not; Ctrl-C is for that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent: Any = multiprocessing.parent_process()
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):  # of the pipe
+        while True:
+            task, again = pipe.recv()
+            pipe.send(attempt(computer, task, request, again))
 
 
 def on_dask(computer: Computer, request: Request, address: str) -> Work:
@@ -226,39 +246,13 @@ def on_dask(computer: Computer, request: Request, address: str) -> Work:
         except (OSError, ValueError) as error:
             raise DeviceError(f"no Dask scheduler answers at {address} ({error}): start one, or correct the address") from None
         with client:
-            do = functools.partial(attempt, there, request=request, again=True)
-            for result in _results(client.get_executor(pure=False), do, list(names)):
-                yield replace(result, task=names[result.task])
+            pool = client.get_executor(pure=False)
+            running = {pool.submit(attempt, there, task, request, again=True): task for task in names}
+            for future in futures.as_completed(running):
+                task, death = names[running[future]], future.exception()  # workers may die of a task
+                yield Result(task, "failed", told(death)) if death else replace(future.result(), task=task)
 
     return work
-
-
-def _results(pool: futures.Executor, do: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-    running = {pool.submit(do, task): task for task in tasks}
-    for future in futures.as_completed(running):
-        try:
-            result = future.result()
-        except Exception as error:  # of Dask, whose workers may die of it too
-            result = Result(running[future], "failed", told(error))
-        yield result
-
-
-def _process() -> futures.ProcessPoolExecutor:
-    """One process, which starts with its first task; a fork would copy locks and threads in whatever state they are."""
-    return futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent)
-
-
-def _end_with_parent() -> None:
-    """Let a worker end when the process that it works for does, killed or not, and leave Ctrl-C to that one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 _loading = threading.Lock()

@@ -31,8 +31,17 @@ PACKAGES = (
 def doctor(argv: list[str], prog: str) -> None:
     """Print how fast each device is on this machine, what it uses or what it lacks, and the command that would repair it."""
     args = _parsed(argv, prog, doctor, "--json", action="store_true", help="the same for a program")
-    found = examine(args.bundle, args.cache_dir)
-    print(json.dumps(found, indent=1) if args.json else describe(found))
+    kept = EngineCache(args.cache_dir)
+    found = {
+        "metasrgan-edge": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := version_of(name))},
+        "gpu": _gpu(),
+        "cache": {"folder": str(kept.directory), "engines": len(kept.files())},
+        "devices": {name: _try(name, args.bundle, args.cache_dir) for name in engines.DEVICES},
+    }
+    print(json.dumps(found, indent=1) if args.json else _described(found))
 
 
 def prepare(argv: list[str], prog: str) -> None:
@@ -60,21 +69,7 @@ def cache(argv: list[str], prog: str) -> None:
         print(f"  {name}: {stat.st_size / 1e6:,.1f} MB, {built}")
 
 
-def examine(bundle: str | Path | None = None, cache_dir: Path | None = None) -> dict[str, Any]:
-    """All that `describe` prints. An image goes through every device; TensorRT builds its engine, if it is not kept."""
-    kept = EngineCache(cache_dir).files()
-    return {
-        "metasrgan-edge": __version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": {name: version for name in PACKAGES if (version := version_of(name))},
-        "gpu": _gpu(),
-        "devices": {name: _try(name, bundle, cache_dir) for name in engines.DEVICES},
-        "cache": {"folder": str(EngineCache(cache_dir).directory), "engines": len(kept)},
-    }
-
-
-def describe(found: dict[str, Any]) -> str:
+def _described(found: dict[str, Any]) -> str:
     """What was found, for a person."""
     gpu, kept = found["gpu"], found["cache"]
     about = "{name}, compute capability {compute_capability}, {memory_mb:,} MB, {free_mb:,} MB of it free"
@@ -100,6 +95,7 @@ def _parsed(argv: list[str], prog: str, command: Callable[..., None], option: st
 
 
 def _try(name: str, bundle: str | Path | None, cache_dir: Path | None) -> dict[str, Any]:
+    """What a device does with an image: TensorRT builds its engine for it, if it is not kept."""
     try:
         opened = open_bundle(bundle)
         if name == "auto":
@@ -108,9 +104,10 @@ def _try(name: str, bundle: str | Path | None, cache_dir: Path | None) -> dict[s
             engine, why = engines.load(opened, name, None, TILE, cache_dir), ""
         with contextlib.closing(engine):
             return {"works": True, "ms": 1e3 * engines.seconds(engine, TIMED), "runs_on": why or engine.runs_on}
+    except DeviceError as error:
+        return {"works": False, "problem": error.problem, "repair": error.repair}
     except MetasrganError as error:
-        problem, repair = (error.problem, error.repair) if isinstance(error, DeviceError) else (str(error), "")
-        return {"works": False, "problem": problem, "repair": repair}
+        return {"works": False, "problem": str(error), "repair": ""}
 
 
 def _gpu() -> dict[str, Any]:

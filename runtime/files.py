@@ -23,20 +23,20 @@ except ImportError:  # not a Unix: nothing can be locked
 Write = Callable[[IO[bytes]], Any]
 
 _PART = ".part"  # in the temporary name of what is being written
-_TAKEN = "exists already: name another file, or allow replacing it (--force)"
+_TAKEN = "exists already: name another place, or allow replacing it (--force)"
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raise OutputFileError, before any work is done, where `path` cannot become a new file."""
-    folder = path.absolute().parent
-    if os.path.isdir(path):
+def check_output(path: Path, overwrite: bool, folder: bool = False) -> None:
+    """Raise OutputFileError, before any work is done, where `path` cannot become a new file, or a new folder."""
+    parent = path.absolute().parent
+    if os.path.isdir(path) and not folder:
         raise OutputFileError(f"{path} is a folder: name a file")
     if os.path.lexists(path) and not overwrite:
         raise OutputFileError(f"{path} {_TAKEN}")
-    if not os.path.isdir(folder):
-        raise OutputFileError(f"{path} cannot be written: the folder {folder} is not there for you, make it first")
-    if not os.access(folder, os.W_OK):
-        raise OutputFileError(f"{path} cannot be written: the folder {folder} is read-only, name another place")
+    if not os.path.isdir(parent):
+        raise OutputFileError(f"{path} cannot be written: the folder {parent} is not there for you, make it first")
+    if not os.access(parent, os.W_OK):
+        raise OutputFileError(f"{path} cannot be written: the folder {parent} is read-only, name another place")
 
 
 def write_atomically(
@@ -48,20 +48,24 @@ def write_atomically(
     others than `like`. A link is written through. Raises OutputFileError where the path is taken (without `overwrite`) or
     cannot be written, on a full disk too.
     """
+    with writing(path, content, overwrite, like) as draft:
+        if first:
+            first(draft)
+
+
+@contextlib.contextmanager
+def writing(path: Path, content: Write | bytes, overwrite: bool, like: Path | None = None) -> Iterator[Path]:
+    """As `write_atomically`, but the finished file gets its name when the block has ended without an error."""
     check_output(path, overwrite)
     with _draft(path, Path.touch) as (draft, target):
         _fill(draft, content, like)
-        if first:
-            first(draft)
-        try:
-            if not overwrite:
-                os.link(draft, target)  # which fails where somebody has taken the name meanwhile
+        yield draft
+        if not overwrite:
+            with contextlib.suppress(OSError):  # a file system without hard links, or somebody has taken the name meanwhile
+                os.link(draft, target)
                 return
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
             if os.path.lexists(target):
-                raise FileExistsError from None
+                raise FileExistsError
         os.replace(draft, target)
 
 
@@ -87,9 +91,8 @@ def write_folder(
         if names and not overwrite:
             raise FileExistsError
         if foreign := next((name for name in names if not re.fullmatch(ours, name)), None):
-            raise OutputFileError(
-                f"{folder} holds {foreign!r}, which was not written here, and is not replaced: name another folder"
-            )
+            why = f"{folder} holds {foreign!r}, which was not written here, and is not replaced"
+            raise OutputFileError(f"{why}: name another folder")
         if first:
             first(draft)
         old = target.with_name(f".{secrets.token_hex(8)}.old")
@@ -145,10 +148,8 @@ def _draft(path: Path, make: Callable[[Path], Any]) -> Iterator[tuple[Path, Path
     except OSError as error:
         if isinstance(error, FileExistsError) or error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):  # of a folder's name
             raise OutputFileError(f"{path} {_TAKEN}") from None
-        raise OutputFileError(
-            f"{path} could not be written ({error.strerror or error}): nothing was left behind; "
-            "free space or choose another place"
-        ) from error
+        why = f"{path} could not be written ({error.strerror or error})"
+        raise OutputFileError(f"{why}: nothing was left behind; free space or choose another place") from error
     finally:
         _remove(draft)
 

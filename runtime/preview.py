@@ -59,37 +59,35 @@ def side_by_side(
     `axes` is where the two array axes lead, for `upright`. A `truth`, where there is one, comes last. What is shown begins at
     the pixel `place`; without one it is where the slice shows most detail.
     """
-    finer = {name: np.nan_to_num(pixels) for name, pixels in (("ours", ours), ("truth", truth)) if pixels is not None}
     before = np.nan_to_num(before)
     intensity = Intensity.of(before)
     unit = intensity.normalise(before)
     rows, cols = most_detailed(unit) if place is None else ((k, min(k + _WINDOW, n)) for k, n in zip(place, unit.shape))
     low, high = np.percentile(unit[slice(*rows), slice(*cols)], (0.5, 99.5))
-    finer = {name: intensity.normalise(pixels) for name, pixels in finer.items()}
-    grey, *others = ((pixels - low) * (255 / ((high - low) or 1)) for pixels in (unit, *finer.values()))
     (top, bottom), (left, right) = ((math.ceil(a * r), int(b * r)) for (a, b), r in zip((rows, cols), scales))
     size = right - left, bottom - top
     box = float(left / scales[1]), float(top / scales[0]), float(right / scales[1]), float(bottom / scales[0])
+    finer = [
+        intensity.normalise(np.nan_to_num(pixels[top:bottom, left:right])) for pixels in (ours, truth) if pixels is not None
+    ]
+    grey, *others = ((pixels - low) * (255 / ((high - low) or 1)) for pixels in (unit, *finer))
     image = Image.fromarray(grey.astype(np.float32))
-    panels = {  # each with its name, its pixels in blocks where they are small
-        "input": np.asarray(image.resize(size, Image.Resampling.NEAREST, box)),
-        "bicubic": np.asarray(image.resize(size, Image.Resampling.BICUBIC, box)),
-        **{name: pixels[top:bottom, left:right] for name, pixels in zip(finer, others)},
-    }
-    shown = {name: upright(np.clip(pixels, 0, 255).astype(np.uint8), axes) for name, pixels in panels.items()}
+    blocks, bicubic = (image.resize(size, how, box) for how in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC))
     zoom = math.ceil(_PANEL / max(size))
-    height, width = (zoom * n for n in shown["ours"].shape)
-    sheet = Image.new("L", (len(shown) * (width + _GAP) - _GAP, height + _TITLE))
+    panels = []
+    for pixels in (blocks, bicubic, *others):
+        shown = upright(np.clip(pixels, 0, 255).astype(np.uint8), axes).repeat(zoom, 0).repeat(zoom, 1)
+        panels.append(np.pad(shown, ((_TITLE, 0), (0, _GAP))))
+    sheet = Image.fromarray(np.hstack(panels)[:, :-_GAP])
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
-    for start, (name, pixels) in zip(range(0, sheet.width, width + _GAP), shown.items()):
-        draw.text((start + _GAP, _TITLE // 6), name, 255, font)
-        sheet.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST), (start, _TITLE))
+    for k, name in enumerate(("input", "bicubic", "ours", "truth")[: len(panels)]):
+        draw.text((k * panels[0].shape[1] + _GAP, _TITLE // 6), name, 255, font)
     return sheet
 
 
-def most_detailed(image: NDArray[Any], side: int = _WINDOW) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The rows and columns, (first, end) each, of the window of `side` pixels whose neighbours differ most."""
-    height, width = (min(n, side) for n in image.shape)
+def most_detailed(image: NDArray[Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The rows and columns, (first, end) each, of the window of 96×96 pixels whose neighbours differ most."""
+    height, width = (min(n, _WINDOW) for n in image.shape)
     detail = np.sum(np.abs(np.gradient(image.astype(float))), axis=0)
     detail = np.minimum(detail, np.median(detail[detail > 0])) if detail.any() else detail  # or it is the skull's rim
     total = np.pad(np.cumsum(np.cumsum(detail, 0), 1), ((1, 0), (1, 0)))
@@ -103,8 +101,6 @@ def upright(image: NDArray[Any], axes: str) -> NDArray[Any]:
 
     `axes` names where the two array axes lead, as nibabel does, from "LRPAIS"; anything else leaves the image as it is.
     """
-    if len(axes) != 2:
-        return image
     turned, down, across = orientation(axes)
     return (image.T if turned else image)[:: -1 if down else 1, :: -1 if across else 1]
 

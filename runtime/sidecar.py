@@ -46,11 +46,10 @@ def read(output: Path) -> Sidecar:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object that anybody's JSON file holds; an empty one where there is none that can be read."""
-    try:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_bytes()) if path.stat().st_size <= _LARGEST else None
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def write_json(path: Path, content: dict[str, Any], overwrite: bool, like: Path | None = None) -> None:
@@ -62,12 +61,10 @@ def write_json(path: Path, content: dict[str, Any], overwrite: bool, like: Path 
 def is_done(output: Path, made_of: Mapping[str, Any]) -> bool:
     """Whether an output is there, whole, and made of just this: its sidecar agrees with `made_of`, its bytes with it."""
     found = read(output)
-    if not found or any(found.get(key) != value for key, value in made_of.items()):
-        return False
-    try:
-        return bool(found["output"].get("sha256") == fingerprint(output))
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        agrees = bool(found) and all(found.get(key) == value for key, value in made_of.items())
+        return agrees and found["output"].get("sha256") == fingerprint(output)
+    return False
 
 
 def write_with(output: Path, write: Callable[..., Any], content: Sidecar, overwrite: bool, like: Path) -> None:

@@ -11,17 +11,25 @@ from typing import IO, Any, Literal
 
 from ..errors import InputFileError, OutputFileError
 from ..files import write_atomically
+from ..inputs import library
 from ..scan import Scan
 from . import itk, nifti, pictures
 
 Kind = Literal["nifti", "itk", "dicom", "picture"]
 
 VOLUMES = (*nifti.SUFFIXES, *itk.WRITTEN)  # what a volume may be written to
-_WRITTEN = (*VOLUMES, *pictures.SUFFIXES)
-READ = (*nifti.SUFFIXES, *itk.SUFFIXES, *pictures.SUFFIXES)
+PICTURES = pictures.SUFFIXES
+READ = (*nifti.SUFFIXES, *itk.SUFFIXES, *PICTURES)
+_WRITTEN = (*VOLUMES, *PICTURES)
 _MODULES: dict[Kind, Any] = {"nifti": nifti, "itk": itk, "picture": pictures}
-_SUFFIXES: dict[str, Kind] = {suffix: kind for kind, module in _MODULES.items() for suffix in module.SUFFIXES}
-_SUFFIXES |= {".dcm": "dicom", ".ima": "dicom", ".zip": "dicom"}
+_KINDS: dict[str, Kind] = {suffix: kind for kind, module in _MODULES.items() for suffix in module.SUFFIXES}
+_KINDS |= {".dcm": "dicom", ".ima": "dicom", ".zip": "dicom"}
+
+
+def suffix(path: Path) -> str:
+    """The suffix of a known format that a name ends with, as it is spelled, or nothing."""
+    found = (suffix for suffix in _KINDS if path.suffix and path.name.lower().endswith(suffix))
+    return path.name[len(path.name) - len(max(found, key=len, default="")) :]
 
 
 def kind(path: Path) -> Kind:
@@ -31,7 +39,9 @@ def kind(path: Path) -> Kind:
     """
     if not os.path.exists(path):
         raise InputFileError(f"{path} does not exist, or may not be read: check the name")
-    if known := "dicom" if os.path.isdir(path) else _by_name(path):
+    if os.path.isdir(path):
+        return "dicom"
+    if known := _KINDS.get(suffix(path).lower()):
         return known
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(132)[128:] == b"DICM":
@@ -43,7 +53,7 @@ def files_of(path: Path) -> list[Path]:
     """The files that an input consists of."""
     if os.path.isdir(path):
         return sorted(file for file in path.rglob("*") if file.is_file())
-    return itk.files_of(path) if _by_name(path) == "itk" else [path]
+    return itk.files_of(path) if suffix(path).lower() in itk.SUFFIXES else [path]
 
 
 def read(path: Path, series: int | None = None, allow_gaps: bool = False) -> Scan:
@@ -62,10 +72,9 @@ def writer(path: Path, scan: Scan, anonymous: bool = False) -> Callable[[IO[byte
     An `anonymous` NIfTI file lacks the words of its header. Raises OutputFileError or ImageError where the format cannot hold
     the scan, MetasrganError for a missing library.
     """
-    _check(path, _WRITTEN, f"{path} cannot be written")
-    if _by_name(path) == "nifti":
-        return nifti.writer(path, scan, anonymous)
-    return itk.writer(path, scan) if _by_name(path) == "itk" else pictures.writer(path, scan)
+    check_suffix(path)
+    format = _KINDS[suffix(path).lower()]
+    return nifti.writer(path, scan, anonymous) if format == "nifti" else _MODULES[format].writer(path, scan)
 
 
 def write(path: Path, scan: Scan, overwrite: bool = False) -> None:
@@ -78,9 +87,12 @@ def dicom() -> Any:
     return importlib.import_module("runtime.dicom")
 
 
-def suffix(path: Path) -> str:
-    """The suffix of a known format that a name ends with, as it is spelled, or nothing."""
-    return "" if os.path.isdir(path) else path.name[len(path.name) - len(_suffix(path)) :]
+def check_suffix(out: Path, formats: Sequence[str] = _WRITTEN, problem: str = "") -> None:
+    """Raise OutputFileError for a name that ends in none of the formats, MetasrganError for one whose library is missing."""
+    if (own := suffix(out).lower()) not in formats:
+        raise OutputFileError(f"{problem or f'{out} cannot be written'}: end its name in {', '.join(formats)}")
+    if own in itk.SUFFIXES:
+        library("SimpleITK", "NRRD or MetaImage")
 
 
 def check_becomes(path: Path, source: Kind, out: Path) -> None:
@@ -89,26 +101,5 @@ def check_becomes(path: Path, source: Kind, out: Path) -> None:
     DICOM becomes DICOM, a folder, or a volume, other volumes a volume, and pictures, which have no place in space, a picture.
     Raises MetasrganError where the library that writes it is missing.
     """
-    if source != "dicom" or _suffix(out):
-        _check(out, pictures.SUFFIXES if source == "picture" else VOLUMES, f"{path} cannot become {out}")
-
-
-def check_writable(out: Path) -> None:
-    """Raise OutputFileError for a suffix that nothing is written to, MetasrganError for one whose library is missing."""
-    _check(out, _WRITTEN, f"{out.name[1:]!r} is no format")
-
-
-def _check(out: Path, formats: Sequence[str], problem: str) -> None:
-    if _suffix(out) not in formats:
-        raise OutputFileError(f"{problem}: end its name in {', '.join(formats)}")
-    if _by_name(out) == "itk":
-        itk.simple_itk()
-
-
-def _suffix(path: Path) -> str:
-    found = (suffix for suffix in _SUFFIXES if path.suffix and path.name.lower().endswith(suffix))
-    return max(found, key=len, default="")
-
-
-def _by_name(path: Path) -> Kind | None:
-    return _SUFFIXES.get(_suffix(path))
+    if source != "dicom" or suffix(out):
+        check_suffix(out, PICTURES if source == "picture" else VOLUMES, f"{path} cannot become {out}")

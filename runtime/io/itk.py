@@ -25,7 +25,7 @@ SUFFIXES = tuple(_LIBRARIES)
 WRITTEN = (".nrrd", ".mha")  # the other two are two files, of which a crash may leave one
 _KIND = "an NRRD or MetaImage file"
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_LONGEST_HEADER, _LONGEST_VALUE = 1 << 20, 1000  # bytes, characters
+_LONGEST_HEADER = 1 << 20  # bytes
 _TYPES = {
     name: np.dtype(code)
     for code, names in {
@@ -57,13 +57,28 @@ def read(path: Path) -> Scan:
     Raises InputFileError for a file that is missing, truncated, not what its name says, or whose pixels lie elsewhere than
     beside it, and ImageError for pixels that are not real numbers.
     """
-    header = _header(path)
+    header, content = _header(path), bytearray()
+    promised = math.prod(header.sizes) * header.dtype.itemsize
+    with reading(path, _KIND):
+        size = header.pixels.stat().st_size
+        start = max(0, size - promised) if header.start < 0 else header.start
+
+        def kept() -> Iterator[bytes]:
+            for piece in inflated(header.pixels, start):
+                content.extend(piece)
+                yield piece
+
+        believe(path, promised, max(0, size - start), kept() if header.compressed else None)
+        packed: Any = content if header.compressed else np.fromfile(header.pixels, np.uint8, promised, offset=start)
+        array = np.frombuffer(packed, header.dtype, math.prod(header.sizes)).reshape(header.sizes, order="F")
+    array = array.astype(header.dtype.newbyteorder("="), copy=False)
+    array = array if header.listed is None else np.moveaxis(array, header.listed, -1)
     spatial, affine = min(3, len(header.origin)), np.eye(4)
     affine[:spatial, :spatial] = header.steps[:spatial, :spatial]
     affine[:spatial, 3] = header.origin[:spatial]
     steps = np.linalg.norm(header.steps, axis=0).tolist()
     timed = len(steps) == 4
-    return Scan(header.read(), tuple(steps[:3]), _TO_RAS @ affine, alike=timed, seconds=steps[3] if timed else 0.0)
+    return Scan(array, tuple(steps[:3]), _TO_RAS @ affine, alike=timed, seconds=steps[3] if timed else 0.0)
 
 
 def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], None]:
@@ -73,7 +88,7 @@ def writer(path: Path, scan: Scan) -> Callable[[IO[bytes]], None]:
     """
     if not 2 <= scan.pixels.ndim <= 4:
         raise OutputFileError(f"{path} cannot hold an image of shape {scan.shape}: write .nii.gz")
-    sitk = simple_itk()
+    sitk = library("SimpleITK", "NRRD or MetaImage")
     try:
         _to_itk(sitk, replace(scan, pixels=scan.pixels[(slice(1),) * scan.pixels.ndim]))
     except (TypeError, KeyError, NotImplementedError):
@@ -111,7 +126,6 @@ def _to_itk(sitk: Any, scan: Scan) -> Any:
 class _Header:
     """What a header says: where the pixels are, what they are, and where in space they lie. Raises ValueError for nonsense."""
 
-    path: Path
     pixels: Path
     start: int  # byte of the pixels; -1: they are the last bytes
     compressed: bool
@@ -129,24 +143,6 @@ class _Header:
             raise ValueError(f"its pixels begin at byte {self.start}")
         if not is_place(self.steps) or not np.isfinite(self.origin).all():
             raise ValueError("its directions, spacings or origin name no place in space")
-
-    def read(self) -> NDArray[Any]:
-        """The pixels, a listed axis last. Raises InputFileError for a file that does not hold them."""
-        promised, content = math.prod(self.sizes) * self.dtype.itemsize, bytearray()
-        with reading(self.path, _KIND):
-            size = self.pixels.stat().st_size
-            start = max(0, size - promised) if self.start < 0 else self.start
-
-            def kept() -> Iterator[bytes]:
-                for piece in inflated(self.pixels, start):
-                    content.extend(piece)
-                    yield piece
-
-            believe(self.path, _KIND, promised, max(0, size - start), kept() if self.compressed else None)
-            packed: Any = content if self.compressed else np.fromfile(self.pixels, np.uint8, promised, offset=start)
-            array = np.frombuffer(packed, self.dtype, math.prod(self.sizes)).reshape(self.sizes, order="F")
-        array = array.astype(self.dtype.newbyteorder("="), copy=False)
-        return array if self.listed is None else np.moveaxis(array, self.listed, -1)
 
 
 class _Fields(dict[str, str]):
@@ -200,7 +196,7 @@ def _nrrd(path: Path, file: IO[bytes]) -> _Header:
     if start >= 0 and pixels == path:
         start += file.tell()
     dtype = dtype.newbyteorder("<" if order == "little" else ">")
-    return _Header(path, pixels, start, encoding != "raw", dtype, sizes, listed, steps, origin)
+    return _Header(pixels, start, encoding != "raw", dtype, sizes, listed, steps, origin)
 
 
 def _meta(path: Path, file: IO[bytes]) -> _Header:
@@ -226,7 +222,7 @@ def _meta(path: Path, file: IO[bytes]) -> _Header:
     if not start and pixels == path:
         start = file.tell()
     steps = cosines.reshape(axes, axes).T * spacing
-    return _Header(path, pixels, start, true("compresseddata"), dtype, sizes, None, steps, origin)
+    return _Header(pixels, start, true("compresseddata"), dtype, sizes, None, steps, origin)
 
 
 def _fields(file: IO[bytes], nrrd: bool) -> _Fields:
@@ -236,7 +232,7 @@ def _fields(file: IO[bytes], nrrd: bool) -> _Fields:
     for line in iter(lambda: file.readline(_LONGEST_HEADER - file.tell()), b""):
         text = line.decode("utf-8", "surrogateescape").strip()
         if field := re.match(pattern, text):
-            fields["".join(field[1].lower().split())] = field[2].strip()[:_LONGEST_VALUE]
+            fields["".join(field[1].lower().split())] = field[2].strip()
         if not text if nrrd else "elementdatafile" in fields:
             break
     if file.tell() >= _LONGEST_HEADER:
@@ -273,11 +269,6 @@ def _numbers(text: str, count: int) -> NDArray[np.float64]:
     if len(numbers) != count or (abs(numbers) > FARTHEST).any():
         raise ValueError(f"it has {text!r} in place of {count} numbers")
     return numbers
-
-
-def simple_itk() -> Any:
-    """The library that writes. Raises MetasrganError where it is missing."""
-    return library("SimpleITK", "NRRD or MetaImage")
 
 
 def _last_line(error: RuntimeError) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from .. import grid, headers
 from ..errors import ImageError, InputFileError, reason
-from ..inputs import believe, quiet, reading, unreadable
+from ..inputs import believe, inflated, quiet, reading
 from ..intensity import real_array
 from ..measure import UNKNOWN, Fractions
 from ..scan import Scan
@@ -28,6 +29,7 @@ _MILLIMETRES = {1: 1000.0, 3: 0.001}  # by the code of a unit; every other is ta
 _SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}
 _LARGEST = 1e30  # slopes, with which values stay within floats
 _FARTHEST = 1 << 26  # bytes before the pixels: headers' extensions
+_WORDS = ("descrip", "aux_file", "db_name", "intent_name")
 
 
 def read(path: Path) -> Scan:
@@ -39,32 +41,28 @@ def read(path: Path) -> Scan:
 def load(path: Path) -> Any:
     """A NIfTI image whose pixels stay on disk. Raises InputFileError for a file that is missing, truncated or not NIfTI."""
     with reading(path, _KIND), quiet("nibabel.global"), np.errstate(all="ignore"):
-        kind, head = _head(path)
+        packed = path.suffix.lower() == ".gz"
+        with open(path, "rb") as file:
+            start = file.read(348)
+        plain = start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2")
+        if plain if packed else start[:2] == b"\x1f\x8b":
+            said, right = ("not compressed", ".nii") if plain else ("compressed", ".nii.gz")
+            raise InputFileError(f"{path} is {said} by gzip, but its name says otherwise: rename it to {right}")
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            start = file.read(544)
+            second = 540 in (int.from_bytes(start[:4], order) for order in ("little", "big"))
+            kind = nib.Nifti2Image if second else nib.Nifti1Image
+            size = kind.header_class.template_dtype.itemsize
+            offset = float(kind.header_class(start[:size].ljust(size, b"\0"), check=False)["vox_offset"])
+            if not offset <= _FARTHEST:
+                raise ValueError(f"its pixels would begin at byte {offset:g}")
+            head = start + file.read(max(0, int(offset) - len(start)))  # no length in it makes nibabel ask for more
         header = kind.header_class.from_fileobj(io.BytesIO(head))
         header["vox_offset"] = max(header["vox_offset"], header.single_vox_offset)  # which some tools leave at 0
-        files = kind.filespec_to_file_map(path)
-        image = kind(nib.arrayproxy.ArrayProxy(path, header), header.get_best_affine(), header, file_map=files)
-        promised = int(header["vox_offset"]) + math.prod(image.shape) * image.get_data_dtype().itemsize
-        believe(path, _KIND, promised, path.stat().st_size, _gunzipped(path) if _is_packed(path) else None)
-        return image
-
-
-def _head(path: Path) -> tuple[Any, bytes]:
-    """The image's class, and the bytes before the pixels: no length in them makes nibabel ask for more."""
-    with open(path, "rb") as file:
-        start = file.read(348)
-    plain = start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2")
-    if plain if _is_packed(path) else start[:2] == b"\x1f\x8b":
-        said, right = ("not compressed", ".nii") if plain else ("compressed", ".nii.gz")
-        raise InputFileError(f"{path} is {said} by gzip, but its name says otherwise: rename it to {right}")
-    with gzip.open(path) if _is_packed(path) else open(path, "rb") as file:
-        start = file.read(544)
-        kind = nib.Nifti2Image if 540 in (int.from_bytes(start[:4], order) for order in ("little", "big")) else nib.Nifti1Image
-        size = kind.header_class.template_dtype.itemsize
-        offset = float(kind.header_class(start[:size].ljust(size, b"\0"), check=False)["vox_offset"])
-        if not offset <= _FARTHEST:
-            raise unreadable(path, _KIND, f"its pixels would begin at byte {offset:g}")
-        return kind, start + file.read(max(0, int(offset) - len(start)))
+        pixels, files = nib.arrayproxy.ArrayProxy(path, header), kind.filespec_to_file_map(path)
+        promised = int(header["vox_offset"]) + math.prod(pixels.shape) * header.get_data_dtype().itemsize
+        believe(path, promised, path.stat().st_size, inflated(path) if packed else None)
+        return kind(pixels, header.get_best_affine(), header, file_map=files)
 
 
 def of_image(image: Any, acquired: Fractions = UNKNOWN) -> Scan:
@@ -75,15 +73,14 @@ def of_image(image: Any, acquired: Fractions = UNKNOWN) -> Scan:
     """
     if not isinstance(image, nib.Nifti1Image):
         raise ImageError(f"a {type(image).__name__} is not a NIfTI image: give a nibabel Nifti1Image or Nifti2Image")
-    header, proxy, slope, inter = image.header, image.dataobj, 1.0, 0.0
+    header, pixels, slope, inter = image.header, image.dataobj, 1.0, 0.0
     intent = header.get_intent()[0]
     if "vector" in intent or intent.startswith("displacement"):
         raise ImageError(f"the header's intent is {intent!r}: a network for images would change vectors, resample them instead")
-    pixels = proxy
-    if isinstance(proxy, nib.arrayproxy.ArrayProxy):
-        slope, inter = float(proxy.slope), float(proxy.inter)
+    if isinstance(pixels, nib.arrayproxy.ArrayProxy):
+        slope, inter = float(pixels.slope), float(pixels.inter)
         with reading(image.get_filename(), _KIND):
-            pixels = proxy.get_unscaled()
+            pixels = pixels.get_unscaled()
     if not 1 / _LARGEST < abs(slope) < _LARGEST or not abs(inter) < _LARGEST:
         raise ImageError(f"the header scales values by {slope:g} and adds {inter:g}: repair scl_slope and scl_inter")
     units = int(header["xyzt_units"])
@@ -112,13 +109,13 @@ def image_of(scan: Scan) -> Any:
     ImageError for a place or a type that NIfTI cannot describe.
     """
     known = isinstance(scan.header, nib.Nifti1Image)
-    header = scan.header.header.copy() if known else nib.Nifti1Header()
+    kind, header = (type(scan.header), scan.header.header.copy()) if known else (nib.Nifti1Image, nib.Nifti1Header())
     try:
         with np.errstate(all="ignore"):
             header.set_data_shape(scan.shape)
             header.set_data_dtype(scan.pixels.dtype)
             _move(header, scan) if known else _place(header, scan)
-            image = (type(scan.header) if known else nib.Nifti1Image)(scan.pixels, header.get_best_affine(), header)
+            image = kind(scan.pixels, header.get_best_affine(), header)
     except (HeaderDataError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         raise ImageError(
             f"a NIfTI header cannot describe the volume {scan.shape} of {scan.pixels.dtype} ({reason(error)}): "
@@ -141,17 +138,14 @@ def writer(path: Path, scan: Scan, anonymous: bool = False) -> Callable[[IO[byte
     """
     image = image_of(scan)
     if anonymous:
-        for name in ("descrip", "aux_file", "db_name", "intent_name"):
-            if name in image.header:  # NIfTI-2 has no db_name
-                image.header[name] = b""
+        for name in {*_WORDS} & {*image.header.keys()}:  # NIfTI-2 has no db_name
+            image.header[name] = b""
         image.header.extensions.clear()
 
     def write(file: IO[bytes]) -> None:
-        if _is_packed(path):
-            with gzip.GzipFile("", "wb", 1, file, mtime=0) as stream:
-                image.to_stream(stream)
-        else:
-            image.to_stream(file)
+        packed = path.suffix.lower() == ".gz"
+        with gzip.GzipFile("", "wb", 1, file, mtime=0) if packed else contextlib.nullcontext(file) as stream:
+            image.to_stream(stream)
 
     return write
 
@@ -174,7 +168,7 @@ def _move(header: Any, scan: Scan) -> None:
     """
     image, scales = scan.header, scan.scales
     codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
-    coded = {form: header.get_sform() if form == "sform" else header.get_qform() for form in codes if codes[form]}
+    coded = {form: getattr(header, f"get_{form}")() for form in codes if codes[form]}
     if not coded:
         codes["sform"] = 2  # "aligned", as nibabel calls a place that it was told
     sform, qform = (grid.upscaled_affine(coded.get(form, image.affine), scales) for form in ("sform", "qform"))
@@ -201,13 +195,3 @@ def _place(header: Any, scan: Scan) -> None:
     header.set_xyzt_units("mm", "sec" if scan.alike else None)
     if scan.pixels.ndim > 3:
         header.set_zooms((*header.get_zooms()[:3], scan.seconds, *header.get_zooms()[4:]))
-
-
-def _is_packed(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
-
-
-def _gunzipped(path: Path) -> Iterator[bytes]:
-    """A gzip file to its checksum, which nibabel stops short of."""
-    with gzip.open(path) as stream:
-        yield from iter(lambda: stream.read(1 << 20), b"")

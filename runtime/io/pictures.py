@@ -17,7 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from ..errors import ImageError, InputFileError, OutputFileError
-from ..inputs import believe, library, quiet, reading, unreadable
+from ..inputs import believe, library, quiet, reading
 from ..intensity import real_array
 from ..scan import Scan
 
@@ -89,7 +89,7 @@ def _array(path: Path) -> NDArray[Any]:
         read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
         shape, fortran, dtype = read(header)
         count = math.prod(shape)
-        believe(path, _KIND, count * dtype.itemsize, path.stat().st_size - header.tell())
+        believe(path, count * dtype.itemsize, path.stat().st_size - header.tell())
         file.seek(header.tell())
         return np.fromfile(file, dtype, count).reshape(shape, order="F" if fortran else "C")
 
@@ -108,8 +108,8 @@ def _check_size(path: Path, pixels: int) -> None:
     """Raise InputFileError where the file is too small for so many bytes of pixels, or this machine's memory is."""
     held = path.stat().st_size
     if pixels > held * _DENSEST + _SMALL:
-        raise unreadable(path, _KIND, f"its header promises {pixels:,} bytes, more than a file of {held:,} bytes makes")
-    believe(path, _KIND, pixels, pixels)
+        raise ValueError(f"its header promises {pixels:,} bytes, more than a file of {held:,} bytes makes")
+    believe(path, pixels, pixels)
 
 
 def _pixels(path: Path, picture: Image.Image) -> NDArray[Any]:
@@ -143,13 +143,13 @@ def _tiff(path: Path, tifffile: Any) -> tuple[NDArray[Any], bool]:
         pages: dict[int, Any] = {}
         for page in file.pages:
             if page.offset in pages:
-                raise unreadable(path, _KIND, "its pages run in a circle")
+                raise ValueError("its pages run in a circle")
             _check_page(path, page)
             pages[page.offset] = page
         kinds = {(p.shaped, p.dtype, p.bitspersample, p.photometric, p.tags.valueof(_ORIENTATION, 1)) for p in pages.values()}
         file.filehandle.seek(file.pages.next_page_offset)
         if errors or not pages or any(file.filehandle.read(file.tiff.offsetsize)):  # 0 comes after the last page
-            raise unreadable(path, _KIND, (*errors, "its chain of pages is broken")[0])
+            raise ValueError((*errors, "its chain of pages is broken")[0])
         mode, count = _MODES[page.photometric, page.samplesperpixel], len(pages)
         if len(kinds) > 1:
             raise InputFileError(f"{path} has pages of several sizes or kinds: save the ones to upscale by themselves")

@@ -27,6 +27,7 @@ from tests.conftest import ROOT
 from tests.deadly import Deadly
 
 COMMAND = [sys.executable, "-m", "runtime"]
+TWICE = Request(Size(scale="2"))
 
 
 def write_scan(path: Path, side: int = 16, slices: int = 2) -> Path:
@@ -144,13 +145,13 @@ def test_two_inputs_of_one_name_are_refused(scans: list[Path], tmp_path: Path) -
     (tmp_path / "other").mkdir()
     twin = write_scan(tmp_path / "other" / "a.nii.gz")
     with pytest.raises(OutputFileError, match="would both become"):
-        cohort.plan([*scans, twin], tmp_path)
+        cohort.plan([*scans, twin], tmp_path, TWICE)
 
 
 def test_one_input_twice_is_one_and_a_link_gives_its_own_name(scans: list[Path], tmp_path: Path) -> None:
     link = tmp_path / "sub-01.nii.gz"
     link.symlink_to(scans[0])
-    outputs = [task.output.name for task in cohort.plan([scans[0], link, scans[0]], tmp_path / "out")]
+    outputs = [task.output.name for task in cohort.plan([scans[0], link, scans[0]], tmp_path / "out", TWICE)]
     assert outputs == ["a_sr.nii.gz", "sub-01_sr.nii.gz"]
 
 
@@ -178,14 +179,14 @@ def test_a_library_that_one_output_needs_is_missed_before_any_is_made(
 
 
 def test_an_input_that_vanishes_meanwhile(scans: list[Path], tmp_path: Path) -> None:
-    request, folder = Request(Size(scale="2")), tmp_path / "out"
+    request, folder = TWICE, tmp_path / "out"
     folder.mkdir()
 
     def work(tasks: Sequence[Task]) -> Iterator[Result]:
         scans[1].unlink()
         yield from cohort.in_processes(cohort.Computer(), request, 1)(tasks)
 
-    results = cohort.run(cohort.plan(scans, folder), request, folder, work)
+    results = cohort.run(cohort.plan(scans, folder, request), request, folder, work)
     assert [result.status for result in results] == ["done", "failed", "done"]
     assert "b.nii.gz does not exist" in results[1].problem
 
@@ -259,7 +260,7 @@ def test_a_worker_that_dies_costs_nobody_but_the_input_that_it_dies_of(scans: li
     folder.mkdir()
     scans.append(write_scan(tmp_path / "d.nii.gz"))
     work = cohort.in_processes(cohort.Computer(), request, 2)
-    results = cohort.run(cohort.plan(scans, folder), request, folder, work)
+    results = cohort.run(cohort.plan(scans, folder, request), request, folder, work)
     assert [result.status for result in results] == ["done", "failed", "done", "done"]
     assert "its worker process died, twice" in results[1].problem
     (folder / "died").unlink()

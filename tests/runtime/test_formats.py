@@ -179,7 +179,7 @@ def test_a_header_is_believed_only_as_far_as_the_file_goes(tmp_path: Path, name:
 
 def test_what_is_honest_but_larger_than_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="more than this machine's memory"):
-        believe(tmp_path / "x.nii", "NIfTI file", 1 << 60, 1 << 60)
+        believe(tmp_path / "x.nii", 1 << 60, 1 << 60)
 
 
 def test_inflating_goes_on_to_the_checksum(tmp_path: Path) -> None:

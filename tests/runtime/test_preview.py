@@ -175,6 +175,6 @@ def test_no_preview_of_an_output_that_failed(
 def test_two_previews_of_one_name_are_refused(scan: Path, tmp_path: Path) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     inputs = [scan, tmp_path / "a.png"]
-    assert len(cohort.plan(inputs, tmp_path / "out")) == 2
+    assert len(cohort.plan(inputs, tmp_path / "out", Request(Size(scale="2")))) == 2
     with pytest.raises(OutputFileError, match=r"both become .*a_sr_preview.png"):
-        cohort.plan(inputs, tmp_path / "out", preview=True)
+        cohort.plan(inputs, tmp_path / "out", TWICE)
