@@ -94,8 +94,7 @@ def _picture(path: Path) -> dict[str, Image]:
     grey = pixels.astype(np.float32)
     grey = grey @ _LUMINANCE if grey.ndim == 3 else grey
     if suffix in (".jpg", ".jpeg"):
-        height, width = (n // 2 for n in grey.shape)
-        grey = grey[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean(axis=(1, 3))
+        grey = resample.halved(grey)
     return {"": Intensity.of(grey).normalise(grey)}
 
 

@@ -54,6 +54,12 @@ def resize(image: Image, shape: tuple[int, int], method: str, box: tuple[float, 
     return np.array(picture.resize(shape[::-1], Picture.Resampling[method.upper()], box=box))
 
 
+def halved(image: Image) -> Image:
+    """The means of 2×2 pixels (H, W) → (H // 2, W // 2)."""
+    rows, cols = (n // 2 for n in image.shape)
+    return np.asarray(image[: 2 * rows, : 2 * cols].reshape(rows, 2, cols, 2).mean((1, 3)))
+
+
 def _band_limited(size: int, scale: Fraction, start: int, count: int, taper: float) -> Image:
     """The matrix (count, size) from the pixels of an axis to band-limited samples of it, by way of their cosine transform."""
     if scale == 1:
