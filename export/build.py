@@ -149,13 +149,12 @@ def table_free(skip: bool) -> bytes:
 
 def predictor(generator: Generator) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
     """The weight predictor's arrays by the bundle's names, and the basis, (B, 9·C), whose coefficients it gives."""
-    hidden, _, last, *basis = generator.upscale.predictor
-    w2, b2 = last.weight, last.bias
-    if basis:
-        filters = basis[0].weight
+    weights = generator.upscale.predictor.state_dict()
+    w2, b2 = weights["2.weight"], weights["2.bias"]
+    if generator.config.basis:
+        filters = weights["3.weight"]
     else:  # each hidden unit's column of the last layer is a basis filter, and so is its bias
         filters, one = torch.cat([w2, b2[:, None]], 1), torch.eye(len(w2.T) + 1)
         w2, b2 = one[:, :-1], one[-1]
-    arrays = {"w1": hidden.weight, "b1": hidden.bias, "w2": w2, "b2": b2}
-    plain = {name: array.detach().float().numpy() for name, array in arrays.items()}
-    return plain, np.ascontiguousarray(filters.detach().float().T.numpy())
+    arrays = {"w1": weights["0.weight"], "b1": weights["0.bias"], "w2": w2, "b2": b2}
+    return {name: array.float().numpy() for name, array in arrays.items()}, np.ascontiguousarray(filters.float().T.numpy())

@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from runtime.errors import ImageError, InputFileError
 from runtime.grid import evenly as evenly
 from runtime.intensity import Intensity
 from runtime.io import pictures
+from runtime.preview import letters
 from runtime.scan import Scan
 
 from . import resample, scanner
@@ -80,8 +80,7 @@ def _volume(name: str, scan: Scan) -> Stack:
     intensity = Intensity.of(scan.pixels, inverted=scan.slope < 0)
     stack = np.moveaxis(scan.pixels, scan.in_plane, (0, 1))
     slices = {",".join(map(str, k)): intensity.normalise(stack[(..., *k)]) for k in np.ndindex(stack.shape[2:])}
-    letters = nibabel.aff2axcodes(scan.affine)
-    return Stack(name, slices, "".join(letters[axis] or "?" for axis in scan.in_plane))
+    return Stack(name, slices, letters(scan, scan.in_plane))
 
 
 def _picture(path: Path) -> dict[str, Image]:
@@ -136,7 +135,7 @@ def _window(image: Image, least: int) -> tuple[slice, ...] | None:
     if min(image.shape) < least or crop[0].stop == 0:
         return None
     lengths = [max(least, side.stop - side.start) for side in crop]
-    starts = [side.start - (length - (side.stop - side.start)) // 2 for side, length in zip(crop, lengths)]
+    starts = [(side.start + side.stop - length + 1) // 2 for side, length in zip(crop, lengths)]
     starts = [min(max(0, start), n - length) for start, length, n in zip(starts, lengths, image.shape)]
     return tuple(slice(start, start + length) for start, length in zip(starts, lengths))
 

@@ -61,19 +61,17 @@ class Rounded(Generator):
     @torch.no_grad()
     def watch(self, batches: Iterable[data.Batch]) -> Rounded:
         """Set the ranges by the float network: the means of the images' extremes, and 0, as export does. Returns itself."""
-        extremes: list[Tensor] = []  # (activations, images, 2) of each batch
+        ranges, extremes = self.get_buffer("ranges"), []
+
+        def note(x: Tensor) -> Tensor:
+            extremes.append(torch.stack([x.amin((1, 2, 3)), x.amax((1, 2, 3))], 1))  # (images, 2)
+            return x
+
         for lr, _, told, _ in batches:
-            of_batch: list[Tensor] = []
-
-            def note(x: Tensor, of_batch: list[Tensor] = of_batch) -> Tensor:
-                of_batch.append(torch.stack([x.amin((1, 2, 3)), x.amax((1, 2, 3))], 1))
-                return x
-
             x = (torch.from_numpy(lr) - self.config.mean) / self.config.std
             self._trunk(x, torch.from_numpy(told), note, lambda weight: weight)
-            extremes.append(torch.stack(of_batch))
-        low, high = torch.cat(extremes, 1).mean(1).T
-        self.get_buffer("ranges").copy_(torch.stack([low.clamp(max=0), high.clamp(min=0)], 1))
+        low, high = torch.stack([torch.cat(extremes[k :: len(ranges)]) for k in range(len(ranges))]).mean(1).T
+        ranges.copy_(torch.stack([low.clamp(max=0), high.clamp(min=0)], 1))
         return self
 
     def mean_with_teacher(self, part: float) -> Rounded:
