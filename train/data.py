@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from tqdm import tqdm
 
 from runtime import grid, io, measure
@@ -129,10 +130,16 @@ def bar(items: Sequence[T] | None = None, **options: Any) -> tqdm[T]:
     return tqdm(items, disable=None if os.environ.get("RANK", "0") == "0" else True, **options)
 
 
+def brain_crop(image: Image) -> tuple[slice, ...] | None:
+    """The smallest rectangle with every pixel above 5 % of the image's maximum, or of white where that is less; or None."""
+    found = find_objects((image > 0.05 * min(image.max(initial=0.0), 1.0)).astype(np.uint8))
+    return found[0] if found else None
+
+
 def _window(image: Image, least: int) -> tuple[slice, ...] | None:
-    """The brain crop, grown to at least `least` pixels an axis; None where it is empty or the image too small."""
-    crop = resample.brain_crop(image)
-    if min(image.shape) < least or crop[0].stop == 0:
+    """The brain crop, grown to at least `least` pixels an axis; None where there is none or the image too small."""
+    crop = brain_crop(image)
+    if min(image.shape) < least or crop is None:
         return None
     lengths = [max(least, side.stop - side.start) for side in crop]
     starts = [(side.start + side.stop - length + 1) // 2 for side, length in zip(crop, lengths)]

@@ -72,15 +72,3 @@ def rician(image: Image, sigma: float, rng: np.random.Generator) -> Image:
     """A magnitude image with the noise that its complex one has: normal, of standard deviation `sigma` in both parts."""
     real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * np.float32(sigma)
     return np.hypot(image + real, imaginary)
-
-
-def brain_crop(image: Image, threshold: float = 0.05) -> tuple[slice, slice]:
-    """The smallest rectangle with every pixel above `threshold` of the image's maximum, or of white where that is brighter.
-
-    An image without any (all black, say) gives the empty crop (slice(0, 0), slice(0, 0)).
-    """
-    bright = image > threshold * min(image.max(initial=0.0), 1.0)
-    rows, cols = (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
-    if not len(rows):
-        return slice(0, 0), slice(0, 0)
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +41,7 @@ class Rounded(Generator):
 
     def encode(self, x: Tensor, told: Tensor | None = None) -> Tensor:
         ranges = iter(self.get_buffer("ranges"))
-        return self._trunk(x, told, lambda y: round_activation(y.float(), *next(ranges)), RoundWeight.apply)
+        return self._trunk(x, told, lambda y: round_activation(y.float(), *next(ranges)), round_weight)
 
     def _trunk(
         self, x: Tensor, told: Tensor | None, activation: Callable[[Tensor], Tensor], weight: Callable[[Tensor], Tensor]
@@ -96,14 +95,7 @@ def round_activation(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, step, (-low / step).round().to(torch.int32), 0, 255)
 
 
-class RoundWeight(torch.autograd.Function):
+def round_weight(weight: Tensor) -> Tensor:
     """The weights of a convolution in 7 bits with a scale for each output channel; gradients pass as if not rounded."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        step = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / 64
-        return (weight / step).round() * step
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
+    step = weight.detach().abs().amax((1, 2, 3)).clamp(min=1e-12) / 64
+    return torch.fake_quantize_per_channel_affine(weight, step, torch.zeros_like(step, dtype=torch.int32), 0, -64, 64)

@@ -21,7 +21,7 @@ from runtime.io import pictures
 from runtime.preview import upright
 from tests.conftest import DATA, ROOT, SCAN
 from train import degradations, evaluate, figures, metrics, models, networks, probes, resample, scores
-from train.data import Crop
+from train.data import Crop, brain_crop
 from train.degradations import resampled
 from train.models import BICUBIC, Model
 
@@ -164,7 +164,7 @@ def test_scores_equal_a_slow_loop(folder: Path, shipped: Upscaler) -> None:
                     hr = pictures.load(folder / f"{file}.png").astype(np.float64)
                     black, white = np.percentile(hr, [0.1, 99.9])
                     hr = ((hr - black) / (white - black)).astype(np.float32)
-                    hr = hr[resample.brain_crop(hr)]
+                    hr = hr[brain_crop(hr)]
                     shape = tuple(int(size / r) for size, r in zip(hr.shape, pair))
                     lr = resample.downsample(hr, pair, method, shape=(shape[0], shape[1]))
                     outputs = [resample.upsample(lr, pair), shipped.slices.upscale(lr, models.UNIT, pair, np.float32)]
