@@ -234,11 +234,10 @@ def summary(records: Sequence[Record], measures: Sequence[Measure]) -> list[Reco
         row: Record = {"over": group, "model": model, "cases": len(lines)}
         for measure in measures:
             gains = [line[measure.key]["gain"] for line in lines]
-            least = (min if measure.higher_is_better else max)(gains)
-            worst = lines[gains.index(least)]
+            worst = lines[(np.argmin if measure.higher_is_better else np.argmax)(gains)]
             noise = percent(worst["noise"]) * (worst["noise"] > 0)
             at = " ".join(filter(None, (worst["measured"], noise, name_of(worst["scale"]))))
-            row[measure.key] = {"mean": float(np.mean(gains)), "least": least, "at": at}
+            row[measure.key] = {"mean": float(np.mean(gains)), "least": worst[measure.key]["gain"], "at": at}
         found.append(row)
     return found
 
