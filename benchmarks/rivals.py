@@ -73,7 +73,7 @@ def matrix_product(size: int, computes: int = TensorProto.FLOAT, times: int = 1)
     product, matrix = graph.cast("image"), graph.weights(random("matrix", (size, size)))
     for _ in range(times):
         product = graph.op("MatMul", product, matrix)
-    return graph.finish({"image": (TensorProto.FLOAT, [size, size])}, product, "pixels", [size, size])
+    return graph.finish(f"float[{size}, {size}] image", product, "pixels", f"{size}, {size}")
 
 
 class _Network(Graph):
@@ -97,8 +97,7 @@ class _Network(Graph):
         return self.op("LeakyRelu", x, alpha=float(self._weight(f"{name}.weight", (1,))[0]))
 
     def network(self, output: str, channels: int = 1) -> bytes:
-        image = {"image": (TensorProto.FLOAT, ["N", 1, "H", "W"])}
-        return self.finish(image, output, "pixels", ["N", channels, "h", "w"])
+        return self.finish("float[N, 1, H, W] image", output, "pixels", f"N, {channels}, h, w")
 
 
 def multiply_adds(model: bytes) -> int:

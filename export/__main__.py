@@ -47,7 +47,7 @@ def _export(argv: list[str], prog: str) -> None:
 
     from train import checkpoint  # needs torch, as `inspect` does not
 
-    from .build import about, build
+    from .build import about, build, trunk
     from .verify import verify
 
     generator, content = checkpoint.load_generator(args.ckpt)
@@ -66,10 +66,10 @@ def _export(argv: list[str], prog: str) -> None:
         errors = manifest["largest_error_of_range"] = measure(exact)
         said = f"within {max(errors.values()):.1e} of the checkpoint's range"
         if args.int8:
-            from . import graphs, int8
+            from . import int8
 
             calibrate, judge = int8.load_crops(args.int8)
-            files["trunk.onnx"] = int8.quantise(graphs.trunk(generator, half=False), int8.inputs(model, calibrate))
+            files["trunk.onnx"] = int8.quantise(trunk(generator, half=False), int8.inputs(model, calibrate))
             files.pop(bundle.TRUNK_FP16, None)
             model = replace(model, precision="int8", weights=0)
             measure = partial(int8.measure_loss, exact=exact, crops=judge)

@@ -14,7 +14,7 @@ from runtime.errors import InputFileError
 from runtime.intensity import Intensity
 from runtime.measure import noise_of
 from train import augment, data, subjects
-from train.resample import Image
+from train.resample import Image, halved
 
 # Acquired over stored: training stores up to 1.8 times the acquired matrix (`train.scanner`), docs/scanner.md tests twice it.
 ACQUIRED = (0.5, 1.0)
@@ -35,9 +35,7 @@ def of(folder: Path, pixel_mm: tuple[float, float], images: str) -> dict[str, An
                     for name, value in statistics([unit], noise_of([unit])).items():
                         found[name].append(value)
     if not found:
-        raise InputFileError(
-            f"{folder} holds no image with enough tissue to tell: give the images that the network learned from"
-        )
+        raise InputFileError(f"{folder} holds no image with enough tissue to tell: give those that the network learned from")
     ends = {name: np.quantile(values, (_ODD, 1 - _ODD)) for name, values in sorted(found.items())}
     return {
         "images": images,
@@ -53,8 +51,6 @@ def _views(image: Image, rng: np.random.Generator) -> Iterator[Image]:
     sizes = [round(n * rng.uniform(*_CROP)) for n in image.shape]
     top, left = (rng.integers(n - size + 1) for n, size in zip(image.shape, sizes))
     crop = image[top : top + sizes[0], left : left + sizes[1]]
-    rows, cols = (n // 2 for n in image.shape)
-    shrunk = image[: 2 * rows, : 2 * cols].reshape(rows, 2, cols, 2).mean((1, 3))
     sigma = augment.NOISE[1] * rng.random()
     noisy = np.hypot(image + sigma * rng.standard_normal(image.shape), sigma * rng.standard_normal(image.shape))
-    yield from (view.astype(np.float32) for view in (image, shrunk, crop, noisy) if min(view.shape) >= _LEAST)
+    yield from (view.astype(np.float32) for view in (image, halved(image), crop, noisy) if min(view.shape) >= _LEAST)

@@ -42,20 +42,15 @@ class Graph:
         """A value in what the graph computes in."""
         return self.op("Cast", value, to=self._computes) if self._half else value
 
-    def finish(self, inputs: dict[str, tuple[int, list[Any]]], output: str, name: str, shape: list[Any]) -> bytes:
-        """Serialise with the graph's inputs {name: (type, shape)} and `output` renamed to `name`."""
-        self._nodes.append(helper.make_node("Identity", [output], [name]))
-        values = [helper.make_tensor_value_info(n, *info) for n, info in {**inputs, name: (self._computes, shape)}.items()]
-        graph = helper.make_graph(self._nodes, name, values[:-1], values[-1:], self._constants)
+    def finish(self, inputs: str, output: str, name: str, shape: str) -> bytes:
+        """Serialise with inputs in ONNX's notation, `float[N, 3] x, int32[N] y`, and `output` as `name`, of a shape `N, 3`."""
+        made = f"{TensorProto.DataType.Name(self._computes).lower()}[{shape}] {name}"
+        declared = onnx.parser.parse_graph(f"_ ({inputs}) => ({made}) {{}}")
+        nodes = [*self._nodes, helper.make_node("Identity", [output], [name])]
+        graph = helper.make_graph(nodes, name, declared.input, declared.output, self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString(deterministic=True))
-
-
-def declared(values: str) -> dict[str, tuple[int, list[Any]]]:
-    """{name: (type, shape)} of values in ONNX's notation, such as `float[N, 3] x, int32[N] y`."""
-    tensors = {value.name: value.type.tensor_type for value in onnx.parser.parse_graph(f"_ ({values}) => () {{}}").input}
-    return {name: (t.elem_type, [d.dim_param or d.dim_value for d in t.shape.dim]) for name, t in tensors.items()}
 
 
 def split(graph: bytes) -> tuple[bytes, bytes]:

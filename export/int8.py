@@ -18,7 +18,6 @@ from runtime.bundle import Model
 from runtime.engines.ort import load_onnxruntime
 from runtime.errors import BundleError, InputFileError
 from train import config, data, degradations, metrics, models, rounding, subjects
-from train.degradations import Degradation
 
 MAX_LOSS = 0.1  # dB of PSNR of any of INPUTS at any of SCALES
 SCALES = tuple(map(Fraction, ("1.1", "1.5", "2", "3", "4")))
@@ -80,15 +79,14 @@ def measure_loss(upscaler: Upscaler, exact: Upscaler, crops: list[data.Crop]) ->
 
     Raises BundleError where it is more than `MAX_LOSS`.
     """
-
-    def psnr(up: Upscaler, hr: NDArray[np.float32], made: Degradation, scale: Fraction) -> float:
-        sr = models.upscale_by(up)(made.of(hr, (scale, scale)), (scale, scale), made.acquired)
-        return metrics.psnr(hr[: sr.shape[0], : sr.shape[1]], sr)
-
-    lost = {}
+    upscales, lost = [models.upscale_by(up) for up in (exact, upscaler)], {}
     for made, r in product(INPUTS, SCALES):
-        each = [psnr(exact, crop.pixels, made, r) - psnr(upscaler, crop.pixels, made, r) for crop in crops]
-        lost[f"{made.name} ×{float(r):g}"] = float(np.mean(each))
+        lrs = [made.of(crop.pixels, (r, r)) for crop in crops]
+        best, ours = (
+            [metrics.PSNR.score(crop.pixels, upscale(lr, (r, r), made.acquired)) for crop, lr in zip(crops, lrs)]
+            for upscale in upscales
+        )
+        lost[f"{made.name} ×{float(r):g}"] = float(np.mean(np.subtract(best, ours)))
     worst = max(lost, key=lost.__getitem__)
     if not lost[worst] <= MAX_LOSS:
         raise BundleError(

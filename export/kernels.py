@@ -36,10 +36,5 @@ def _compile(source: bytes) -> bytes:
     return text("PTX")
 
 
-def main() -> None:
-    ptx = compile_ptx(SOURCE.read_bytes())
-    write_atomically(PTX, ptx, overwrite=True)
-
-
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(command.run(lambda: write_atomically(PTX, compile_ptx(SOURCE.read_bytes()), overwrite=True)))

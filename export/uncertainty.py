@@ -128,13 +128,12 @@ def _example(
     (tile,) = encoded.tiles
     larger = scales[0] * encoded.spacing[0], scales[1] * encoded.spacing[1]
     responses = slices.engine.responses(tile.features).reshape(*encoded.shape, -1)
-    whole = np.minimum(output_shape(lr.shape, scales), truth.shape)
     spans = []
-    for n, most, r in zip(encoded.shape, whole, larger):
+    for n, most, r in zip(encoded.shape, output_shape(lr.shape, scales), larger):
         size = min(n, WINDOW)
         first = int(rng.integers(n - size + 1))
         axis = grid.project(n, r, slices.model.projection)
-        spans.append(Extent(first, first + size, first, first + size).outputs(axis, 0, int(most)))
+        spans.append(Extent(first, first + size, first, first + size).outputs(axis, 0, most))
     rows, cols = spans
     window = rows.start, cols.start, len(rows), len(cols)
     output = slices.render(encoded, scales, window, models.UNIT)

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from tqdm import tqdm
 
 from runtime import grid, io, measure
@@ -23,6 +23,7 @@ from runtime.errors import ImageError, InputFileError
 from runtime.grid import evenly as evenly
 from runtime.intensity import Intensity
 from runtime.io import pictures
+from runtime.preview import letters
 from runtime.scan import Scan
 
 from . import resample, scanner
@@ -80,8 +81,7 @@ def _volume(name: str, scan: Scan) -> Stack:
     intensity = Intensity.of(scan.pixels, inverted=scan.slope < 0)
     stack = np.moveaxis(scan.pixels, scan.in_plane, (0, 1))
     slices = {",".join(map(str, k)): intensity.normalise(stack[(..., *k)]) for k in np.ndindex(stack.shape[2:])}
-    letters = nibabel.aff2axcodes(scan.affine)
-    return Stack(name, slices, "".join(letters[axis] or "?" for axis in scan.in_plane))
+    return Stack(name, slices, letters(scan, scan.in_plane))
 
 
 def _picture(path: Path) -> dict[str, Image]:
@@ -94,8 +94,7 @@ def _picture(path: Path) -> dict[str, Image]:
     grey = pixels.astype(np.float32)
     grey = grey @ _LUMINANCE if grey.ndim == 3 else grey
     if suffix in (".jpg", ".jpeg"):
-        height, width = (n // 2 for n in grey.shape)
-        grey = grey[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean(axis=(1, 3))
+        grey = resample.halved(grey)
     return {"": Intensity.of(grey).normalise(grey)}
 
 
@@ -131,13 +130,19 @@ def bar(items: Sequence[T] | None = None, **options: Any) -> tqdm[T]:
     return tqdm(items, disable=None if os.environ.get("RANK", "0") == "0" else True, **options)
 
 
+def brain_crop(image: Image) -> tuple[slice, ...] | None:
+    """The smallest rectangle with every pixel above 5 % of the image's maximum, or of white where that is less; or None."""
+    found = find_objects((image > 0.05 * min(image.max(initial=0.0), 1.0)).astype(np.uint8))
+    return found[0] if found else None
+
+
 def _window(image: Image, least: int) -> tuple[slice, ...] | None:
-    """The brain crop, grown to at least `least` pixels an axis; None where it is empty or the image too small."""
-    crop = resample.brain_crop(image)
-    if min(image.shape) < least or crop[0].stop == 0:
+    """The brain crop, grown to at least `least` pixels an axis; None where there is none or the image too small."""
+    crop = brain_crop(image)
+    if min(image.shape) < least or crop is None:
         return None
     lengths = [max(least, side.stop - side.start) for side in crop]
-    starts = [side.start - (length - (side.stop - side.start)) // 2 for side, length in zip(crop, lengths)]
+    starts = [(side.start + side.stop - length + 1) // 2 for side, length in zip(crop, lengths)]
     starts = [min(max(0, start), n - length) for start, length, n in zip(starts, lengths, image.shape)]
     return tuple(slice(start, start + length) for start, length in zip(starts, lengths))
 

@@ -22,7 +22,7 @@ from runtime.errors import reason
 from runtime.files import check_output, write_atomically
 from runtime.upscaler import SHIPPED
 
-from . import coverage, degradations, figures, metrics, realscans, scores
+from . import degradations, figures, metrics, probes, scores
 from .degradations import Degradation
 from .losses import Perceptual
 from .models import Model, load_models
@@ -132,18 +132,18 @@ def _file(*names: str) -> str:
 def _of_scans(args: argparse.Namespace, models: Sequence[Model], scales: Sequence[grid.Scales]) -> Findings:
     for model in models:
         require(model.told != "true", "--acquired", "true", "auto or stored: nobody knows the truth of a real scan")
-    scans = [scan for path in args.real for scan in realscans.load_scans(path)]
+    scans = [scan for path in args.real for scan in probes.load_scans(path)]
     names = [scan.name for scan in scans]
     require(len({*names}) == len(names), "--real", ", ".join(names), "scans of different names")
     records, pictures = [], {}
     for scan, pair in product(scans, scales):
-        found, panel = realscans.examine(models, scan, pair)
+        found, panel = probes.examine(models, scan, pair)
         records += found
         title = scan.name, name_of(pair)
         if args.out:
             pictures[_file(*title)] = figures.panel(" ".join(title), panel, errors=False)
     ratios = scores.by_model(records, {key: scores.plain(key) for key in ("ripple", "edges")})
-    return f"## Ripple in flat tissue and edges\n\n{ratios}", [*realscans.HOW_REAL], {"scans": records}, pictures
+    return f"## Ripple in flat tissue and edges\n\n{ratios}", [*probes.HOW_REAL], {"scans": records}, pictures
 
 
 def _of_inputs(
@@ -155,37 +155,30 @@ def _of_inputs(
     several = f"{len(counts)} subject{'s' * (len(counts) > 1)} in {args.data}"
     how = [f"{sum(counts.values()):,} brain crops of {several}"]
     how += [f"no crop of that size, so left out: {', '.join(empty)}"] if empty else []
-    of = _of_discs if args.discs else _of_coverage if args.coverage else _of_scores
-    text, more, content, pictures = of(args, scores.Comparison(models, subjects, inputs, scales, args.crops))
-    about = {"subjects_without_crops": empty, "crops": counts}
-    return text, [*how, *HOW_MADE, *more], {**about, **content}, pictures
-
-
-def _of_discs(args: argparse.Namespace, compared: scores.Comparison) -> Findings:
-    discs = realscans.keep_discs(compared)
-    text = "## How much of faint discs is kept\n\n" + scores.by_model(discs, {"kept": scores.plain("kept")})
-    return text, [*realscans.HOW_DISCS], {"discs": discs}, {}
-
-
-def _of_coverage(args: argparse.Namespace, compared: scores.Comparison) -> Findings:
-    names = [model.name for model in compared.models]
-    require(any(model.interval for model in compared.models), "--models", names, "a bundle that tells uncertainty")
-    held = coverage.examine(compared)
-    return coverage.markdown(held), [*coverage.HOW], {"coverage": held}, {}
-
-
-def _of_scores(args: argparse.Namespace, compared: scores.Comparison) -> Findings:
+    how += HOW_MADE
+    about: dict[str, Any] = {"subjects_without_crops": empty, "crops": counts}
+    compared = scores.Comparison(models, subjects, inputs, scales, args.crops)
+    if args.discs:
+        kept = probes.keep_discs(compared)
+        text = "## How much of faint discs is kept\n\n" + scores.by_model(kept, {"kept": scores.plain("kept")})
+        return text, [*how, *probes.HOW_DISCS], {**about, "discs": kept}, {}
+    if args.coverage:
+        names = [model.name for model in models]
+        require(any(model.interval for model in models), "--models", names, "a bundle that tells uncertainty")
+        held = probes.hold_truths(compared)
+        text = f"## What intervals hold\n\n{probes.coverage(held)}"
+        return text, [*how, *probes.HOW_COVERAGE], {**about, "coverage": held}, {}
     measures = [metrics.PSNR, metrics.SSIM]
-    measures += [metrics.TISSUE] if any(d.noise for d in compared.degradations) else []  # nobody wants noise back
+    measures += [metrics.TISSUE] if any(d.noise for d in inputs) else []  # nobody wants noise back
     measures += [metrics.vgg(Perceptual(args.features))] if args.features else []
     records, estimates, panels = scores.evaluate(compared, measures)
-    content = {"scores": records, "summary": scores.summary(records, measures), "estimates": estimates}
+    about |= {"scores": records, "summary": scores.summary(records, measures), "estimates": estimates}
     shown, pictures = {names: rows for names, rows in panels.items() if not names[0].startswith("scan")}, {}
     if args.out and shown:
         pictures = {"gains.png": figures.gains(records, measures)}
         for (made, scale), rows in shown.items():
             pictures[_file("crops", made, scale)] = figures.panel(f"{scale}, inputs made by {made}", rows, errors=True)
-    return scores.markdown(records, measures), [*(measure.how for measure in measures), *HOW_SCORED], content, pictures
+    return scores.markdown(records, measures), [*how, *(measure.how for measure in measures), *HOW_SCORED], about, pictures
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def prepare(config: Config, names: Sequence[str] | None = None) -> dict[str, Spl
     """
     splits: dict[str, Split] = {}
     for name in config.stage if names is None else names:
-        stage = config.stage[name]
+        stage, network = config.stage[name], config.generator
         if not stage.data:
             raise InputFileError(f"stage {name} has no data: give --data, or --set stage.{name}.data=FOLDER")
         files = subjects.find_files(Path(stage.data), stage.pattern)
@@ -76,7 +76,6 @@ def prepare(config: Config, names: Sequence[str] | None = None) -> dict[str, Spl
             splits[name] = subjects.split_as_given(files, subjects.find_files(Path(stage.validation), stage.pattern))
         else:
             splits[name] = subjects.split_by_subject(Path(stage.data), files, stage.subject or None)
-        network = config.generator
         if stage.rounding and not (isinstance(network, GeneratorConfig) and not network.batch_norm):
             raise InputFileError(f"stage {name} has rounding, which is for a meta generator without batch norm: leave it out")
         if stage.rounding and not (config.init or name != next(iter(config.stage))):
@@ -108,14 +107,6 @@ def _middle(image: data.Image) -> data.Image:
     return image[tuple(slice(start, start + VALIDATION_SIZE) for start in starts)].copy()  # not the whole photograph
 
 
-def _digest(stage: Stage, crops: Sequence[data.Crop]) -> str:
-    """SHA-256 of all that a stage reads: images on both sides, and the features of its perceptual loss."""
-    content = hashlib.sha256(Path(stage.features).read_bytes() if stage.perceptual else b"")
-    for crop in crops:
-        content.update(hashlib.sha256(np.ascontiguousarray(crop.pixels).data).digest())
-    return content.hexdigest()
-
-
 class _Stage:
     """A stage as it runs, from its beginning or from the state of `last.pt`. The first process writes and speaks."""
 
@@ -127,60 +118,61 @@ class _Stage:
         self.update, self.best, self.running = 0, (False, -math.inf), math.nan
         log.info("stage %s: %s", name, split.how)
         self.batches, self.held_out = load_stage(self.stage, split)
-        self.digest = _digest(self.stage, [*self.batches.crops, *self.held_out])
+        self.digest = self._digest()
         out.mkdir(parents=True, exist_ok=True)
         self.learner = Learner(starting(generator, self.stage, self.batches), self.stage, device)
         counts = len(self.batches.crops), len(self.held_out)
         log.info("%d crops train, %d validate, on %s in %s", *counts, device, self.learner.precision)
         if state:
-            self._resume(state)
+            if state["data"] != self.digest:
+                raise InputFileError(f"stage {name} saw other images or features: give the same, or name another --out")
+            if state["processes"] != self.world:
+                raise InputFileError(f"{out} was trained by {state['processes']} processes: resume with as many")
+            self.learner.restore(state["networks"])
+            self.update, self.best, self.running = state["update"], tuple(state["best"]), state["running"]
+            log.info("resuming stage %s at update %d", name, self.update)
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        if state["data"] != self.digest:
-            raise InputFileError(f"stage {self.name} saw other images or features: give the same, or name another --out")
-        if state["processes"] != self.world:
-            raise InputFileError(f"{self.out} was trained by {state['processes']} processes: resume with as many")
-        self.learner.restore(state["networks"])
-        self.update, self.best, self.running = state["update"], tuple(state["best"]), state["running"]
-        log.info("resuming stage %s at update %d", self.name, self.update)
+    def _digest(self) -> str:
+        """SHA-256 of all that the stage reads: images on both sides, and the features of its perceptual loss."""
+        content = hashlib.sha256(Path(self.stage.features).read_bytes() if self.stage.perceptual else b"")
+        for crop in (*self.batches.crops, *self.held_out):
+            content.update(hashlib.sha256(np.ascontiguousarray(crop.pixels).data).digest())
+        return content.hexdigest()
 
     def train(self, stop: list[float]) -> nn.Module:
         """Train to the end, or until there is a stop; returns the generator that is kept."""
-        name, total = self.name, self.stage.updates
+        name, stage, learner = self.name, self.stage, self.learner
         folder, purge = self.out / "tensorboard" / name, self.update + 1 if self.update else None  # later steps come anew
         with (
             SummaryWriter(folder, purge_step=purge) if self.rank == 0 else nullcontext() as board,
-            data.bar(total=total, initial=self.update, desc=name, unit="update") as bar,
+            data.bar(total=stage.updates, initial=self.update, desc=name, unit="update") as bar,
         ):
-            while self.update < total:
+            while self.update < stage.updates:
                 if processes.anywhere(bool(stop)):
                     self._save_last()
-                    log.info("stopped at update %d of %d of stage %s; go on with --resume", self.update, total, name)
+                    at = f"stopped at update {self.update} of {stage.updates} of stage {name}"
+                    log.info("%s; go on with --resume", at)
                     raise KeyboardInterrupt
-                parts = self._step()
+                try:
+                    parts = learner.step(self.batches[self.update], self.update)
+                except FloatingPointError as error:
+                    rows, cols = self.batches.scales_of(self.update)
+                    seen = f"at ×{rows}, ×{cols} with {', '.join(self.batches.sources_of(self.update))}"
+                    way_out = "look at them, or begin anew with a lower learning_rate"
+                    raise TrainingError(f"stage {name}, update {self.update}: {error}, {seen}: {way_out}") from None
+                self.update += 1
                 self.running = parts["l1"] if math.isnan(self.running) else 0.99 * self.running + 0.01 * parts["l1"]
                 bar.update()
                 bar.set_postfix(l1=f"{self.running:.4f}", refresh=False)
                 if board and self.update % 50 == 0:
-                    for part, value in {**parts, "learning rate": self.stage.rate(self.update)}.items():
+                    for part, value in {**parts, "learning rate": stage.rate(self.update)}.items():
                         board.add_scalar(part, value, self.update)
-                if self.update % self.stage.validate_every == 0 or self.update == total:
+                if self.update % stage.validate_every == 0 or self.update == stage.updates:
                     if board:
                         self._validate(board)
                     self._save_last()
         self._save(self.out / f"{name}.pt")
-        return _plain(self.learner.kept)
-
-    def _step(self) -> dict[str, float]:
-        update, batches = self.update, self.batches
-        try:
-            parts = self.learner.step(batches[update], update)
-        except FloatingPointError as error:
-            (rows, cols), seen = batches.scales_of(update), ", ".join(batches.sources_of(update))
-            at = f"stage {self.name}, update {update}: {error}, at ×{rows}, ×{cols} with {seen}"
-            raise TrainingError(f"{at}: look at them, or begin anew with a lower learning_rate") from None
-        self.update += 1
-        return parts
+        return _plain(learner.kept)
 
     def _validate(self, board: SummaryWriter) -> None:
         found, panels = validate(self.learner.kept, self.held_out, self.stage, self.learner.perceptual)
@@ -197,6 +189,10 @@ class _Stage:
                 board.add_scalar(f"{name} {case}", value, self.update)
             board.add_image(f"{case}: input, output, truth", panels[case], self.update, dataformats="HW")
 
+    def _save_last(self) -> None:
+        more = {"networks": self.learner.state(), "best": self.best, "running": self.running, "data": self.digest}
+        self._save(self.out / "last.pt", processes=self.world, **more, training=self.config.plain())
+
     def _save(self, path: Path, **more: Any) -> None:
         """A checkpoint of the weights that are kept, by the first process."""
         if self.rank == 0:
@@ -204,10 +200,6 @@ class _Stage:
             weights = {name: tensor.cpu() for name, tensor in _plain(self.learner.kept).state_dict().items()}
             content = {"generator": training["generator"], "weights": weights, "training": training}
             checkpoint.save(path, {**content, "stage": self.name, "update": self.update, **more})
-
-    def _save_last(self) -> None:
-        more = {"networks": self.learner.state(), "best": self.best, "running": self.running, "data": self.digest}
-        self._save(self.out / "last.pt", processes=self.world, **more, training=self.config.plain())
 
 
 def validate(

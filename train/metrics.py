@@ -58,8 +58,8 @@ def ssim_of_tissue(truth: Image, image: Image) -> float:
 
 PSNR = Measure("psnr", "PSNR", psnr, "PSNR in dB: data range 1, the whole crop, no border cut", "dB", 2)
 SSIM = Measure("ssim", "SSIM", ssim, "SSIM: data range 1, uniform 7×7 window, wherever it fits into the crop")
-_OF_TISSUE = "SSIM of tissue: where the truth's 7×7 mean is above 15 % of white, or enclosed"
-TISSUE = Measure("tissue", "SSIM of tissue", ssim_of_tissue, _OF_TISSUE)
+_WHERE = "SSIM of tissue: where the truth's 7×7 mean is above 15 % of white, or enclosed"
+TISSUE = Measure("tissue", "SSIM of tissue", ssim_of_tissue, _WHERE)
 
 
 def vgg(network: Perceptual, device: torch.device | str = "cpu") -> Measure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -48,16 +48,10 @@ class Model:
     facts: dict[str, Any] = field(default_factory=dict)
     interval: Interval | None = None  # where it tells half widths
 
-    def acquired(self, estimate: Acquired | None, truth: Acquired | None) -> Acquired:
-        """What it is told, where these are known."""
-        acquired = {"auto": estimate, "true": truth, "stored": STORED}[self.told]
-        assert acquired is not None, self.told
-        return acquired
-
-    def output(self, lr: Image, scales: grid.Scales, estimate: Acquired | None, truth: Acquired | None = None) -> Image | None:
-        """What it makes of an input of which these are known; None where it does not serve the scales."""
+    def output(self, lr: Image, scales: grid.Scales, known: Mapping[Told, Acquired]) -> Image | None:
+        """What it makes of an input of which this is known; None where it does not serve the scales."""
         try:
-            return self.upscale(lr, scales, self.acquired(estimate, truth))
+            return self.upscale(lr, scales, known[self.told])
         except ScaleError:  # a network of one scale
             return None
 

@@ -54,6 +54,12 @@ def resize(image: Image, shape: tuple[int, int], method: str, box: tuple[float, 
     return np.array(picture.resize(shape[::-1], Picture.Resampling[method.upper()], box=box))
 
 
+def halved(image: Image) -> Image:
+    """The means of 2×2 pixels (H, W) → (H // 2, W // 2)."""
+    rows, cols = (n // 2 for n in image.shape)
+    return np.asarray(image[: 2 * rows, : 2 * cols].reshape(rows, 2, cols, 2).mean((1, 3)))
+
+
 def _band_limited(size: int, scale: Fraction, start: int, count: int, taper: float) -> Image:
     """The matrix (count, size) from the pixels of an axis to band-limited samples of it, by way of their cosine transform."""
     if scale == 1:
@@ -66,15 +72,3 @@ def rician(image: Image, sigma: float, rng: np.random.Generator) -> Image:
     """A magnitude image with the noise that its complex one has: normal, of standard deviation `sigma` in both parts."""
     real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * np.float32(sigma)
     return np.hypot(image + real, imaginary)
-
-
-def brain_crop(image: Image, threshold: float = 0.05) -> tuple[slice, slice]:
-    """The smallest rectangle with every pixel above `threshold` of the image's maximum, or of white where that is brighter.
-
-    An image without any (all black, say) gives the empty crop (slice(0, 0), slice(0, 0)).
-    """
-    bright = image > threshold * min(image.max(initial=0.0), 1.0)
-    rows, cols = (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
-    if not len(rows):
-        return slice(0, 0), slice(0, 0)
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)

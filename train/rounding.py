@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +41,7 @@ class Rounded(Generator):
 
     def encode(self, x: Tensor, told: Tensor | None = None) -> Tensor:
         ranges = iter(self.get_buffer("ranges"))
-        return self._trunk(x, told, lambda y: round_activation(y.float(), *next(ranges)), RoundWeight.apply)
+        return self._trunk(x, told, lambda y: round_activation(y.float(), *next(ranges)), round_weight)
 
     def _trunk(
         self, x: Tensor, told: Tensor | None, activation: Callable[[Tensor], Tensor], weight: Callable[[Tensor], Tensor]
@@ -61,19 +60,17 @@ class Rounded(Generator):
     @torch.no_grad()
     def watch(self, batches: Iterable[data.Batch]) -> Rounded:
         """Set the ranges by the float network: the means of the images' extremes, and 0, as export does. Returns itself."""
-        extremes: list[Tensor] = []  # (activations, images, 2) of each batch
+        ranges, extremes = self.get_buffer("ranges"), []
+
+        def note(x: Tensor) -> Tensor:
+            extremes.append(torch.stack([x.amin((1, 2, 3)), x.amax((1, 2, 3))], 1))  # (images, 2)
+            return x
+
         for lr, _, told, _ in batches:
-            of_batch: list[Tensor] = []
-
-            def note(x: Tensor, of_batch: list[Tensor] = of_batch) -> Tensor:
-                of_batch.append(torch.stack([x.amin((1, 2, 3)), x.amax((1, 2, 3))], 1))
-                return x
-
             x = (torch.from_numpy(lr) - self.config.mean) / self.config.std
             self._trunk(x, torch.from_numpy(told), note, lambda weight: weight)
-            extremes.append(torch.stack(of_batch))
-        low, high = torch.cat(extremes, 1).mean(1).T
-        self.get_buffer("ranges").copy_(torch.stack([low.clamp(max=0), high.clamp(min=0)], 1))
+        low, high = torch.stack([torch.cat(extremes[k :: len(ranges)]) for k in range(len(ranges))]).mean(1).T
+        ranges.copy_(torch.stack([low.clamp(max=0), high.clamp(min=0)], 1))
         return self
 
     def mean_with_teacher(self, part: float) -> Rounded:
@@ -98,14 +95,7 @@ def round_activation(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, step, (-low / step).round().to(torch.int32), 0, 255)
 
 
-class RoundWeight(torch.autograd.Function):
+def round_weight(weight: Tensor) -> Tensor:
     """The weights of a convolution in 7 bits with a scale for each output channel; gradients pass as if not rounded."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        step = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / 64
-        return (weight / step).round() * step
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
+    step = weight.detach().abs().amax((1, 2, 3)).clamp(min=1e-12) / 64
+    return torch.fake_quantize_per_channel_affine(weight, step, torch.zeros_like(step, dtype=torch.int32), 0, -64, 64)

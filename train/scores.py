@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runtime import InputFileError, grid
-from runtime.acquired import Acquired
+from runtime.acquired import STORED, Acquired
 from runtime.measure import estimate
 from runtime.preview import upright
 
@@ -23,7 +23,7 @@ from . import data, metrics, subjects
 from .data import Crop, Image
 from .degradations import Degradation, percent
 from .metrics import Measure
-from .models import Model
+from .models import Model, Told
 
 MIN_CROP = 64  # pixels an axis: at ×4 there must be something left
 PANEL_SCALES = tuple((r, r) for r in (Fraction(2), Fraction(5, 2), Fraction(4)))
@@ -61,14 +61,20 @@ class Sample(NamedTuple):
     lr: Image
     estimate: Acquired | None
 
-    def outputs(self, models: Sequence[Model], lr: Image) -> list[Image | None]:
-        """What models make of the input, or of another one of its kind."""
-        return [model.output(lr, self.scales, self.estimate, self.degradation.acquired) for model in models]
+    @property
+    def known(self) -> dict[Told, Acquired]:
+        """What is known of the input, by what a model may want to be told."""
+        of: dict[Told, Acquired] = {"true": self.degradation.acquired, "stored": STORED}
+        return of | ({"auto": self.estimate} if self.estimate else {})
 
     @property
     def case(self) -> Record:
         made = {"input": self.degradation.kind, "measured": self.degradation.case, "noise": self.degradation.noise}
         return {**made, "scale": [float(r) for r in self.scales]}
+
+    def outputs(self, models: Sequence[Model], lr: Image) -> list[Image | None]:
+        """What models make of the input, or of another one of its kind."""
+        return [model.output(lr, self.scales, self.known) for model in models]
 
 
 def load_subjects(folder: Path, subject: str | None = None) -> dict[str, list[Crop]]:
@@ -228,11 +234,10 @@ def summary(records: Sequence[Record], measures: Sequence[Measure]) -> list[Reco
         row: Record = {"over": group, "model": model, "cases": len(lines)}
         for measure in measures:
             gains = [line[measure.key]["gain"] for line in lines]
-            least = (min if measure.higher_is_better else max)(gains)
-            worst = lines[gains.index(least)]
+            worst = lines[(np.argmin if measure.higher_is_better else np.argmax)(gains)]
             noise = percent(worst["noise"]) * (worst["noise"] > 0)
             at = " ".join(filter(None, (worst["measured"], noise, name_of(worst["scale"]))))
-            row[measure.key] = {"mean": float(np.mean(gains)), "least": least, "at": at}
+            row[measure.key] = {"mean": float(np.mean(gains)), "least": worst[measure.key]["gain"], "at": at}
         found.append(row)
     return found
 

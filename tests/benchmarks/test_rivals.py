@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import public, rivals
-from export import graphs
+from export import build
 from tests.conftest import random_generator
 from train.generator import Generator, GeneratorConfig
 from train.networks import OneScale, OneScaleConfig
@@ -93,6 +93,6 @@ def test_the_public_formulation_is_the_same_function(name: str, scales: tuple[st
 
 def test_multiply_adds_of_a_stack_and_of_a_trunk() -> None:
     assert rivals.multiply_adds(rivals.convolutions(11)) == 9 * 64 + 10 * 9 * 64**2
-    trunk = graphs.trunk(Generator(GeneratorConfig(channels=8, blocks=2, head_kernel=5, skip=True, basis=4)), half=False)
+    trunk = build.trunk(Generator(GeneratorConfig(channels=8, blocks=2, head_kernel=5, skip=True, basis=4)), half=False)
     # The head, two convolutions a block and the tail, the basis, and nine that copy a pixel's neighbours.
     assert rivals.multiply_adds(trunk) == 25 * 8 + 5 * 9 * 8**2 + 9 * 8 * 4 + 81

@@ -13,9 +13,8 @@ import onnxruntime
 import pytest
 import torch
 
-from export import graphs
+from export import build
 from export.__main__ import main
-from export.build import receptive_radius
 from export.verify import TOLERANCE, verify
 from runtime import BundleError, Upscaler, bundle, io, measure, volume
 from runtime.acquired import NOTHING
@@ -71,7 +70,7 @@ def test_the_trunk_of_a_bundle_is_its_weights_and_the_rest(half: bool) -> None:
     assert len(weights.initializer) > 20
     assert not weights.node
     computes = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
-    assert onnx.load_from_string(made.trunk(half)) == onnx.load_from_string(graphs.trunk(generator, True, computes))
+    assert onnx.load_from_string(made.trunk(half)) == onnx.load_from_string(build.trunk(generator, True, computes))
     assert len(made.files[bundle.TRUNK_FP16]) < 30_000  # nodes alone: the weights have 0.9 MB
 
 
@@ -92,7 +91,7 @@ def test_the_bias_keeps_the_blocks_in_the_layout_of_convolutions(tmp_path: Path)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(graphs.trunk(random_generator("told"), half=True), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(build.trunk(random_generator("told"), half=True), options, providers=["CPUExecutionProvider"])
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
     if not kinds["ReorderOutput"]:
         pytest.skip("ONNX Runtime has no layout of its own here")
@@ -110,7 +109,7 @@ def test_trunk_equals_pytorch_with_batch_norm_folded(generator: Generator) -> No
         responses = engine._run_trunk(engine._sessions.trunk, image[0, 0].numpy(), NOTHING).numpy().reshape(21, 34, -1)
     wide = np.pad(features, ((1, 1), (1, 1), (0, 0)))
     patches = np.stack([wide[i : i + 21, j : j + 34] for i in range(3) for j in range(3)], 2).reshape(21, 34, -1)
-    filters = graphs.basis(generator)
+    filters = build.predictor(generator)[1]
     expected = patches @ filters.T
     np.testing.assert_allclose(responses[..., : len(filters)], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     if generator.config.skip:
@@ -120,14 +119,14 @@ def test_trunk_equals_pytorch_with_batch_norm_folded(generator: Generator) -> No
 
 
 def test_trunk_is_dynamic_in_batch_height_and_width(generator: Generator) -> None:
-    model = onnx.load_from_string(graphs.trunk(generator, half=False))
+    model = onnx.load_from_string(build.trunk(generator, half=False))
     assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["N", 1, "H", "W"]
     kinds = {node.op_type for node in model.graph.node}
     assert kinds <= {"Conv", "LeakyRelu", "Add", "Pad", "Concat", "Transpose", "Identity"}  # no BatchNorm, no PRelu
 
 
 def test_half_precision_keeps_inputs_and_outputs_in_float32(generator: Generator) -> None:
-    model = onnx.load_from_string(graphs.trunk(generator, half=True))
+    model = onnx.load_from_string(build.trunk(generator, half=True))
     for value in (*model.graph.input, *model.graph.output):
         assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     weights = [c for c in model.graph.initializer if c.data_type != onnx.TensorProto.INT64]
@@ -141,7 +140,7 @@ def test_receptive_radius_is_what_an_impulse_reaches(generator: Generator) -> No
     assert image.grad is not None
     rows = torch.nonzero(image.grad[0, 0].abs().sum(1))[:, 0]
     source = 22
-    assert max(source - int(rows.min()), int(rows.max()) - source) == receptive_radius(generator)
+    assert max(source - int(rows.min()), int(rows.max()) - source) == build.receptive_radius(generator)
 
 
 def test_command_writes_a_verified_bundle(ckpt: Path, capsys: pytest.CaptureFixture[str]) -> None:

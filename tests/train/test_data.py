@@ -217,6 +217,21 @@ def test_last_patches_are_the_first_ones_with_faint_discs(crops: list[data.Crop]
     np.testing.assert_array_equal(hr[:6], none[1][:6])
 
 
+def test_brain_crop_is_the_smallest_rectangle_of_tissue() -> None:
+    image = np.zeros((50, 60), np.float32)
+    image[10:30, 25:41] = 1
+    image[5, 5] = 0.01  # noise
+    assert data.brain_crop(image) == (slice(10, 30), slice(25, 41))
+    assert data.brain_crop(np.zeros((5, 5), np.float32)) is None
+
+
+def test_a_hot_voxel_does_not_shrink_the_brain_crop() -> None:
+    image = np.zeros((40, 50), np.float32)
+    image[5:35, 8:40] = 0.5
+    image[20, 20] = 50.0  # a twentieth of it would be above the tissue
+    assert data.brain_crop(image) == (slice(5, 35), slice(8, 40))
+
+
 def head_of(scan: Path) -> np.ndarray:
     """The middle slice of a scan, black 0 and white 1."""
     volume = np.asarray(nib.load(scan).dataobj, np.float32)

@@ -20,8 +20,8 @@ from runtime.acquired import STORED, Acquired, Band
 from runtime.io import pictures
 from runtime.preview import upright
 from tests.conftest import DATA, ROOT, SCAN
-from train import degradations, evaluate, figures, metrics, models, networks, realscans, resample, scores
-from train.data import Crop
+from train import degradations, evaluate, figures, metrics, models, networks, probes, resample, scores
+from train.data import Crop, brain_crop
 from train.degradations import resampled
 from train.models import BICUBIC, Model
 
@@ -57,7 +57,7 @@ def found() -> Iterator[list[list[np.ndarray]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "estimate", estimate)
-        patch.setattr(realscans, "estimate", estimate)
+        patch.setattr(probes, "estimate", estimate)
         yield asked
 
 
@@ -164,7 +164,7 @@ def test_scores_equal_a_slow_loop(folder: Path, shipped: Upscaler) -> None:
                     hr = pictures.load(folder / f"{file}.png").astype(np.float64)
                     black, white = np.percentile(hr, [0.1, 99.9])
                     hr = ((hr - black) / (white - black)).astype(np.float32)
-                    hr = hr[resample.brain_crop(hr)]
+                    hr = hr[brain_crop(hr)]
                     shape = tuple(int(size / r) for size, r in zip(hr.shape, pair))
                     lr = resample.downsample(hr, pair, method, shape=(shape[0], shape[1]))
                     outputs = [resample.upsample(lr, pair), shipped.slices.upscale(lr, models.UNIT, pair, np.float32)]
@@ -342,7 +342,7 @@ def test_model_with_all_grain_keeps_what_was_measured(file: Path) -> None:
     acquired = Acquired((Band(0.75), Band()), 0.05)
     lacks = []
     for grain in ("0", "0.5", "1"):
-        sr = models.load_model(f"{file}@true+grain{grain}").output(lr, TWO, None, acquired)
+        sr = models.load_model(f"{file}@true+grain{grain}").output(lr, TWO, {"true": acquired})
         assert sr is not None
         lacks.append(float(np.abs(acquired.lacking(lr, sr, TWO)).max()))
     assert lacks[0] > 1e-3
@@ -356,7 +356,7 @@ def test_a_plus_asks_for_the_ensemble_of_a_bundle(tmp_path: Path) -> None:
     assert mean.facts["multiply_adds"] == 8 * one.facts["multiply_adds"]
     image = np.random.default_rng(0).random((20, 24), np.float32)
     with Upscaler.load(BUNDLE, ensemble=True) as up:
-        np.testing.assert_array_equal(mean.output(image, TWO, None), models.upscale_by(up)(image, TWO, STORED))
+        np.testing.assert_array_equal(mean.output(image, TWO, {"stored": STORED}), models.upscale_by(up)(image, TWO, STORED))
     with pytest.raises(InputFileError, match="export it, and give the bundle"):
         models.load_model(f"{CHECKPOINT}+")
     named = shutil.copy(BUNDLE, tmp_path / "c+")  # a file of that name is that file
@@ -559,7 +559,7 @@ def test_errors_are_one_line(
 def test_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == library]:
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("evaluate", "figures", "scores", "metrics", "models", "realscans"):
+    for name in ("evaluate", "figures", "scores", "metrics", "models", "probes"):
         monkeypatch.delattr(f"train.{name}")
         monkeypatch.delitem(sys.modules, f"train.{name}")
     monkeypatch.setattr(sys, "argv", ["metasrgan", "evaluate", "--data", "anywhere"])

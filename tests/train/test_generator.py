@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.graphs import basis, predictor_arrays
+from export.build import predictor
 from runtime import grid
 from runtime.phases import WeightPredictor
 from tests import reference
@@ -96,9 +96,10 @@ def test_forward_equals_per_pixel_loop(name: str, scales: tuple[str, str]) -> No
     with torch.no_grad():
         actual = generator(image, both)[0, 0].numpy()
         features = generator.encode(standard)[0].permute(1, 2, 0).numpy()
-    predictor = WeightPredictor(**predictor_arrays(generator), projection=config.projection)
+    arrays, basis = predictor(generator)
+    weights = WeightPredictor(**arrays, projection=config.projection)
     skip = standard[0, 0].numpy() if config.skip else None
-    expected = reference.meta_upscale(features, basis(generator), predictor, both, skip) * config.std + config.mean
+    expected = reference.meta_upscale(features, basis, weights, both, skip) * config.std + config.mean
     # Sums of 576 products in float32.
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 

@@ -39,14 +39,6 @@ def test_downsampling_averages_away_what_it_cannot_hold() -> None:
     np.testing.assert_allclose(lr[4:-4, 4:-4], 0.5, atol=1e-6)  # a plain subsampling would give 0 or 1
 
 
-def test_brain_crop_is_the_smallest_rectangle_of_tissue() -> None:
-    image = np.zeros((50, 60), np.float32)
-    image[10:30, 25:41] = 1
-    image[5, 5] = 0.01  # noise
-    assert resample.brain_crop(image) == (slice(10, 30), slice(25, 41))
-    assert resample.brain_crop(np.zeros((5, 5), np.float32)) == (slice(0, 0), slice(0, 0))
-
-
 @pytest.mark.parametrize("taper", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("scale", ["1.1", "2", "2.1", "4"])
 def test_kspace_equals_its_definition(scale: str, taper: float) -> None:
@@ -74,10 +66,3 @@ def test_every_method_keeps_a_constant_and_an_axis_at_scale_one(method: resample
     columns = resample.downsample(image, (Fraction(1), Fraction(2)), method, (4, 0), (20, 20))
     alone = np.stack([resample.downsample(row[None], (Fraction(1), Fraction(2)), method, (0, 0), (1, 20))[0] for row in image])
     np.testing.assert_allclose(columns, alone[4:24], atol=1e-6)
-
-
-def test_a_hot_voxel_does_not_shrink_the_brain_crop() -> None:
-    image = np.zeros((40, 50), np.float32)
-    image[5:35, 8:40] = 0.5
-    image[20, 20] = 50.0  # a twentieth of it would be above the tissue
-    assert resample.brain_crop(image) == (slice(5, 35), slice(8, 40))

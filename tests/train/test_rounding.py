@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export import graphs, int8
+from export import build, int8
 from tests.conftest import random_generator
 from train.generator import Generator
 from train.rounding import Rounded
@@ -46,7 +46,7 @@ def test_rounding_is_the_exported_graphs(name: str, lr: NDArray[np.float32], tol
         for image, its in zip(images, told):
             yield {"image": image[None], "told": its} if config.told else {"image": image[None]}
 
-    graph = onnx.load_from_string(int8.quantise(graphs.trunk(generator, half=False), inputs()))
+    graph = onnx.load_from_string(int8.quantise(build.trunk(generator, half=False), inputs()))
     quantisers = {node.output[0]: node for node in graph.graph.node if node.op_type == "DequantizeLinear"}
     # The basis, in float, is convolved with what the last quantiser gives.
     convolved = [node.input for node in graph.graph.node if node.op_type == "Conv"]

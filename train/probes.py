@@ -1,7 +1,8 @@
-"""What scores against a truth do not show: ripple and edges of real scans, which have none, and what is kept of faint discs."""
+"""What scores do not show: ripple and edges of real scans, what is kept of faint discs, how often intervals hold the truth."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
@@ -12,34 +13,19 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from runtime import InputFileError, grid
+from runtime.acquired import STORED
 from runtime.measure import estimate
 from runtime.preview import upright
-from runtime.qa.criteria import (
-    COARSE,
-    EDGE,
-    FINE,
-    FLATTEST,
-    INSIDE,
-    MIN_TISSUE,
-    SLICES,
-    STEEPEST,
-    TISSUE,
-    Mask,
-    flat_tissue,
-    flattest,
-    ripple_and_edges,
-    shows_tissue,
-    smooth,
-    steepest,
-)
+from runtime.qa import criteria
+from runtime.qa.criteria import COARSE, EDGE, FINE, FLATTEST, INSIDE, MIN_TISSUE, SLICES, STEEPEST, TISSUE, shows_tissue
+from runtime.uncertainty import COVERAGE
 
 from . import data, scores
 from .augment import disc
 from .data import Image, Stack
 from .degradations import percent
 from .models import Model
-
-WHOLE = grid.parse_scales(1)
+from .scores import Comparison, Record, Sample
 
 LOOKED_AT = 16  # slices of a scan, evenly, of which the estimate is made: as many as the runtime's
 VIEW = 40  # input pixels: an axis of a picture's crops
@@ -62,6 +48,10 @@ HOW_DISCS = (
     f"kept: mean inside less mean of the ring {RING[0]} to {RING[1]} truth pixels outside, of the output with discs less the "
     "output without, over all discs; for bicubic as a part of the truth's, for a model as a part of bicubic's",
 )
+HOW_COVERAGE = (
+    f"held: part of the pixels of a crop whose truth lies within ± the half width of the output, which should be {COVERAGE:g}; "
+    f"of tissue: of those above {TISSUE:g} of white; ±: mean half width in tissue, in % of white; means over crops",
+)
 
 
 def load_scans(path: Path) -> list[Stack]:
@@ -75,17 +65,18 @@ def load_scans(path: Path) -> list[Stack]:
     return scans
 
 
-def examine(models: Sequence[Model], scan: Stack, scales: grid.Scales) -> tuple[list[scores.Record], scores.Panel]:
+def examine(models: Sequence[Model], scan: Stack, scales: grid.Scales) -> tuple[list[Record], scores.Panel]:
     """A scan's ripple and edges by model, over the first one's, and its picture. Raises InputFileError without flat tissue."""
     slices = [*scan.slices.values()]
     acquired = estimate([slices[k] for k in np.unique(np.linspace(0, len(slices) - 1, LOOKED_AT).round().astype(int))])
     each, chosen = [], data.evenly([*filter(shows_tissue, slices)], SLICES)
     middle: dict[str, Image] = {}
     for k, lr in enumerate(chosen):
-        outputs = {model.name: sr for model in models if (sr := model.output(lr, scales, acquired)) is not None}
+        made = [(model.name, model.output(lr, scales, {"auto": acquired, "stored": STORED})) for model in models]
+        outputs = {name: sr for name, sr in made if sr is not None}
         bicubic = outputs[models[0].name]
-        flat, steep = flat_tissue(bicubic, scales), steepest(bicubic, scales)
-        each.append([ripple_and_edges(sr, flat, steep, scales) for sr in outputs.values()])
+        flat, steep = criteria.flat_tissue(bicubic, scales), criteria.steepest(bicubic, scales)
+        each.append([criteria.ripple_and_edges(sr, flat, steep, scales) for sr in outputs.values()])
         middle = outputs if k == len(chosen) // 2 else middle
     found = np.array([its for its in each if all(value > 0 for value in its[0])])  # slices with tissue that is not painted
     if not len(found):
@@ -108,12 +99,12 @@ def _views(bicubic: Image, scales: grid.Scales) -> dict[str, tuple[slice, ...]]:
     size = [min(n, round(VIEW * float(r))) for n, r in zip(bicubic.shape, scales)]
     inner = tuple(slice(s // 2, n - (s - 1) // 2) for n, s in zip(bicubic.shape, size))  # centres of whole windows
 
-    def mean(mask: Mask) -> NDArray[np.float64]:
+    def mean(mask: criteria.Mask) -> NDArray[np.float64]:
         return np.asarray(ndimage.uniform_filter(mask.astype(float), size))[inner]
 
-    coarse = smooth(bicubic, COARSE, scales)
-    edge = mean(steepest(bicubic, scales)) * mean(coarse > TISSUE) * mean(coarse < TISSUE / 2)
-    means = {"flat tissue": mean(flat_tissue(bicubic, scales)), "edge": edge}
+    coarse = criteria.smooth(bicubic, COARSE, scales)
+    edge = mean(criteria.steepest(bicubic, scales)) * mean(coarse > TISSUE) * mean(coarse < TISSUE / 2)
+    means = {"flat tissue": mean(criteria.flat_tissue(bicubic, scales)), "edge": edge}
     corners = {name: np.unravel_index(np.argmax(of), of.shape) for name, of in means.items()}
     return {name: tuple(slice(int(k), int(k) + n) for k, n in zip(corner, size)) for name, corner in corners.items()}
 
@@ -128,10 +119,10 @@ def contrast(image: Image, place: tuple[int, int], diameter: float) -> float:
 def flat_places(truth: Image) -> list[tuple[int, int]]:
     """Up to `PLACES` pixels of a truth in the midst of its flattest tissue, so far apart that no two rings meet."""
     size = 2 * (DIAMETERS[-1] // 2 + RING[1]) + 1
-    return flattest(truth, WHOLE, (size, size), PLACES)
+    return criteria.flattest(truth, grid.parse_scales(1), (size, size), PLACES)
 
 
-def keep_discs(compared: scores.Comparison) -> list[scores.Record]:
+def keep_discs(compared: Comparison) -> list[Record]:
     """How much of discs in all samples each model keeps: a record an input, scale, diameter, contrast and model."""
     kinds, records = [*product(DIAMETERS, CONTRASTS)], []
     for samples in scores.cases(compared):
@@ -147,7 +138,7 @@ def keep_discs(compared: scores.Comparison) -> list[scores.Record]:
 
 
 def _kept(
-    models: Sequence[Model], sample: scores.Sample, places: Sequence[tuple[int, int]], kinds: Sequence[tuple[int, int]]
+    models: Sequence[Model], sample: Sample, places: Sequence[tuple[int, int]], kinds: Sequence[tuple[int, int]]
 ) -> list[list[float]]:
     """(kinds of discs, models and the truth): the contrast that discs at these places have, summed over them."""
     truth, degradation, kept = sample.crop.pixels, sample.degradation, []
@@ -159,3 +150,40 @@ def _kept(
         changes = [None if a is None or b is None else a - b for a, b in zip(made, without)]
         kept.append([np.nan if c is None else sum(contrast(c, at, diameter) for at in places) for c in (*changes, discs)])
     return kept
+
+
+def hold_truths(compared: Comparison) -> list[Record]:
+    """Of each case and model that tells the uncertainty: how much of the truth intervals hold, and their mean half width."""
+    records = []
+    for samples in scores.cases(compared):
+        for model in compared.models:
+            if model.interval is None:
+                continue
+            each = []
+            for sample in samples:
+                sr, half_width = model.interval(sample.lr, sample.scales, sample.known[model.told])
+                truth = sample.crop.pixels[: sr.shape[0], : sr.shape[1]]
+                held, tissue = np.abs(sr - truth) <= half_width, truth > TISSUE
+                each.append((held.mean(), held[tissue].mean(), half_width[tissue].mean()))
+            means = dict(zip(("held", "held_of_tissue", "half_width"), map(float, np.nanmean(each, 0))))
+            records.append({**samples[0].case, "model": model.name, **means, "crops": len(each)})
+    return records
+
+
+def coverage(records: Sequence[Record]) -> str:
+    """Tables of what intervals hold: the means by input, by noise and by scale, and all cases."""
+
+    def cells(its: Sequence[Record]) -> list[str]:
+        held, tissue, width = (np.mean([r[key] for r in its]) for key in ("held", "held_of_tissue", "half_width"))
+        return [f"{held:.3f}", f"{tissue:.3f}", f"{100 * width:.1f}"]
+
+    rows = [["model", "input", "noise", "scale", "held", "of tissue", "±"]]
+    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for r in records:
+        made, noise, scale = f"{r['input']} {r['measured']}".strip(), f"{100 * r['noise']:g} %", scores.name_of(r["scale"])
+        rows.append([r["model"], made, noise, scale, *cells([r])])
+        for of in (("all", ""), ("input", r["input"]), ("noise", noise), ("scale", scale)):
+            groups[r["model"], *of].append(r)
+    means = [["model", "over", "", "cases", "held", "of tissue", "±"]]
+    means += [[*group, str(len(its)), *cells(its)] for group, its in sorted(groups.items())]
+    return scores.table(means) + scores.table(rows)
