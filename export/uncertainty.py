@@ -23,6 +23,7 @@ from runtime.slices import output_shape
 from runtime.tiles import TILE, Extent
 from runtime.uncertainty import COVERAGE, INPUTS, OUTPUTS, plain
 from train import data, degradations, models, resample, subjects
+from train.augment import NOISE, Augment
 from train.degradations import Degradation
 
 VOLUMES, CALIBRATING = 400, 100  # to learn from, and to calibrate on
@@ -31,6 +32,7 @@ EPOCHS, RATE, HIDDEN = 12, 3e-3, 32
 SMALLEST, WINDOW = 64, 56  # pixels of a crop, at least; canonical pixels that are looked at, at most
 LEAST = 1e-5  # of white: a smaller error is none
 PIXELS = 10_000  # of a volume that calibrate
+OTHERS = Augment(zoom=0.5, smooth=0.1, curve=0.5)  # the held-out truth is another scanner's
 
 Rng = np.random.Generator
 
@@ -98,23 +100,29 @@ def _volumes(upscaler: Upscaler, crops: Sequence[data.Crop], count: int) -> Iter
     for k in data.bar(range(count), desc="making inputs", unit="volume", leave=False):
         rng = np.random.default_rng([count, k])
         degradation, scales = draw(rng)
-        noise = rng.uniform(0.003, 0.03) if rng.random() < 0.5 else 0.0  # truths are scans too
-        truths = [crops[n].pixels[:TILE, :TILE] for n in rng.integers(len(crops), size=SLICES)]
+        noise = rng.uniform(0.003, 0.015) if rng.random() < 0.5 else 0.0  # truths are scans too
+        truths = [_truth(crops[n].pixels, rng) for n in rng.integers(len(crops), size=SLICES)]
         truths = [resample.rician(truth, noise, rng) if noise else truth for truth in truths]
         lrs = [degradation.of(truth, scales) for truth in truths]
         found = estimate(lrs)
         yield [_example(upscaler, lr, truth, scales, found, rng) for lr, truth in zip(lrs, truths)]
 
 
+def _truth(crop: data.Image, rng: Rng) -> data.Image:
+    """A crop as another scanner would show it, at most a tile."""
+    crop = OTHERS.crop(crop, SMALLEST, rng)[:TILE, :TILE]
+    return np.minimum(OTHERS.patch(crop, (0, 0), crop.shape, rng), 1)
+
+
 def draw(rng: Rng) -> tuple[Degradation, grid.Scales]:
     """A way to make an input, and scales."""
-    sigma = 10 ** rng.uniform(-2.5, -1.1) if rng.random() < 0.6 else 0.0
+    sigma = rng.uniform(*NOISE) if rng.random() < 0.7 else 0.0
     kind = int(rng.integers(2 * len(resample.METHODS)))  # half of them are scans
-    rows, cols = (rng.uniform(0.5, 1) if rng.random() < 0.6 else 1.0 for _ in range(2))
+    rows, cols = (rng.uniform(0.45, 1) if rng.random() < 0.7 else 1.0 for _ in range(2))
     window = [*degradations.WINDOWS][rng.integers(len(degradations.WINDOWS))]
     resampled = kind < len(resample.METHODS)
     way = degradations.resampled(resample.METHODS[kind], sigma) if resampled else degradations.scan((rows, cols), window, sigma)
-    y, x = (Fraction(int(n), 10) for n in rng.integers(11, 41, size=2))
+    y, x = (Fraction(int(n), 10) for n in rng.integers(11, 46, size=2))
     how = rng.random()  # most scans have square pixels, and are to have them
     return way, (y, y) if how < 0.7 else (y, Fraction(1)) if how < 0.8 else (y, x)
 
