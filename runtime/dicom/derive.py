@@ -11,7 +11,7 @@ import io
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -21,10 +21,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmwrite
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.pixels.utils import set_pixel_data
 from pydicom.sr.codedict import codes
-from pydicom.uid import HTJ2K, JPEG2000, ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+from pydicom.valuerep import DSfloat
 
 from ..errors import ImageError, OutputFileError
 from ..files import write_folder
@@ -32,7 +33,7 @@ from ..inputs import quiet
 from ..scan import Scan
 from .anonymous import anonymise, declare, keyed_uid
 from .carried import carried, coded, decimal, item
-from .frames import Frame, Rescale
+from .frames import Frame, Stored
 from .series import LPS_TO_RAS, Series
 
 Record = Mapping[str, Any]
@@ -96,35 +97,6 @@ def datasets(
     return map(_Derivation(series, image, description, record, anonymous, acquired, secret).slice, range(image.shape[-1]))
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """How real values are stored: integers from `low` to `high`, by slope and intercept; `fitted` where not the source's."""
-
-    low: int
-    high: int
-    dtype: np.dtype[Any]
-    rescale: Rescale
-    inverted: bool = False
-    fitted: bool = False
-
-    @classmethod
-    def of(cls, series: Series, low: float, high: float) -> _Stored:
-        """As the source stores them, if it does so alike in all slices and these values fit; else 16 bits over their range."""
-        least, most = series.limits
-        if series.rescale and series.dtype.itemsize <= 2:
-            slope, intercept = series.rescale
-            ends = sorted(((low - intercept) / slope, (high - intercept) / slope))
-            if least - 0.5 <= ends[0] and ends[1] <= most + 0.5:
-                return cls(least, most, series.dtype, series.rescale, series.frames[0].inverted)
-        slope = float(decimal((high - low) / 65534) or 1)  # one short of what 16 bits hold: decimal strings round it
-        return cls(0, 65535, np.dtype(np.uint16), (slope, float(decimal(low) or 0)), fitted=True)
-
-    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
-        slope, intercept = self.rescale
-        stored = np.clip(np.rint((values.astype(np.float64) - intercept) / slope), self.low, self.high)
-        return (self.low + self.high - stored if self.inverted else stored).astype(self.dtype.newbyteorder("<"))
-
-
 @dataclass
 class _Derivation:
     """What the slices of a derived series share: the arguments of `datasets`, and what is found out about the image."""
@@ -154,10 +126,10 @@ class _Derivation:
                 raise ImageError("the image holds NaN or infinity, which DICOM cannot store: replace them first")
             low, high = min(low, float(plane.min())), max(high, float(plane.max()))
             digest.update(plane.tobytes())
-        made_of = [series.uid, *(f"{f.header.SOPInstanceUID} {f.index}" for f in series.frames)]
+        made_of = [series.frames[0].text("SeriesInstanceUID"), *(f"{f.header.SOPInstanceUID} {f.index}" for f in series.frames)]
         place = np.round(np.asarray(self.image.affine, np.float64), 4).tolist()
         self.entropy = _json([made_of, digest.hexdigest(), place, self.description, self.record, self.anonymous])
-        self.stored, self.lossy = _Stored.of(series, low, high), any(map(_is_lossy, series.frames))
+        self.stored, self.lossy = _stored(series, low, high), any(map(_is_lossy, series.frames))
 
     def _plane(self, k: int) -> NDArray[Any]:
         """Real values (columns, rows)."""
@@ -170,49 +142,46 @@ class _Derivation:
         at = float(np.clip((np.linalg.inv(self.source) @ self.affine @ (0, 0, k, 1))[2], 0, len(frames) - 1))
         nearest, between = frames[round(at)], dict.fromkeys((int(np.floor(at + 1e-3)), int(np.ceil(at - 1e-3))))
         dataset = carried(nearest)
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        kind = nearest.words("FrameType" if nearest.groups else "ImageType")[2:] or ("OTHER",)
-        dataset.ImageType = ["DERIVED", "SECONDARY", *kind]
+        kind = nearest.text("FrameType" if nearest.groups else "ImageType").split("\\")[2:]
+        dataset.ImageType = ["DERIVED", "SECONDARY", *(kind or ["OTHER"])]
         if self.lossy:
             dataset.LossyImageCompression = "01"
         self._place(dataset, k, nearest)
-        self._store(dataset, self.stored(self._plane(k).T))
+        self._store(dataset, self._plane(k).T)
         self._number(dataset, k)
         if self.anonymous:
             anonymise(dataset, self.key)
             declare(dataset)
-        self._tell(dataset, [frames[n] for n in between])
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        self._tell(dataset)
+        dataset.SourceImageSequence = [self._reference(frames[n]) for n in between]
         return dataset
 
     def _place(self, dataset: Dataset, k: int, nearest: Frame) -> None:
         first, last = self.series.frames[0], self.series.frames[-1]
-        count, slices = len(self.series.frames), self.image.shape[2]
-        columns, rows, step = (_seven(mm) for mm in np.linalg.norm(self.affine[:3, :3], axis=0))
+        columns, rows, step = np.linalg.norm(self.affine[:3, :3], axis=0)
         position = (self.affine @ (0, 0, k, 1))[:3].round(5)
-        dataset.PixelSpacing = [decimal(rows), decimal(columns)]
-        dataset.ImagePositionPatient = [decimal(x) for x in position]
-        dataset.ImageOrientationPatient = [decimal(x) for x in first.axes.ravel()]
-        thinner = step / self.series.spacing[2] if count < slices else 1.0
-        dataset.SliceThickness = decimal(_seven(nearest.number("SliceThickness") * thinner))
+        dataset.PixelSpacing = [_millimetres(rows), _millimetres(columns)]
+        dataset.ImagePositionPatient = [*map(decimal, position)]
+        dataset.ImageOrientationPatient = [*map(decimal, first.axes.ravel())]
+        slices = self.image.shape[2]
+        thinner = step / self.series.spacing[2] if slices > len(self.series.frames) else 1.0
+        dataset.SliceThickness = _millimetres(nearest.number("SliceThickness") * thinner)
         if slices > 1:  # across the slices, which may lie staggered
-            dataset.SpacingBetweenSlices = decimal(_seven(abs(float(self.affine[:3, 2] @ first.normal))))
+            dataset.SpacingBetweenSlices = _millimetres(abs(float(self.affine[:3, 2] @ first.normal)))
         if "SliceLocation" in dataset:
             start, end = (frame.number("SliceLocation") for frame in (first, last))
-            away = float((last.position - first.position) @ first.normal)
-            rate = (end - start) / away if away > 0 else 1.0
-            location = start + float((position - first.position) @ first.normal) * rate
-            dataset.SliceLocation = decimal(round(location, 5))
+            away, own = (float((to - first.position) @ first.normal) for to in (last.position, position))
+            dataset.SliceLocation = decimal(round(start + own * ((end - start) / away if away > 0 else 1.0), 5))
 
-    def _store(self, dataset: Dataset, pixels: NDArray[Any]) -> None:
-        stored, (slope, intercept) = self.stored, self.stored.rescale
+    def _store(self, dataset: Dataset, values: NDArray[Any]) -> None:
+        stored, (slope, intercept) = self.stored, self.stored.rescale or (1.0, 0.0)
+        numbers = np.clip(np.rint((values.astype(np.float64) - intercept) / slope), stored.low, stored.high)
+        pixels = stored.shown(numbers).astype(stored.dtype.newbyteorder("<"))
         colours, bits = "MONOCHROME1" if stored.inverted else "MONOCHROME2", (stored.high - stored.low).bit_length()
         set_pixel_data(dataset, pixels, colours, bits, generate_instance_uid=False)
         for name, extreme in (("Smallest", pixels.min()), ("Largest", pixels.max())):
             dataset.add_new(f"{name}ImagePixelValue", "SS" if stored.low < 0 else "US", int(extreme))
-        if stored.fitted:
+        if stored is not self.series.stored:
             for keyword in _SCALED:
                 dataset.pop(keyword, None)
             dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = decimal(slope), decimal(intercept), "US"
@@ -230,33 +199,31 @@ class _Derivation:
                 setattr(dataset, f"{kind}Date", f"{moment:%Y%m%d}")
                 setattr(dataset, f"{kind}Time", f"{moment:%H%M%S.%f}")
 
-    def _tell(self, dataset: Dataset, between: Sequence[Frame]) -> None:
-        """What was done, by whom, to which images; nothing in it is the patient's, as it is added to anonymous slices too."""
+    def _tell(self, dataset: Dataset) -> None:
+        """What was done, and by whom; nothing in it is the patient's, as it is added to anonymous slices too."""
         what, software = _plain(self.description, _TEXT), _plain(str(self.record.get("software") or PRODUCT), _TEXT)
-        source = "" if self.anonymous else dataset.get("SeriesDescription") or ""
-        dataset.SeriesDescription = f"{str(source)[: max(_TEXT - len(what) - 1, 0)]} {what}".strip()
+        before = str(dataset.get("SeriesDescription") or "")[: max(_TEXT - len(what) - 1, 0)]
+        dataset.SeriesDescription = f"{before} {what}".strip()
         (rows, columns, slices), spacing = self.series.shape, self.series.spacing
         size = f"{columns}x{rows}x{slices} voxels of {spacing[1]:.4g}x{spacing[0]:.4g}x{spacing[2]:.4g} mm"
         measured = f" ({_plain(self.acquired, _TEXT * 2)})" if self.acquired else ""
         text = f"{what}: upscaled by a neural network from {size}{measured}. "
         text += "Detail finer than these is estimated, not measured."
-        before = dataset.get("DerivationDescription")
-        dataset.DerivationDescription = f"{text} Before that: {before}"[:_LONG_TEXT] if before else text
+        if before := dataset.get("DerivationDescription"):
+            text = f"{text} Before that: {before}"
+        dataset.DerivationDescription = text[:_LONG_TEXT]
         dataset.DerivationCodeSequence = [*dataset.get("DerivationCodeSequence", ()), coded(codes.DCM.SpatialResampling)]
-        dataset.SourceImageSequence = [self._reference(frame) for frame in between]
         versions = dataset.get("SoftwareVersions") or []
         dataset.SoftwareVersions = [*([versions] if isinstance(versions, str) else versions), software]
-        record, moment = self.record, None if self.anonymous else _moment(self.record)
-        if self.anonymous:
-            record = {name: value for name, value in record.items() if name in IMPERSONAL}
         equipment = item(
             PurposeOfReferenceCodeSequence=[coded(codes.DCM.ProcessingEquipment)],
             Manufacturer=PRODUCT,
             ManufacturerModelName=PRODUCT,
             SoftwareVersions=software,
-            ContributionDescription=_fitting(record),
-            **{"ContributionDateTime": f"{moment:%Y%m%d%H%M%S.%f%z}"} if moment else {},
+            ContributionDescription=_fitting({k: v for k, v in self.record.items() if not self.anonymous or k in IMPERSONAL}),
         )
+        if not self.anonymous and (moment := _moment(self.record)):
+            equipment.ContributionDateTime = f"{moment:%Y%m%d%H%M%S.%f%z}"
         dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", ()), equipment]
 
     def _reference(self, frame: Frame) -> Dataset:
@@ -270,15 +237,27 @@ class _Derivation:
         return reference
 
 
+def _stored(series: Series, low: float, high: float) -> Stored:
+    """As the source stores its values, if it does so alike in all slices and these fit; else 16 bits over their range."""
+    stored = series.stored
+    if stored.rescale and stored.dtype.itemsize <= 2:
+        slope, intercept = stored.rescale
+        ends = sorted(((low - intercept) / slope, (high - intercept) / slope))
+        if stored.low - 0.5 <= ends[0] and ends[1] <= stored.high + 0.5:
+            return stored
+    slope = float(decimal((high - low) / 65534) or 1)  # one short of what 16 bits hold: decimal strings round it
+    return Stored(0, 65535, np.dtype(np.uint16), (slope, float(decimal(low) or 0)))
+
+
 def _is_lossy(frame: Frame) -> bool:
     """Whether the frame was compressed with loss, ever."""
     syntax, said = frame.header.file_meta.TransferSyntaxUID, frame.text("LossyImageCompression")
     return said == "01" or syntax in _LOSSY or (syntax in _MAYBE_LOSSY and not said)
 
 
-def _seven(value: float) -> float:
-    """A number to the digits that NIfTI's float32 holds."""
-    return float(f"{value:.7g}")
+def _millimetres(value: float) -> DSfloat | None:
+    """A length to the digits that NIfTI's float32 holds."""
+    return decimal(float(f"{value:.7g}"))
 
 
 def _moment(record: Record, offset: object = None) -> datetime | None:

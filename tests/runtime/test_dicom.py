@@ -635,11 +635,10 @@ def test_padding_is_told_in_the_numbers_of_the_volume(more: dict[str, Any], expe
                 slice_.add_new("PixelPaddingRangeLimit", "US", more["PixelPaddingRangeLimit"])
             if "pixels" not in more and expected:
                 set_pixels(slice_, np.full((7, 9), more["PixelPaddingValue"], np.uint16))
-    series = found(slices)
-    assert series.padding == expected
+    scan = found(slices).volume()
+    assert scan.padding == expected
     if expected:
-        data = series.volume().pixels
-        assert ((data >= expected[0]) & (data <= expected[1])).all()
+        assert ((scan.pixels >= expected[0]) & (scan.pixels <= expected[1])).all()
 
 
 def test_gap_is_reported() -> None:
