@@ -25,26 +25,24 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import set_pixel_data
 from pydicom.sr.codedict import codes
 from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
-from pydicom.valuerep import DSfloat
 
 from ..errors import ImageError, OutputFileError
 from ..files import write_folder
 from ..inputs import quiet
 from ..scan import Scan
-from .anonymous import anonymise, declare, keyed_uid
+from .anonymous import anonymise, keyed_uid
 from .carried import carried, coded, decimal, item
 from .frames import Frame, Stored
 from .series import LPS_TO_RAS, Series
 
 Record = Mapping[str, Any]
-PRODUCT = "metasrgan-edge"
-WRITTEN = r"\d{4,}\.dcm"  # the names that `save` gives
-
-IMPERSONAL = frozenset({"software", "bundle", "device", "scale", "grid"})  # of a record: what an anonymous series may tell
-
+_PRODUCT = "metasrgan-edge"
+_WRITTEN = r"\d{4,}\.dcm"  # the names that `save` gives
+_IMPERSONAL = ("software", "bundle", "device", "scale", "grid")  # of a record: what an anonymous series may tell
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _MAYBE_LOSSY = (JPEG2000, HTJ2K)  # what does not say which is taken for lossy
 _TEXT, _LONG_TEXT = 64, 1024  # characters that LO and ST hold
+_DIGITS = 7  # that NIfTI's float32 holds
 
 # What belongs to stored values as the scanner scaled them.
 _SCALED = (
@@ -73,7 +71,7 @@ def save(
         raise OutputFileError(f"{folder} holds the series that is upscaled: name another folder")
     made = datasets(series, image, **told)
     files = ((f"{k:04d}.dcm", partial(_write, dataset)) for k, dataset in enumerate(made, 1))
-    write_folder(folder, files, overwrite, WRITTEN, like, first)
+    write_folder(folder, files, overwrite, _WRITTEN, like, first)
 
 
 def datasets(
@@ -115,9 +113,10 @@ class _Derivation:
             raise ImageError(f"the series cannot be upscaled: it {series.problem}")
         if len(shape) != 3 or not all(n >= m for n, m in zip(shape, np.array(series.shape)[[1, 0, 2]])):
             raise ImageError(f"the image is {shape}: give one made of this series, (columns, rows, slices) or larger")
-        # (column, row, slice) → millimetres towards left, back and head, of the image and of the source
-        self.affine, self.source = LPS_TO_RAS @ np.asarray(self.image.affine, np.float64), LPS_TO_RAS @ series.affine
-        directions = [matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0) for matrix in (self.affine, self.source)]
+        affine = np.asarray(self.image.affine, np.float64)
+        self.affine = LPS_TO_RAS @ affine  # (column, row, slice) → millimetres towards left, back and head
+        self.back = np.linalg.inv(series.affine) @ affine  # → (column, row, slice) of the source
+        directions = [matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0) for matrix in (affine, series.affine)]
         if not np.abs(directions[0] - directions[1]).max() < 1e-3:
             raise ImageError("the image's axes point elsewhere than the series': give one made of it, columns, rows, slices")
         for k in range(shape[2]):
@@ -126,8 +125,8 @@ class _Derivation:
                 raise ImageError("the image holds NaN or infinity, which DICOM cannot store: replace them first")
             low, high = min(low, float(plane.min())), max(high, float(plane.max()))
             digest.update(plane.tobytes())
-        made_of = [series.frames[0].text("SeriesInstanceUID"), *(f"{f.header.SOPInstanceUID} {f.index}" for f in series.frames)]
-        place = np.round(np.asarray(self.image.affine, np.float64), 4).tolist()
+        made_of = [series.uid, *(f"{f.header.SOPInstanceUID} {f.index}" for f in series.frames)]
+        place = affine.round(4).tolist()
         self.entropy = _json([made_of, digest.hexdigest(), place, self.description, self.record, self.anonymous])
         self.stored, self.lossy = _stored(series, low, high), any(map(_is_lossy, series.frames))
 
@@ -139,7 +138,7 @@ class _Derivation:
     def slice(self, k: int) -> Dataset:
         """Slice `k`, from 0."""
         frames = self.series.frames
-        at = float(np.clip((np.linalg.inv(self.source) @ self.affine @ (0, 0, k, 1))[2], 0, len(frames) - 1))
+        at = float(np.clip((self.back @ (0, 0, k, 1))[2], 0, len(frames) - 1))
         nearest, between = frames[round(at)], dict.fromkeys((int(np.floor(at + 1e-3)), int(np.ceil(at - 1e-3))))
         dataset = carried(nearest)
         kind = nearest.text("FrameType" if nearest.groups else "ImageType").split("\\")[2:]
@@ -149,25 +148,24 @@ class _Derivation:
         self._place(dataset, k, nearest)
         self._store(dataset, self._plane(k).T)
         self._number(dataset, k)
+        dataset.SourceImageSequence = [_reference(frames[n]) for n in between]
         if self.anonymous:
             anonymise(dataset, self.key)
-            declare(dataset)
         self._tell(dataset)
-        dataset.SourceImageSequence = [self._reference(frames[n]) for n in between]
         return dataset
 
     def _place(self, dataset: Dataset, k: int, nearest: Frame) -> None:
         first, last = self.series.frames[0], self.series.frames[-1]
         columns, rows, step = np.linalg.norm(self.affine[:3, :3], axis=0)
         position = (self.affine @ (0, 0, k, 1))[:3].round(5)
-        dataset.PixelSpacing = [_millimetres(rows), _millimetres(columns)]
+        dataset.PixelSpacing = [decimal(rows, _DIGITS), decimal(columns, _DIGITS)]
         dataset.ImagePositionPatient = [*map(decimal, position)]
         dataset.ImageOrientationPatient = [*map(decimal, first.axes.ravel())]
         slices = self.image.shape[2]
         thinner = step / self.series.spacing[2] if slices > len(self.series.frames) else 1.0
-        dataset.SliceThickness = _millimetres(nearest.number("SliceThickness") * thinner)
+        dataset.SliceThickness = decimal(nearest.number("SliceThickness") * thinner, _DIGITS)
         if slices > 1:  # across the slices, which may lie staggered
-            dataset.SpacingBetweenSlices = _millimetres(abs(float(self.affine[:3, 2] @ first.normal)))
+            dataset.SpacingBetweenSlices = decimal(abs(float(self.affine[:3, 2] @ first.normal)), _DIGITS)
         if "SliceLocation" in dataset:
             start, end = (frame.number("SliceLocation") for frame in (first, last))
             away, own = (float((to - first.position) @ first.normal) for to in (last.position, position))
@@ -201,7 +199,7 @@ class _Derivation:
 
     def _tell(self, dataset: Dataset) -> None:
         """What was done, and by whom; nothing in it is the patient's, as it is added to anonymous slices too."""
-        what, software = _plain(self.description, _TEXT), _plain(str(self.record.get("software") or PRODUCT), _TEXT)
+        what, software = _plain(self.description, _TEXT), _plain(str(self.record.get("software") or _PRODUCT), _TEXT)
         before = str(dataset.get("SeriesDescription") or "")[: max(_TEXT - len(what) - 1, 0)]
         dataset.SeriesDescription = f"{before} {what}".strip()
         (rows, columns, slices), spacing = self.series.shape, self.series.spacing
@@ -217,24 +215,23 @@ class _Derivation:
         dataset.SoftwareVersions = [*([versions] if isinstance(versions, str) else versions), software]
         equipment = item(
             PurposeOfReferenceCodeSequence=[coded(codes.DCM.ProcessingEquipment)],
-            Manufacturer=PRODUCT,
-            ManufacturerModelName=PRODUCT,
+            Manufacturer=_PRODUCT,
+            ManufacturerModelName=_PRODUCT,
             SoftwareVersions=software,
-            ContributionDescription=_fitting({k: v for k, v in self.record.items() if not self.anonymous or k in IMPERSONAL}),
+            ContributionDescription=_fitting({k: v for k, v in self.record.items() if k in _IMPERSONAL or not self.anonymous}),
         )
         if not self.anonymous and (moment := _moment(self.record)):
             equipment.ContributionDateTime = f"{moment:%Y%m%d%H%M%S.%f%z}"
         dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", ()), equipment]
 
-    def _reference(self, frame: Frame) -> Dataset:
-        header = frame.header
-        reference = item(ReferencedSOPClassUID=header.SOPClassUID, ReferencedSOPInstanceUID=header.SOPInstanceUID)
-        if frame.groups:
-            reference.ReferencedFrameNumber = frame.index + 1
-        if self.anonymous:
-            anonymise(reference, self.key)
-        reference.PurposeOfReferenceCodeSequence = [coded(codes.DCM.SourceImageForImageProcessingOperation)]
-        return reference
+
+def _reference(frame: Frame) -> Dataset:
+    return item(
+        ReferencedSOPClassUID=frame.header.SOPClassUID,
+        ReferencedSOPInstanceUID=frame.header.SOPInstanceUID,
+        PurposeOfReferenceCodeSequence=[coded(codes.DCM.SourceImageForImageProcessingOperation)],
+        **{"ReferencedFrameNumber": frame.index + 1} if frame.groups else {},
+    )
 
 
 def _stored(series: Series, low: float, high: float) -> Stored:
@@ -255,11 +252,6 @@ def _is_lossy(frame: Frame) -> bool:
     return said == "01" or syntax in _LOSSY or (syntax in _MAYBE_LOSSY and not said)
 
 
-def _millimetres(value: float) -> DSfloat | None:
-    """A length to the digits that NIfTI's float32 holds."""
-    return decimal(float(f"{value:.7g}"))
-
-
 def _moment(record: Record, offset: object = None) -> datetime | None:
     """The record's time, by the clock that is `offset` (±HHMM) from Greenwich where that is known."""
     try:
@@ -273,9 +265,9 @@ def _moment(record: Record, offset: object = None) -> datetime | None:
 
 def _fitting(record: Record) -> str:
     """The record as JSON, without its longest entries where a short text cannot hold them."""
-    kept = dict(record)
-    while len(text := _json(kept)) > _LONG_TEXT:
-        del kept[max(kept, key=lambda key: len(_json(kept[key])))]
+    while len(text := _json(record)) > _LONG_TEXT:
+        longest = max(record, key=lambda key: len(_json(record[key])))
+        record = {key: value for key, value in record.items() if key != longest}
     return text
 
 

@@ -75,12 +75,12 @@ class Frame:
                     return value
         return None
 
-    def numbers(self, keyword: str, count: int) -> Floats:
-        """So many finite numbers (count,); all NaN where the attribute is anything else."""
+    def numbers(self, keyword: str, count: int, least: float = -math.inf, most: float = math.inf) -> Floats:
+        """So many numbers (count,) between two others; all NaN where the attribute is anything else."""
         numbers = unknown = np.full(count, np.nan)
         with contextlib.suppress(Exception):  # of text, of lists of another length, of sequences
             numbers = np.array(self.value(keyword), np.float64).reshape(count)
-        return numbers if np.isfinite(numbers).all() else unknown
+        return numbers if ((least < numbers) & (numbers < most)).all() else unknown
 
     def number(self, keyword: str, default: float = math.nan) -> float:
         """A finite number, or the default."""
@@ -108,14 +108,12 @@ class Frame:
     @cached_property
     def spacing(self) -> Floats:
         """Millimetres between rows and between columns."""
-        spacing = self.numbers("PixelSpacing", 2)
-        return np.where(((spacing > 1 / FARTHEST) & (spacing < FARTHEST)).all(), spacing, np.nan)
+        return self.numbers("PixelSpacing", 2, 1 / FARTHEST, FARTHEST)
 
     @cached_property
     def position(self) -> Floats:
         """The first pixel's centre, in millimetres towards the patient's left, back and head."""
-        position = self.numbers("ImagePositionPatient", 3)
-        return np.where((np.abs(position) < FARTHEST).all(), position, np.nan)
+        return self.numbers("ImagePositionPatient", 3, -FARTHEST, FARTHEST)
 
     @cached_property
     def axes(self) -> Floats:

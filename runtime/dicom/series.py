@@ -6,10 +6,10 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter, methodcaller
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from ..intensity import rescaled
 from ..memory import allocate
 from ..scan import Scan
 from .frames import FARTHEST, Floats, Frame, Stored, frames_of
-from .source import Skipped, Source, in_memory, sources
-
-Item = TypeVar("Item")
+from .source import Skipped, Source, sources
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _TOLERANCE_MM = 0.05  # between a slice and where even steps would put it; or 1 % of a step
@@ -144,7 +142,7 @@ def find_series(path: Path) -> list[Series]:
 
 def series_of(files: Iterable[bytes]) -> list[Series]:
     """The series among DICOM files that are in memory, such as those that came over a network."""
-    return _find(in_memory(files), "what came")
+    return _find((Source(f"file {k}", len(file), partial(bytes, file)) for k, file in enumerate(files, 1)), "what came")
 
 
 @quiet("pydicom")
@@ -207,7 +205,7 @@ def _alike(a: Frame, b: Frame) -> bool:
 
 def _by_kind(frames: list[Frame]) -> list[tuple[list[Frame], str]]:
     """Frames of one direction, apart where several lie at one place and an attribute tells which is which; (frames, kind)."""
-    places = np.sort([frame.position @ frames[0].normal for frame in frames])
+    places = np.sort(np.array([frame.position for frame in frames]) @ frames[0].normal)
     for keyword in () if (np.diff(places) > _ONE_PLACE).all() else _KINDS:
         groups = _grouped(frames, methodcaller("text", keyword))
         if len(groups) > 1 and len(set(map(len, groups.values()))) == 1:
@@ -218,23 +216,21 @@ def _by_kind(frames: list[Frame]) -> list[tuple[list[Frame], str]]:
 
 def _stack(frames: list[Frame], notes: list[str], localizer: bool) -> Series:
     """Slices of one direction and kind, in order along their normal."""
-    normal = frames[0].normal
+    normal, crowded = frames[0].normal, ""
     kept: list[Frame] = []
-    problem = ""
     for frame in sorted(frames, key=lambda f: (f.position @ normal, f.source.name, f.index)):
         if kept and (frame.position - kept[-1].position) @ normal <= _ONE_PLACE:
             if _pixels(frame) == _pixels(kept[-1]):
                 notes = [*notes, f"{frame.source.name} was left out: the same slice as {kept[-1].source.name}"]
                 continue
             names = f"{frame.source.name} and {kept[-1].source.name}"
-            problem = problem or f"has several slices at one place ({names}), and nothing tells them apart"
+            crowded = crowded or f"has several slices at one place ({names}), and nothing tells them apart"
         kept.append(frame)
-    titles = f"{kept[0].text('SeriesDescription')} {kept[0].text('ProtocolName')}"
-    uneven, tilted = _misplacement(kept)
-    if localizer or "LOCALIZER" in kept[0].text("ImageType").split("\\") or _LOCALIZER.search(titles):
-        tilted = "is a localizer, slices to plan others by"
-    problem = problem or uneven
-    return Series(kept, tuple(dict.fromkeys(notes)), problem, "" if problem else tilted)
+    titles, kind = f"{kept[0].text('SeriesDescription')} {kept[0].text('ProtocolName')}", kept[0].text("ImageType").split("\\")
+    problem, doubt = (crowded, "") if crowded else _misplacement(kept)
+    if not problem and (localizer or "LOCALIZER" in kind or _LOCALIZER.search(titles)):
+        doubt = "is a localizer, slices to plan others by"
+    return Series(kept, tuple(dict.fromkeys(notes)), problem, doubt)
 
 
 def _pixels(frame: Frame) -> bytes:
@@ -246,7 +242,7 @@ def _pixels(frame: Frame) -> bytes:
 
 
 def _misplacement(frames: list[Frame]) -> tuple[str, str]:
-    """Why slices in order are no volume, and why they are one only to whoever chose them; nothing for even, parallel ones."""
+    """The `problem` of slices in order, uneven steps, or their `doubt`, that they are not parallel; at most one of the two."""
     first, step = frames[0], _step(frames)
     tolerance = max(_TOLERANCE_MM, 0.01 * float(np.linalg.norm(step)))
     positions = np.array([frame.position for frame in frames])
@@ -276,9 +272,9 @@ def _step(frames: list[Frame]) -> Floats:
     return first.normal * (said if 1 / FARTHEST < said < FARTHEST else 1.0)
 
 
-def _grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
     """Items by what is equal about them, in the order of its first appearance."""
-    groups: dict[Any, list[Item]] = defaultdict(list)
+    groups: dict[Any, list[Any]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     return groups

@@ -11,7 +11,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -132,11 +132,6 @@ def _in_zip(path: Path) -> Iterator[Source]:
             yield Source(line(f"{path.name}:{member.filename}", _LINE), size, partial(archive.read, member), problem)
 
 
-def in_memory(files: Iterable[bytes]) -> Iterator[Source]:
-    """DICOM files that came by another way than the disk."""
-    return (Source(f"file {number}", len(content), partial(bytes, content)) for number, content in enumerate(files, 1))
-
-
 def decoder(header: Dataset) -> tuple[bool, str]:
     """Whether a file's pixels can be decoded here, and the pip command for a decoder that is missing, or nothing."""
     syntax = header.file_meta.TransferSyntaxUID
@@ -205,7 +200,7 @@ def _pixel_bytes(file: _Bounded, header: FileDataset) -> int | None:
     if pixels is None or pixels.tag != 0x7FE00010:
         return None
     end = file.tell() if pixels.length == 0xFFFFFFFF else min(pixels.value_tell + pixels.length, file.most)
-    return max(end - pixels.value_tell, 0)
+    return max(int(end - pixels.value_tell), 0)
 
 
 def _check_codestreams(dataset: Dataset) -> None:
