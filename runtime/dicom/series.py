@@ -77,9 +77,10 @@ class Series:
         rows, columns, slices = self.shape
         first, stored = self.frames[0], self.stored
         data = allocate((columns, rows, slices), stored.dtype if stored.rescale else np.float32, "F")
-        for file in _grouped(enumerate(self.frames), lambda numbered: numbered[1].source).values():  # dear to open for each
-            source, header = file[0][1].source, file[0][1].header
-            for (k, frame), pixels in zip(file, source.frames(header, [frame.index for _, frame in file]), strict=True):
+        by_file = _grouped(enumerate(self.frames), lambda numbered: numbered[1].source)  # which is dear to open for each frame
+        for source, numbered in by_file.items():
+            found = source.frames(numbered[0][1].header, [frame.index for _, frame in numbered])
+            for (k, frame), pixels in zip(numbered, found, strict=True):
                 values = stored.shown(pixels.astype(np.int32))
                 data[:, :, k] = values.T if stored.rescale else rescaled(values, *frame.rescale).T
         (slope, intercept), padding = stored.rescale or (1.0, 0.0), sorted(map(stored.shown, stored.padding or ()))
