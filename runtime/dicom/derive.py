@@ -75,13 +75,7 @@ def save(
 
 
 def datasets(
-    series: Series,
-    image: Scan,
-    description: str,
-    record: Record,
-    anonymous: bool = False,
-    acquired: str = "",
-    key: bytes | None = None,
+    series: Series, image: Scan, description: str, record: Record, anonymous: bool = False, acquired: str = "", key: bytes = b""
 ) -> Iterator[Dataset]:
     """The derived series slice by slice, each a dataset with its file meta information, ready to be written or sent.
 
@@ -91,7 +85,7 @@ def datasets(
     `anonymous` series are made with a secret `key`: the same key gives the same UIDs, and so keeps the series of a study
     together; without one, each call has its own. Raises ImageError for an image of another series.
     """
-    secret = (secrets.token_bytes() if key is None else key) if anonymous else b""
+    secret = (key or secrets.token_bytes()) if anonymous else b""
     return map(_Derivation(series, image, description, record, anonymous, acquired, secret).slice, range(image.shape[-1]))
 
 

@@ -192,9 +192,9 @@ def _by_direction(frames: list[Frame]) -> list[list[Frame]]:
     """Frames of one size and direction each, to what rounding in headers leaves."""
     groups: list[list[Frame]] = []
     for frame in frames:
-        same = next((group for group in groups if _alike(frame, group[0])), None)
-        if same is None:
-            groups.append(same := [])
+        same = next((group for group in groups if _alike(frame, group[0])), [])
+        if not same:
+            groups.append(same)
         same.append(frame)
     return groups
 
