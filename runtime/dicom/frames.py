@@ -148,7 +148,7 @@ class Frame:
 
     @cached_property
     def stored(self) -> Stored:
-        """What its numbers mean; not of one with a `problem`. A padding of 0 alone is the background, and a measurement."""
+        """What its numbers mean, if it has no `problem`. A padding of 0 alone is none: it is the background."""
         header, value, limit = self.header, self.number("PixelPaddingValue"), self.number("PixelPaddingRangeLimit")
         least = -(1 << header.BitsStored - 1) if header.PixelRepresentation else 0
         most, span = least + (1 << header.BitsStored) - 1, 1 << header.BitsAllocated

@@ -60,9 +60,10 @@ class Series:
         affine[:3] = np.transpose([*(first.axes * first.spacing[::-1, None]), _step(self.frames), first.position])
         placed = bool(np.isfinite(affine).all())
         self.affine = LPS_TO_RAS @ affine if placed else np.eye(4)
-        self.shape, (rows, columns) = (*first.shape, len(self.frames)), first.spacing.tolist()
-        self.spacing = (rows, columns, float(np.linalg.norm(affine[:3, 2]))) if placed else (0.0, 0.0, 0.0)
-        self.uid, self.description = first.text("SeriesInstanceUID"), first.text("SeriesDescription")
+        self.shape = (*first.shape, len(self.frames))
+        self.spacing = (*first.spacing.tolist(), float(np.linalg.norm(affine[:3, 2]))) if placed else (0.0, 0.0, 0.0)
+        self.uid = first.text("SeriesInstanceUID")
+        self.description = first.text("SeriesDescription")
         self.modality = first.text("Modality")
 
     @quiet("pydicom")
@@ -227,9 +228,11 @@ def _stack(frames: list[Frame], notes: list[str], localizer: bool) -> Series:
             names = f"{frame.source.name} and {kept[-1].source.name}"
             crowded = crowded or f"has several slices at one place ({names}), and nothing tells them apart"
         kept.append(frame)
-    titles, kind = f"{kept[0].text('SeriesDescription')} {kept[0].text('ProtocolName')}", kept[0].text("ImageType").split("\\")
+    first = kept[0]
+    titles = f"{first.text('SeriesDescription')} {first.text('ProtocolName')}"
+    localizer = localizer or "LOCALIZER" in first.text("ImageType").split("\\") or bool(_LOCALIZER.search(titles))
     problem, doubt = (crowded, "") if crowded else _misplacement(kept)
-    if not problem and (localizer or "LOCALIZER" in kind or _LOCALIZER.search(titles)):
+    if localizer and not problem:
         doubt = "is a localizer, slices to plan others by"
     return Series(kept, tuple(dict.fromkeys(notes)), problem, doubt)
 
