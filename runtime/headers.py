@@ -5,9 +5,8 @@ A header may be missing, or wrong after further resampling, so `runtime.measure`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +45,7 @@ def of_dicom(numbers: Numbers, direction: str, shape: tuple[int, int]) -> Fracti
 def beside(path: Path, shape: Sequence[int]) -> Fractions:
     """The acquired parts of a NIfTI volume's array axes by the BIDS sidecar beside it, NAME.json; all None without one."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".nii")
-    return of_bids(read_json(path.with_name(f"{path.name[: len(name)]}.json")), shape)
-
-
-def of_bids(content: Mapping[str, Any], shape: Sequence[int]) -> Fractions:
-    """The acquired parts of a volume's array axes by a sidecar's fields."""
+    content = read_json(path.with_name(f"{path.name[: len(name)]}.json"))
 
     def number(name: str) -> float:
         value = content.get(name)

@@ -4,7 +4,7 @@ from ..inputs import library
 
 library("pydicom", "DICOM")
 
-from .derive import WRITTEN, datasets, save  # noqa: E402
+from .derive import datasets, save  # noqa: E402
 from .series import Series, find_series, read, series_of, usable  # noqa: E402
 
-__all__ = ["WRITTEN", "Series", "datasets", "find_series", "read", "save", "series_of", "usable"]
+__all__ = ["Series", "datasets", "find_series", "read", "save", "series_of", "usable"]

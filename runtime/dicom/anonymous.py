@@ -70,7 +70,7 @@ _STANDARD = "1.2.840.10008."  # UIDs that name no thing of a hospital's
 
 
 def anonymise(dataset: Dataset, key: bytes) -> None:
-    """Drop or replace, in place and in all sequences, what the profile names, which is nothing private."""
+    """Drop or replace, in place and in all sequences, what the profile names, which is nothing private, and say so."""
 
     def replaced(uid: str) -> UID:
         return UID(uid) if not uid or uid.startswith(_STANDARD) else keyed_uid(key, uid)
@@ -89,10 +89,6 @@ def anonymise(dataset: Dataset, key: bytes) -> None:
             element.value = _DUMMIES.get(vr, "REMOVED")
 
     dataset.walk(act)
-
-
-def declare(dataset: Dataset) -> None:
-    """Say that it was done, and how."""
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = "DICOM PS3.15 Basic Application Level Confidentiality Profile"
     dataset.DeidentificationMethodCodeSequence = [coded(codes.DCM.BasicApplicationConfidentialityProfile)]

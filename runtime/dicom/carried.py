@@ -110,6 +110,6 @@ def coded(code: Code) -> Dataset:
     return item(CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning)
 
 
-def decimal(value: float) -> DSfloat | None:
-    """A number as a decimal string of 16 characters says it; None for one that it cannot say."""
-    return DSfloat(float(value), auto_format=True) if math.isfinite(value) else None
+def decimal(value: float, digits: int = 17) -> DSfloat | None:
+    """A number as a decimal string of 16 characters says it, to so many digits; None for one that it cannot say."""
+    return DSfloat(float(f"{value:.{digits}g}"), auto_format=True) if math.isfinite(value) else None

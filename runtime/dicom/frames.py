@@ -15,13 +15,13 @@ from pydicom import uid as uids
 from pydicom.config import IGNORE
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.pixels.utils import get_nr_frames
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
 from ..errors import line
-from .source import Skipped, Source, decoder
+from .source import Skipped, Source, decoder, stored_type
 
-Rescale = tuple[float, float]  # slope, intercept
 Floats = NDArray[np.float64]
 _LONGEST = 10_240  # characters of a text, as of LT, the longest but unlimited ones
 FARTHEST = 1e6  # mm
@@ -34,6 +34,25 @@ _SINGLE_FRAME = {
     for kind in ("", "LegacyConverted")
     for modality, single in _SINGLE.items()
 }
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How real values are stored: in integers from `low` to `high`, of which `padding` (lowest, highest) are no measurements.
+
+    `rescale` is their slope and intercept; None where slices have each their own. `inverted` ones are shown bright if small.
+    """
+
+    low: int
+    high: int
+    dtype: np.dtype[Any]
+    rescale: tuple[float, float] | None
+    inverted: bool = False
+    padding: tuple[int, int] | None = None
+
+    def shown(self, numbers: Any) -> Any:
+        """Numbers that are larger where the picture is brighter, and back: `inverted` ones are mirrored in their range."""
+        return self.low + self.high - numbers if self.inverted else numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +75,12 @@ class Frame:
                     return value
         return None
 
-    def numbers(self, keyword: str, count: int) -> Floats:
-        """So many finite numbers (count,); all NaN where the attribute is anything else."""
-        unknown = np.full(count, np.nan)
-        try:
+    def numbers(self, keyword: str, count: int, least: float = -math.inf, most: float = math.inf) -> Floats:
+        """So many numbers (count,) between two others; all NaN where the attribute is anything else."""
+        numbers = unknown = np.full(count, np.nan)
+        with contextlib.suppress(Exception):  # of text, of lists of another length, of sequences
             numbers = np.array(self.value(keyword), np.float64).reshape(count)
-        except Exception:  # of text, of lists of another length, of sequences
-            return unknown
-        return numbers if np.isfinite(numbers).all() else unknown
+        return numbers if ((least < numbers) & (numbers < most)).all() else unknown
 
     def number(self, keyword: str, default: float = math.nan) -> float:
         """A finite number, or the default."""
@@ -71,19 +88,11 @@ class Frame:
         return default if math.isnan(number) else number
 
     def text(self, keyword: str) -> str:
-        """An attribute in one line."""
-        return "\\".join(self.words(keyword))
-
-    def words(self, keyword: str) -> tuple[str, ...]:
-        """The parts of a value such as ImageType."""
+        """An attribute in one line, with backslashes between its parts."""
         value = self.value(keyword)
         if value is None or isinstance(value, Sequence):
-            return ()
-        return tuple(line(part, _LONGEST) for part in (value if isinstance(value, MultiValue) else (value,)))
-
-    @property
-    def uid(self) -> str:
-        return str(self.header.SeriesInstanceUID)
+            return ""
+        return "\\".join(line(part, _LONGEST) for part in (value if isinstance(value, MultiValue) else [value]))
 
     @property
     def kind(self) -> UID | None:
@@ -91,7 +100,7 @@ class Frame:
         kind = UID(self.header.SOPClassUID, IGNORE)
         return _SINGLE_FRAME.get(kind) if self.groups else kind
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns)."""
         return int(self.header.Rows), int(self.header.Columns)
@@ -99,14 +108,12 @@ class Frame:
     @cached_property
     def spacing(self) -> Floats:
         """Millimetres between rows and between columns."""
-        spacing = self.numbers("PixelSpacing", 2)
-        return np.where(((spacing > 1 / FARTHEST) & (spacing < FARTHEST)).all(), spacing, np.nan)
+        return self.numbers("PixelSpacing", 2, 1 / FARTHEST, FARTHEST)
 
     @cached_property
     def position(self) -> Floats:
         """The first pixel's centre, in millimetres towards the patient's left, back and head."""
-        position = self.numbers("ImagePositionPatient", 3)
-        return np.where((np.abs(position) < FARTHEST).all(), position, np.nan)
+        return self.numbers("ImagePositionPatient", 3, -FARTHEST, FARTHEST)
 
     @cached_property
     def axes(self) -> Floats:
@@ -135,30 +142,21 @@ class Frame:
         return 10.0**places if places < -1 else 0.0
 
     @property
-    def inverted(self) -> bool:
-        """Whether small numbers are shown bright."""
-        return self.text("PhotometricInterpretation") == "MONOCHROME1"
-
-    @cached_property
-    def rescale(self) -> Rescale:
+    def rescale(self) -> tuple[float, float]:
         """Slope and intercept from stored values to real ones."""
         return self.number("RescaleSlope", 1.0) or 1.0, self.number("RescaleIntercept", 0.0)
 
     @cached_property
-    def limits(self) -> tuple[int, int]:
-        """The smallest and largest number that its bits can hold."""
-        bits = int(self.header.BitsStored)
-        return (-(1 << bits - 1), (1 << bits - 1) - 1) if self.header.PixelRepresentation else (0, (1 << bits) - 1)
-
-    @cached_property
-    def padding(self) -> tuple[int, int] | None:
-        """The smallest and largest stored number that stand for no measurement, or None; 0 alone is the background."""
-        value, limit = self.number("PixelPaddingValue"), self.number("PixelPaddingRangeLimit")
-        span, (least, most) = 1 << self.header.BitsAllocated, self.limits
+    def stored(self) -> Stored:
+        """What its numbers mean, if it has no `problem`. A padding of 0 alone is none: it is the background."""
+        header, value, limit = self.header, self.number("PixelPaddingValue"), self.number("PixelPaddingRangeLimit")
+        least = -(1 << header.BitsStored - 1) if header.PixelRepresentation else 0
+        most, span = least + (1 << header.BitsStored) - 1, 1 << header.BitsAllocated
         first = -(span // 2) if least else 0  # some are written with the wrong sign
-        found = sorted((int(end) - first) % span + first for end in (value, limit) if not math.isnan(end))
-        inside = not math.isnan(value) and any(found) and least <= found[0] and found[-1] <= most
-        return (found[0], found[-1]) if inside else None
+        ends = sorted((int(end) - first) % span + first for end in (value, limit) if not math.isnan(end))
+        told = not math.isnan(value) and any(ends) and least <= ends[0] and ends[-1] <= most
+        inverted = self.text("PhotometricInterpretation") == "MONOCHROME1"
+        return Stored(least, most, stored_type(header), self.rescale, inverted, (ends[0], ends[-1]) if told else None)
 
     @cached_property
     def problem(self) -> str:
@@ -171,17 +169,16 @@ class Frame:
             return f"has pixels of {allocated} bits: 8 or 16 can be upscaled"
         if not 0 < stored <= high + 1 <= allocated:
             return f"says that {stored} of {allocated} bits, up to bit {high}, are its pixels: its header is damaged"
-        if "MOSAIC" in self.words("ImageType"):
+        if "MOSAIC" in self.text("ImageType").split("\\"):
             return "is a mosaic, a volume's slices side by side in one picture: export it as single slices"
         if not _LEAST < abs(slope) < 1 / _LEAST or not abs(intercept) < 1 / _LEAST:
             return f"has a slope of {slope:g} and an intercept of {intercept:g}, which no float32 holds: its header is damaged"
         if "ModalityLUTSequence" in header:
             return "maps its pixels by a table (Modality LUT), not by slope and intercept: export it without"
         if not self.kind:
-            return (
-                f"is a {UID(header.SOPClassUID, IGNORE).name}, for which no kind of single slices is known: export it as such"
-            )
-        if (header.get("NumberOfFrames") or 1) > 1 and not self.groups:
+            name = UID(header.SOPClassUID, IGNORE).name
+            return f"is a {name}, for which no kind of single slices is known: export it as such"
+        if get_nr_frames(header, warn=False) > 1 and not self.groups:
             return "has many frames and no functional groups to tell where they lie: export it as single slices"
         places = {"ImagePositionPatient": self.position, "ImageOrientationPatient": self.axes, "PixelSpacing": self.spacing}
         if missing := [name for name, found in places.items() if np.isnan(found).any()]:
@@ -191,12 +188,13 @@ class Frame:
         return "" if decoded else f"is compressed ({syntax}), and nothing here reads that: {advice or 'save it uncompressed'}"
 
 
-def frames_of(source: Source, header: Dataset) -> list[Frame]:
-    """The frames of a file: one, or as many as its functional groups describe. Raises Skipped where these are damaged."""
+def frames_of(source: Source) -> list[Frame]:
+    """The frames of a file: one, or as many as its functional groups describe. Raises Skipped where it has none to look at."""
+    header = source.header()
     try:
         own = header.get("PerFrameFunctionalGroupsSequence") or ()
         shared = _items((header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
-        groups = [(*_items(one), *shared) for one in own[: header.get("NumberOfFrames") or 1]]
+        groups = [(*_items(one), *shared) for one in own[: get_nr_frames(header, warn=False)]]
     except Exception as error:  # pydicom's parsers raise whatever they stumble over
         raise Skipped(f"damaged ({type(error).__name__})", str(header.SeriesInstanceUID), damaged=True) from None
     return [Frame(source, header, k, items) for k, items in enumerate(groups or [()])]

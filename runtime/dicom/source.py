@@ -11,7 +11,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import generate_frames
+from pydicom.filereader import data_element_generator
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import iter_pixels
+from pydicom.pixels.utils import get_nr_frames, iter_pixels
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import InputFileError, line, reason
 from ..inputs import INFLATION, reading
 
-_KIND = "DICOM"
 _LONGEST_HEADER = 1 << 24  # bytes, which take seconds to parse; those of ten thousand frames are half as long
 _LINE = 200  # characters of a name or of a value, in a line
 _MAX_COMPRESSION = 1 << 16  # of a picture: a black slice of 2 MB takes a hundred bytes in JPEG 2000
@@ -54,18 +54,19 @@ class Source:
 
     def open(self) -> _Bounded:
         """The file's bytes. Raises InputFileError where they are gone or damaged."""
-        with reading(self.name, _KIND):
-            if isinstance(self.content, Path):
-                return _Bounded(io.FileIO(self.content), self.content.stat().st_size)
-            content = self.content()
-            return _Bounded(io.BytesIO(content), len(content))
+        with reading(self.name, "DICOM"):
+            file: Any = io.FileIO(self.content) if isinstance(self.content, Path) else io.BytesIO(self.content())
+            return _Bounded(file, self.size)
 
     def header(self) -> Dataset:
-        """All of it but the pixels, which are promised and there. Raises Skipped, and InputFileError as `open` does."""
+        """All of it but the pixels, which are promised and there. Raises Skipped."""
         if self.problem:
             raise Skipped(self.problem)
-        with self.open() as file:
-            return _header(file, self.size)
+        try:
+            with self.open() as file:
+                return _header(file)
+        except OSError:
+            raise Skipped("it could not be read", damaged=True) from None
 
     def frames(self, header: Dataset, indices: Sequence[int]) -> list[NDArray[Any]]:
         """The stored values (rows, columns) of some frames. Raises InputFileError where they cannot be decoded."""
@@ -97,7 +98,7 @@ class _Bounded(io.BufferedReader):
 
 def sources(path: Path) -> Iterator[Source]:
     """The files of a folder and all folders in it, or of a zip. Raises InputFileError where `path` itself cannot be read."""
-    with reading(path, _KIND):
+    with reading(path, "DICOM"):
         if path.is_dir():
             yield from _in_folder(path)
         elif zipfile.is_zipfile(path):
@@ -113,9 +114,8 @@ def _in_folder(folder: Path) -> Iterator[Source]:
     for root, folders, names in os.walk(folder, onerror=fail):
         folders.sort()
         for path in sorted(Path(root, name) for name in names):
-            regular = path.is_file()
-            size = path.stat().st_size if regular else 0
-            yield Source(str(path.relative_to(folder)), size, path, "" if regular else "no regular file")
+            size, problem = (path.stat().st_size, "") if path.is_file() else (0, "no regular file")
+            yield Source(str(path.relative_to(folder)), size, path, problem)
 
 
 def _in_zip(path: Path) -> Iterator[Source]:
@@ -132,12 +132,6 @@ def _in_zip(path: Path) -> Iterator[Source]:
             yield Source(line(f"{path.name}:{member.filename}", _LINE), size, partial(archive.read, member), problem)
 
 
-def in_memory(files: Iterable[bytes]) -> Iterator[Source]:
-    """DICOM files that came by another way than the disk."""
-    for number, content in enumerate(files, 1):
-        yield Source(f"file {number}", len(content), partial(bytes, content))
-
-
 def decoder(header: Dataset) -> tuple[bool, str]:
     """Whether a file's pixels can be decoded here, and the pip command for a decoder that is missing, or nothing."""
     syntax = header.file_meta.TransferSyntaxUID
@@ -151,26 +145,26 @@ def decoder(header: Dataset) -> tuple[bool, str]:
     return known.is_available, f"pip install {' '.join(missing[-1])}" if missing and missing[-1] else ""
 
 
-def _header(file: _Bounded, size: int) -> Dataset:
-    start = file.read(1024)
+def _header(file: _Bounded) -> Dataset:
+    start, size = file.read(1024), file.most
     if start[128:132] != b"DICM" and start[:2] not in (b"\x08\x00", b"\x02\x00"):  # the latter lack the preamble
         raise Skipped("not DICOM")
     if b"1.2.840.10008.1.2.1.99" in start:
         raise Skipped("deflated as a whole: convert it with dcmconv +te first")
     file.seek(0)
-    whole, file.most = file.most, min(file.most, _LONGEST_HEADER)
+    file.most = min(size, _LONGEST_HEADER)
     try:
         header = _read(file, stop_before_pixels=True)
-        file.most = whole
         uids = (header.get(f"{of}UID") for of in ("SeriesInstance", "SOPClass", "SOPInstance"))
         uid, kind, instance = (value if isinstance(value, str) else "" for value in uids)
         sizes = [header.get(k) for k in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
-        sizes.append(header.get("NumberOfFrames") or 1)
+        sizes.append(get_nr_frames(header, warn=False))
         bits = [header.get(k) for k in ("BitsStored", "HighBit", "PixelRepresentation")]
         packed = header.file_meta.TransferSyntaxUID.is_encapsulated
     except Exception as error:  # the readers of damaged headers raise whatever they stumble over
         raise Skipped(f"damaged, or not DICOM ({type(error).__name__})", damaged=True) from None
-    pixels = _pixel_bytes(file, header, size)
+    file.most = size
+    pixels = _pixel_bytes(file, header)
     if pixels is None:
         if "Image Storage" in UID(kind).name and "Rows" in header:
             raise Skipped("truncated: its pixels are missing, copy it again", uid, damaged=True)
@@ -196,34 +190,24 @@ def _read(file: BinaryIO, **options: Any) -> FileDataset:
     return dataset
 
 
-def _pixel_bytes(file: BinaryIO, header: FileDataset, size: int) -> int | None:
+def _pixel_bytes(file: _Bounded, header: FileDataset) -> int | None:
     """How many bytes of pixels follow a header; None where none are announced, 0 where they break off."""
     implicit, little = header.original_encoding
-    order = "<" if little else ">"
     try:
-        *tag, length = struct.unpack(f"{order}HH{'' if implicit else '4x'}L", file.read(8 if implicit else 12))
-    except struct.error:
+        pixels: Any = next(data_element_generator(file, bool(implicit), bool(little), defer_size=0), None)
+    except Exception:  # of a file that ends before its pixels do
+        return 0
+    if pixels is None or pixels.tag != 0x7FE00010:
         return None
-    begin: int = file.tell()
-    if tag != [0x7FE0, 0x0010]:
-        return None
-    if length != 0xFFFFFFFF:
-        return max(min(int(length), size - begin), 0)
-    while len(item := file.read(8)) == 8:  # of a sequence, until that is delimited
-        *tag, length = struct.unpack(f"{order}HHL", item)
-        if tag == [0xFFFE, 0xE0DD]:
-            return file.tell() - begin
-        if tag != [0xFFFE, 0xE000] or file.tell() + length > size:
-            return 0
-        file.seek(length, os.SEEK_CUR)
-    return 0
+    end = file.tell() if pixels.length == 0xFFFFFFFF else min(pixels.value_tell + pixels.length, file.most)
+    return max(int(end - pixels.value_tell), 0)
 
 
 def _check_codestreams(dataset: Dataset) -> None:
     """Refuse a compressed picture that says another size than the header, before a decoder believes it."""
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
-    for stream in generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)):
+    for stream in generate_frames(dataset.PixelData, number_of_frames=get_nr_frames(dataset, warn=False)):
         size = codestream_size(stream)
         if size and size != (dataset.Rows, dataset.Columns):
             raise ValueError(f"a picture of {size[0]}×{size[1]} in a header of {dataset.Rows}×{dataset.Columns}")
