@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import __version__, io, preview, sidecar, sizes, volume
-from .consistency import Consistency
+from .acquired import Consistency
 from .errors import InputFileError, OutputFileError, reason
 from .files import Write, check_output, write_atomically
 from .io import pictures
