@@ -7,6 +7,7 @@ n·p // q pixels. Source: Hu et al., *Meta-SR*, CVPR 2019 (the corner projection
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -56,15 +57,12 @@ def parse_number(value: ScaleLike, what: str, hint: str) -> Fraction:
     except ValueError:  # Python does not print integers of thousands of digits
         raise ScaleError(f"{what} is a number of thousands of digits: {hint}") from None
     shown = text if len(text) <= 40 else f"{text[:40]}…"
-    of_a_kind = isinstance(value, (str, Real, Decimal)) and not isinstance(value, (bool, np.bool_))
-    if not of_a_kind or not _NUMBER.fullmatch(text):
-        raise ScaleError(f"{what} {shown!r} is not a number: {hint}")
-    if len(text) > 40:
-        raise ScaleError(f"{what} {shown} has too many digits: round it to 17")
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise ScaleError(f"{what} {shown!r} is not a number: {hint}") from None
+    if isinstance(value, (str, Real, Decimal)) and not isinstance(value, bool) and _NUMBER.fullmatch(text):
+        if len(text) > 40:
+            raise ScaleError(f"{what} {shown} has too many digits: round it to 17")
+        with contextlib.suppress(ValueError, ZeroDivisionError):
+            return Fraction(text)
+    raise ScaleError(f"{what} {shown!r} is not a number: {hint}")
 
 
 def parse_scales(value: ScaleLike | tuple[ScaleLike, ...] | list[ScaleLike]) -> Scales:
@@ -77,22 +75,6 @@ def parse_scales(value: ScaleLike | tuple[ScaleLike, ...] | list[ScaleLike]) -> 
     return scale, scale
 
 
-def scales_for_shape(shape_in: Sequence[int], shape_out: Sequence[int]) -> tuple[Fraction, ...]:
-    """The scales n_out/n_in, one an axis, that turn `shape_in` into exactly `shape_out`."""
-    try:
-        wanted = [int(n) if float(n) == int(n) else -1 for n in shape_out]
-    except (TypeError, ValueError, OverflowError):
-        raise ScaleError(f"shape {shape_out!r} is not whole numbers: give (rows, columns)") from None
-    if len(wanted) != len(shape_in):
-        raise ScaleError(f"shape {shape_out!r} has {len(wanted)} entries: give {len(shape_in)}, as the image has axes")
-    if not all(n <= m <= MAX_SCALE * n for n, m in zip(shape_in, wanted)):
-        raise ScaleError(
-            f"shape {tuple(shape_out)} cannot be made of an image of {'×'.join(map(str, shape_in))}: "
-            f"each axis may grow by a factor of 1 to {MAX_SCALE}"
-        )
-    return tuple(Fraction(m, n) for n, m in zip(shape_in, wanted))
-
-
 def evenly(items: Sequence[Item], count: int) -> list[Item]:
     """Up to `count` of some items, from the first to the last at even distances."""
     return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []
@@ -103,17 +85,14 @@ def output_size(size: int, scale: Fraction) -> int:
     return size * scale.numerator // scale.denominator
 
 
-def phase_offsets(scale: Fraction, projection: Projection) -> NDArray[np.float64]:
-    """The sub-pixel offset of each of the p phases of scale p/q, ascending, in input pixels; shape (p,), float64.
+def phase_offsets(scale: Fraction, projection: Projection, phases: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """The sub-pixel offset of each of the p phases of scale p/q, ascending, or of some `phases`, in input pixels; float64.
 
     corner: phase/p in [0, 1), from the input pixel's top-left edge. centred: in [-1/2, 1/2), from its centre.
     """
-    return _offset(np.arange(scale.numerator), scale, projection)
-
-
-def _offset(phase: NDArray[np.int64], scale: Fraction, projection: Projection) -> NDArray[np.float64]:
     p, q = scale.numerator, scale.denominator
-    offset: NDArray[np.float64] = phase / p if projection == "corner" else (2 * phase + q % 2 - p) / (2 * p)
+    phases = np.arange(p) if phases is None else phases
+    offset: NDArray[np.float64] = phases / p if projection == "corner" else (2 * phases + q % 2 - p) / (2 * p)
     return offset
 
 
@@ -153,7 +132,7 @@ class Axis:
     @property
     def offset(self) -> NDArray[np.float64]:
         """Sub-pixel offset of each output, float64, shape (n_out,): no need of all p phases, which may be very many."""
-        return _offset(self.phase, self.scale, self.projection)
+        return phase_offsets(self.scale, self.projection, self.phase)
 
     def slot_phases(self) -> NDArray[np.int64]:
         """Phase of the k-th output of every input pixel congruent a modulo q; shape (q, slots), unused slots 0."""
