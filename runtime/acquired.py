@@ -184,8 +184,9 @@ def resampling(size: int, places: NDArray[Any], gains: NDArray[np.float64]) -> F
 
     `places` count in pixels from the axis's outer edge: pixel i is at i + 1/2. Only cosines with `gains` are kept, times those.
     """
+    weights = np.where(np.arange(len(gains)), 2.0, 1.0) / size * gains
     at_places, at_pixels = (_cosines(x, len(gains), size) for x in (places, np.arange(size) + 0.5))
-    return np.asarray((at_places * _weights(gains, size)) @ at_pixels.T, np.float32)
+    return np.asarray((at_places * weights) @ at_pixels.T, np.float32)
 
 
 @lru_cache(maxsize=6)  # all slices of a volume need the same two or three
@@ -212,16 +213,11 @@ def _analyses(band: Band, size: int, scale: Fraction) -> tuple[Float, Float]:
     """
     up = _synthesis(band, size, scale).astype(np.float64)
     m = up.shape[1]
-    measured = _weights(band.gains(m, size), size)[:, None] * _cosines(np.arange(size) + 0.5, m, size).T
+    weights = np.where(np.arange(m), 2.0, 1.0) / size * band.gains(m, size)
+    measured = weights[:, None] * _cosines(np.arange(size) + 0.5, m, size).T
     whole = size * scale.numerator % scale.denominator == 0  # then cosines are orthogonal over the output pixels
     inverse = up.T / (up**2).sum(0)[:, None] if whole else np.linalg.solve(up.T @ up, up.T)
     return np.asarray(measured, np.float32), np.asarray(inverse, np.float32)
-
-
-def _weights(gains: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Those of the cosines of an axis of `size` pixels in its transform, times gains."""
-    weights: NDArray[np.float64] = np.where(np.arange(len(gains)), 2.0, 1.0) / size * gains
-    return weights
 
 
 def _cosines(places: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:

@@ -129,6 +129,7 @@ class Bundle:
         bundle = cls(manifest, model, files, hashlib.sha256(content).hexdigest(), envelope)
         if any(_ELSEWHERE in graph for graph in (*(files[graph] for graph in GRAPHS), bundle.trunk(bundle.has_half))):
             raise wrong("has weights in other files, which its checksum does not cover", "export it again")
+        networks: list[tuple[str, tuple[str, ...], tuple[int, ...], int]]
         networks = [("weight predictor", PREDICTOR, (3, 4), model.basis)]  # and how many numbers go in and out
         if HEAD[0] in files:
             networks.append(("head", HEAD, (model.basis + 9 * model.skip + INPUTS,), OUTPUTS))

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from .acquired import WHOLE, Acquired, Band
 from .errors import ImageError
-from .grid import MAX_SCALE
+from .grid import MAX_SCALE, evenly
 from .intensity import Intensity
 
 Float = NDArray[np.float32]
@@ -229,7 +229,7 @@ def fullest(slices: Sequence[Float]) -> list[Float]:
     """Up to `_SLICES` of them at even distances, of those that show at least half as much tissue as the fullest."""
     tissue = [np.count_nonzero(image > _TISSUE) for image in slices]
     full = [image for image, pixels in zip(slices, tissue) if pixels and pixels >= max(tissue) / 2]
-    return [full[k] for k in np.unique(np.linspace(0, len(full) - 1, _SLICES).astype(int))] if full else []
+    return evenly(full, _SLICES)
 
 
 @lru_cache(maxsize=8)

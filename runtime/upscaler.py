@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import engines, grid, measure, tiles, volume
 from .acquired import Acquired, Consistency, Float
-from .bounded import BoundedCache
 from .bundle import Bundle
 from .engines import Engine
 from .engines.cuda import Array
@@ -26,6 +25,7 @@ from .engines.tensorrt import TensorRtEngine
 from .errors import BundleError, DeviceError, ImageError, ScaleError
 from .intensity import Intensity, real_array
 from .measure import Matrix
+from .memory import BoundedCache
 from .scan import Scan
 from .sizes import Size
 from .slices import Encoded, Slices, Window, check_slice_shape, output_shape
@@ -139,7 +139,7 @@ class Upscaler:
         if hasattr(image, "__cuda_array_interface__"):
             if uncertainty:
                 raise ImageError("uncertainty is told of arrays on the host alone: copy the image there")
-            return self._in_place(image, scale, shape, acquired, noise, grain, levels)
+            return self._in_place(image, Size(scale, shape), acquired, noise, grain, levels)
         array = _checked(image, (2, 3))
         labels = getattr(image, "dtype", None) == np.bool_  # a mask has nothing between true and false
         scan = Scan(array, stack=0 if array.ndim == 3 else None, labels=labels)
@@ -150,17 +150,10 @@ class Upscaler:
         return out.pixels if half_width is None else (out.pixels, half_width)
 
     def _in_place(
-        self,
-        image: Any,
-        scale: ScaleOrPair | None,
-        shape: tuple[int, int] | None,
-        acquired: Matrix,
-        noise: float | None,
-        grain: float,
-        levels: Intensity | None,
+        self, image: Any, size: Size, acquired: Matrix, noise: float | None, grain: float, levels: Intensity | None
     ) -> Any:
         """A call with an array in a GPU's memory. What must be copied to the host, `__call__` says."""
-        size, engine = Size(scale, shape), self.slices.engine
+        engine = self.slices.engine
         if not isinstance(engine, TensorRtEngine):
             computes = f"{engine.device} ({engine.runs_on}) computes"  # which may be an ensemble
             raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load tensorrt alone")
@@ -175,7 +168,7 @@ class Upscaler:
         fine = part.dtype.itemsize > 2 and part.dtype != np.float32
         if fine or grain or levels.aside or not measured.is_stored or not levels.fits_float32(np.float32):
             host = real_array(engine.to_host(image)) if host is None else host
-            return engine.upload(self(host, scale, shape=shape, acquired=acquired, grain=grain, levels=levels))
+            return engine.upload(self(host, size.scale, shape=size.shape, acquired=acquired, grain=grain, levels=levels))
         rows, cols, _ = size.of(part.shape[-2:], (), 2)
         out = engine.empty((*part.shape[:-2], *output_shape(part.shape[-2:], (rows, cols))))
         for k in np.ndindex(part.shape[:-2]):
@@ -271,16 +264,16 @@ class View:
         The window counts in output pixels and equals that part of the whole. With `grain`, as in `Upscaler.__call__`, the first
         window at a scale takes as long as the whole. Raises ScaleError where the window leaves the output.
         """
-        scales, whole, here = self._place(scale, shape, window)
+        scales, window = self._place(scale, shape, window)
         slices, encoded, intensity = self._slices, self._encoded, self._intensity
         if grain := measure.checked_grain(grain):
-            more = self._given_back(grain, scales, whole, here)
-            out = intensity.restore(slices.render(encoded, scales, here) + more, np.float32)
+            unit = slices.render(encoded, scales, window) + self._given_back(grain, scales, window)
+            out = intensity.restore(unit, np.float32)
         else:
-            out = slices.render(encoded, scales, here, intensity)
+            out = slices.render(encoded, scales, window, intensity)
         if intensity.aside:
             y, x = slices.sources(self.shape, scales)
-            rows, cols = _parts(here)
+            rows, cols = _parts(window)
             intensity.put_back(out, self._image, (y[rows], x[cols]))
         return out
 
@@ -291,10 +284,10 @@ class View:
 
         Its `rmse` and `worst` are in the input's units. Raises ScaleError.
         """
-        scales, _, _ = self._place(scale, shape, None)
-        sr = self._intensity.normalise(self.render(scale, shape=shape, grain=grain))
-        white, found = abs(self._intensity.white - self._intensity.black), Consistency()
-        found.add(self.acquired.difference(self._encoded.unit, sr, scales), white)
+        scales, _ = self._place(scale, shape, None)
+        intensity, found = self._intensity, Consistency()
+        sr = intensity.normalise(self.render(scales, grain=grain))
+        found.add(self.acquired.difference(self._encoded.unit, sr, scales), abs(intensity.white - intensity.black))
         return found
 
     def uncertainty(
@@ -309,17 +302,17 @@ class View:
 
         Raises ScaleError as `render` does, and BundleError where the bundle does not tell it.
         """
-        scales, whole, here = self._place(scale, shape, window)
-        out = self._slices.uncertainty(self._encoded, scales, here)
+        scales, window = self._place(scale, shape, window)
+        out = self._slices.uncertainty(self._encoded, scales, window)
         if grain := measure.checked_grain(grain):
-            out += np.abs(self._given_back(grain, scales, whole, here))
+            out += np.abs(self._given_back(grain, scales, window))
         return out * np.float32(abs(self._intensity.white - self._intensity.black))
 
-    def _given_back(self, grain: float, scales: grid.Scales, whole: tuple[int, int], window: Window) -> Float:
+    def _given_back(self, grain: float, scales: grid.Scales, window: Window) -> Float:
         """What `grain` adds to a window of the output; white is 1."""
 
         def lacking() -> Float:
-            sr = self._slices.render(self._encoded, scales, (0, 0, *whole))
+            sr = self._slices.render(self._encoded, scales, (0, 0, *output_shape(self.shape, scales)))
             return self.acquired.lacking(self._encoded.unit, sr, scales)
 
         lacks = self._lacks.get(scales, lacking)
@@ -327,11 +320,11 @@ class View:
 
     def _place(
         self, scale: ScaleOrPair | None, shape: tuple[int, int] | None, window: Window | None
-    ) -> tuple[grid.Scales, tuple[int, int], Window]:
-        """Scales, the output's shape, and the window of it that is wanted. Raises ScaleError."""
+    ) -> tuple[grid.Scales, Window]:
+        """Scales, and the window of the output that is wanted. Raises ScaleError."""
         rows, cols, _ = Size(scale, shape).of(self.shape, (), 2)
         whole = output_shape(self.shape, (rows, cols))
-        return (rows, cols), whole, (0, 0, *whole) if window is None else _checked_window(window, whole)
+        return (rows, cols), (0, 0, *whole) if window is None else _checked_window(window, whole)
 
     def nearest_scale(self, factor: ScaleOrPair) -> grid.Scales:
         """Scales near a factor, or near a pair (rows, columns), that `render` serves fastest, from a small table.

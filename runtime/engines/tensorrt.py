@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from .. import grid
 from ..acquired import NOTHING, Told
-from ..bounded import BoundedCache
 from ..bundle import Bundle
 from ..errors import ClosedError, DeviceError, ImageError, reason
 from ..intensity import UNIT, Intensity
+from ..memory import BoundedCache
 from ..tiles import Span
 from .cache import EngineCache
 from .cuda import Array, Device
