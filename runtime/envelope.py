@@ -108,7 +108,8 @@ def statistics(slices: Sequence[Float], sigma: float = 0.0) -> dict[str, float]:
         amid = bright & amid[2:, 1:-1] & amid[:-2, 1:-1] & amid[1:-1, 2:] & amid[1:-1, :-2]
         inside.append(coarse[deep])
         if deep.sum() >= _ENOUGH:
-            skews.append(_skew(*np.quantile(coarse[deep], _DECILES)))
+            dark, median, light = np.quantile(coarse[deep], _DECILES)
+            skews.append(math.log((light - median + _EQUAL) / (median - dark + _EQUAL)))
         rim.append(coarse[bright & ~deep])
         tissue.append(coarse[bright])
         detail.append((np.abs(coarse - mean) / np.maximum(mean, _TISSUE / 2))[amid])
@@ -123,10 +124,6 @@ def statistics(slices: Sequence[Float], sigma: float = 0.0) -> dict[str, float]:
         "saturated": max(0.0, float((whole > _WHITE).mean()) - _SATURATED),
     }
     return found | ({"rim": math.log(np.median(outer) / median)} if len(outer) > _MIN_RIM * len(whole) else {})
-
-
-def _skew(dark: float, median: float, light: float) -> float:
-    return math.log((light - median + _EQUAL) / (median - dark + _EQUAL))
 
 
 def _inside(tissue: NDArray[np.bool_], margin: int) -> NDArray[np.bool_]:

@@ -24,12 +24,11 @@ from typing import Any, Literal, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from .acquired import WHOLE, Acquired, Band
+from .acquired import WHOLE, Acquired, Band, Float
 from .errors import ImageError
 from .grid import MAX_SCALE, evenly
 from .intensity import Intensity
 
-Float = NDArray[np.float32]
 # Samples of each axis within a slice, or of all three array axes; or what was found before, of the last axes.
 Matrix = Union[Literal["auto", "stored"], Sequence[int], Acquired]
 Fractions = Sequence[Union[float, None]]  # acquired over stored, of each array axis; None where a header does not tell

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import grid, tiles, uncertainty
+from . import grid, uncertainty
 from .acquired import STORED, Acquired, Float, Told
 from .bundle import Model
 from .engines import Engine
@@ -21,17 +21,34 @@ from .uncertainty import Head
 
 log = logging.getLogger(__name__)
 
+TILE = 512  # input pixels an axis; the trunk's working memory is some 300 MB for such a tile, whatever the image
 _SMALLEST = 64  # pixels an axis, below which a tile takes no less memory
 Result = TypeVar("Result")
 Window = tuple[int, int, int, int]  # row, column, height, width in output pixels
 
 
 @dataclass(frozen=True)
+class Extent:
+    """One tile along one axis, in input pixels: it renders the outputs of [start, stop) and encodes [first, last)."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+    def outputs(self, axis: grid.Axis, start: int, stop: int) -> grid.Span:
+        """Those of the output pixels [start, stop) whose source lies in the tile."""
+        low, high = (int(k) for k in np.searchsorted(axis.source, [self.start, self.stop]))
+        low, high = max(low, start), min(high, stop)
+        return grid.Span(axis, low, max(low, high), self.first, self.last - self.first)
+
+
+@dataclass(frozen=True)
 class Tile:
     """Where a tile lies in a canonical slice, and its features, wherever the engine keeps them."""
 
-    rows: tiles.Extent
-    cols: tiles.Extent
+    rows: Extent
+    cols: Extent
     features: Any
 
 
@@ -154,8 +171,8 @@ class Slices:
                 self._tile = min(self._tile, tile // 2)
 
     def _tiles(self, image: NDArray[Any], levels: Intensity, told: Told, tile: int) -> Iterator[Tile]:
-        for rows in tiles.extents(image.shape[0], self.model.radius, tile):
-            for cols in tiles.extents(image.shape[1], self.model.radius, tile):
+        for rows in extents(image.shape[0], self.model.radius, tile):
+            for cols in extents(image.shape[1], self.model.radius, tile):
                 part = image[rows.first : rows.last, cols.first : cols.last]
                 yield Tile(rows, cols, self.engine.encode(part, levels, told))
 
@@ -190,6 +207,14 @@ class Slices:
             if half_width is not None:
                 responses = self.engine.responses(tile.features)
                 half_width[place] = uncertainty.half_width(self.head, responses, encoded.acquired.told, y, x, larger)
+
+
+def extents(size: int, halo: int, tile: int) -> Iterator[Extent]:
+    """Tiles of equal length, at most `tile`, each with `halo` pixels more on both sides where the image goes on."""
+    count = -(-size // tile)
+    for k in range(count):
+        start, stop = k * size // count, (k + 1) * size // count
+        yield Extent(start, stop, max(0, start - halo), min(size, stop + halo))
 
 
 def output_shape(shape_in: tuple[int, ...], scales: grid.Scales) -> tuple[int, int]:

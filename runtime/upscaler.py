@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import engines, grid, measure, tiles, volume
+from . import engines, grid, measure, volume
 from .acquired import Acquired, Consistency, Float
 from .bundle import Bundle
 from .engines import Engine
@@ -28,7 +28,7 @@ from .measure import Matrix
 from .memory import BoundedCache
 from .scan import Scan
 from .sizes import Size
-from .slices import Encoded, Slices, Window, check_slice_shape, output_shape
+from .slices import TILE, Encoded, Slices, Window, check_slice_shape, output_shape
 
 ScaleOrPair = grid.ScaleLike | tuple[grid.ScaleLike, grid.ScaleLike]
 ScaleOrAxes = ScaleOrPair | tuple[grid.ScaleLike, grid.ScaleLike, grid.ScaleLike]
@@ -58,7 +58,7 @@ class Upscaler:
         device: str = "auto",
         threads: int | None = None,
         cache_dir: str | Path | None = None,
-        tile: int = tiles.TILE,
+        tile: int = TILE,
         ensemble: bool = False,
     ) -> Upscaler:
         """Load a bundle for a device: cpu, openvino, gpu, cuda, tensorrt or auto. A bundle is a path, the name of a
@@ -324,7 +324,18 @@ class View:
         """Scales, and the window of the output that is wanted. Raises ScaleError."""
         rows, cols, _ = Size(scale, shape).of(self.shape, (), 2)
         whole = output_shape(self.shape, (rows, cols))
-        return (rows, cols), (0, 0, *whole) if window is None else _checked_window(window, whole)
+        if window is None:
+            return (rows, cols), (0, 0, *whole)
+        try:
+            top, left, height, width = (operator.index(v) for v in window)
+        except (TypeError, ValueError):
+            raise ScaleError(f"window {window!r} is not (row, column, height, width) in whole output pixels") from None
+        if not (0 <= top < top + height <= whole[0] and 0 <= left < left + width <= whole[1]):
+            raise ScaleError(
+                f"window {window} leaves the output of {whole[0]}×{whole[1]} pixels: "
+                "give (row, column, height, width) inside it, in output pixels"
+            )
+        return (rows, cols), (top, left, height, width)
 
     def nearest_scale(self, factor: ScaleOrPair) -> grid.Scales:
         """Scales near a factor, or near a pair (rows, columns), that `render` serves fastest, from a small table.
@@ -369,19 +380,6 @@ def _check_shape(shape: tuple[int, ...], ndims: tuple[int, ...]) -> None:
         forms = " or ".join({2: "(H, W)", 3: "(N, H, W)"}[n] for n in ndims)
         raise ImageError(f"the image has shape {shape}: give {forms}")
     check_slice_shape(shape[-2:])
-
-
-def _checked_window(window: Window, whole: tuple[int, int]) -> Window:
-    try:
-        row, col, height, width = (operator.index(v) for v in window)
-    except (TypeError, ValueError):
-        raise ScaleError(f"window {window!r} is not (row, column, height, width) in whole output pixels") from None
-    if row < 0 or col < 0 or height < 1 or width < 1 or row + height > whole[0] or col + width > whole[1]:
-        raise ScaleError(
-            f"window {window} leaves the output of {whole[0]}×{whole[1]} pixels: "
-            "give (row, column, height, width) inside it, in output pixels"
-        )
-    return row, col, height, width
 
 
 def _parts(window: Window) -> tuple[slice, slice]:

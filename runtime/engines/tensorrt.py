@@ -24,9 +24,9 @@ from .. import grid
 from ..acquired import NOTHING, Told
 from ..bundle import Bundle
 from ..errors import ClosedError, DeviceError, ImageError, reason
+from ..grid import Span
 from ..intensity import UNIT, Intensity
 from ..memory import BoundedCache
-from ..tiles import Span
 from .cache import EngineCache
 from .cuda import Array, Device
 
