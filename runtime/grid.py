@@ -85,6 +85,14 @@ def output_size(size: int, scale: Fraction) -> int:
     return size * scale.numerator // scale.denominator
 
 
+def overlap(size: int, scale: Fraction) -> NDArray[np.float64]:
+    """(inputs, outputs): how much of each output pixel, of width 1, lies in each input pixel, of width `scale`."""
+    start = np.arange(size)[:, None] * float(scale)
+    k = np.arange(output_size(size, scale))
+    shared: NDArray[np.float64] = np.minimum(start + float(scale), k + 1) - np.maximum(start, k)
+    return shared.clip(0, 1)
+
+
 def phase_offsets(scale: Fraction, projection: Projection, phases: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
     """The sub-pixel offset of each of the p phases of scale p/q, ascending, or of some `phases`, in input pixels; float64.
 

@@ -51,7 +51,7 @@ def upscale(
             if half_width is not None:
                 np.moveaxis(half_width, other, 0)[k] += width
             step()
-    overlap = thickness(volume.shape[axis], scale).astype(dtype)
+    overlap = grid.overlap(volume.shape[axis], scale).astype(dtype)
     means, parts = overlap / overlap.sum(1, keepdims=True), (overlap / overlap.sum(0)).T
     thick, thin = np.moveaxis(intensity.filled(volume), axis, -1), np.moveaxis(out, axis, -1)
     for here in np.ndindex(thick.shape[0]):
@@ -71,11 +71,3 @@ def room(shape: tuple[int, ...], axis: int, scale: Fraction, dtype: DTypeLike) -
     out = allocate((*shape[:axis], grid.output_size(shape[axis], scale), *shape[axis + 1 :]), dtype)
     out[...] = 0
     return out
-
-
-def thickness(size: int, scale: Fraction) -> NDArray[np.float64]:
-    """(thick slices, thin slices): how much of each thin one, of thickness 1, lies in each thick one, of thickness `scale`."""
-    thick = np.arange(size)[:, None] * float(scale)
-    thin = np.arange(grid.output_size(size, scale))
-    shared: NDArray[np.float64] = np.minimum(thick + float(scale), thin + 1) - np.maximum(thick, thin)
-    return shared.clip(0, 1)

@@ -170,7 +170,7 @@ def _compare(
         return
     thick, thin = _slices(volume, pair), _slices(target, pair)
     white = abs(scan.slope) * (abs(intensity.white - intensity.black) or 1.0)
-    shares = through_plane.thickness(len(thick), scales[scan.axis])
+    shares = grid.overlap(len(thick), scales[scan.axis])
     for image, of in zip(thick, shares / shares.sum(1, keepdims=True)):
         sr = np.sum([float(of[k]) * intensity.normalise_output(thin[k]) for k in np.flatnonzero(of)], axis=0)
         into.add(acquired.difference(intensity.normalise(image), sr, (scales[pair[0]], scales[pair[1]])), white)
