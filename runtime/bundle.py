@@ -7,7 +7,7 @@ import io
 import json
 import operator
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,7 +19,6 @@ from . import grid
 from .acquired import Float
 from .envelope import Envelope
 from .errors import BundleError, reason
-from .files import write_atomically
 from .phases import WeightPredictor
 from .uncertainty import INPUTS, OUTPUTS, Head
 
@@ -180,20 +179,11 @@ class Bundle:
         return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def write(
-    path: Path,
-    model: Model,
-    files: dict[str, bytes],
-    about: dict[str, Any],
-    overwrite: bool,
-    check: Callable[[Path], Any] = lambda finished: None,
-) -> None:
-    """Write a bundle whole or not at all, and not if `check` of the finished file raises; the same content, the same bytes."""
-    write_atomically(path, serialise(model, files, about), overwrite, check)
-
-
 def serialise(model: Model, files: dict[str, bytes], about: dict[str, Any]) -> bytes:
-    """The bytes of a bundle. `about` joins the manifest: who made it, from what, how well it was verified."""
+    """The bytes of a bundle, of the same content the same.
+
+    `about` joins the manifest: who made it, from what, how well it was verified.
+    """
     manifest = {
         "format": FORMAT,
         "version": VERSION,

@@ -20,13 +20,13 @@ Value = TypeVar("Value")  # what has `nbytes`, such as an array
 
 
 def allocate(shape: tuple[int, ...], dtype: DTypeLike, order: Literal["C", "F"] = "C") -> NDArray[Any]:
-    """An array for the output, in a file without a name where it would take more than half of the machine's memory.
+    """Zeros for an output, in a file without a name where they would take more than half of the machine's memory.
 
     Raises ScaleError, rather than bring the machine down, where it fits neither.
     """
     needed = math.prod(shape) * np.dtype(dtype).itemsize
     if needed <= machine_memory() // 2:
-        return np.empty(shape, dtype, order)
+        return np.zeros(shape, dtype, order)
     folder = tempfile.gettempdir()
     try:
         if shutil.disk_usage(folder).free < needed:

@@ -68,6 +68,4 @@ def orientations(shape: tuple[int, ...], axis: int) -> list[int]:
 
 def room(shape: tuple[int, ...], axis: int, scale: Fraction, dtype: DTypeLike) -> NDArray[Any]:
     """Zeros, as large as what `upscale` makes of a volume of `shape`."""
-    out = allocate((*shape[:axis], grid.output_size(shape[axis], scale), *shape[axis + 1 :]), dtype)
-    out[...] = 0
-    return out
+    return allocate(tuple(grid.output_size(n, scale) if k == axis else n for k, n in enumerate(shape)), dtype)
