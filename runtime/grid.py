@@ -67,12 +67,10 @@ def parse_number(value: ScaleLike, what: str, hint: str) -> Fraction:
 
 def parse_scales(value: ScaleLike | tuple[ScaleLike, ...] | list[ScaleLike]) -> Scales:
     """(row scale, column scale) of a scale given once for both axes or as a pair."""
-    if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise ScaleError(f"scale {value!r} has {len(value)} entries: give one number, or two (rows, columns)")
-        return parse_scale(value[0]), parse_scale(value[1])
-    scale = parse_scale(value)
-    return scale, scale
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ScaleError(f"scale {value!r} has {len(pair)} entries: give one number, or two (rows, columns)")
+    return parse_scale(pair[0]), parse_scale(pair[1])
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:

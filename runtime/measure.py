@@ -108,7 +108,7 @@ def of(
     bands, sources = [Band()] * data.ndim, []
     notes = [intensity.said] if intensity.aside else []
     for axis, seen in zip(axes, found):
-        told, given = header[axis] if axis < len(header) else None, asked.get(axis)
+        told, given = header[axis], asked.get(axis)
         if given is not None:
             agrees = seen is not None and abs(seen.fraction - given) <= _DIFFER
             bands[axis] = replace(seen, fraction=given) if seen is not None and agrees else Band(given)
