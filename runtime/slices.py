@@ -153,9 +153,9 @@ class Slices:
         return out
 
     def _encoded(self, image: NDArray[Any], levels: Intensity, acquired: Acquired, use: Callable[[Encoded], Result]) -> Result:
-        """What `use` makes of a slice in grey values of `levels`, each tile of which is encoded when it is asked for.
+        """What `use` makes of a slice in grey values of `levels`, which is the `unit` of what it gets.
 
-        Where there is too little memory for the tiles, again with tiles half as large.
+        Each tile is encoded when it is asked for. Where there is too little memory for one, again with tiles half as large.
         """
         canonical, spacing = acquired.canonical(image)
         while True:
