@@ -15,8 +15,8 @@ from benchmarks import fresh, measure, rows
 from benchmarks.conftest import scales, slice_of
 from runtime import Upscaler, grid
 from runtime.acquired import STORED
+from runtime.grid import Span
 from runtime.intensity import UNIT
-from runtime.tiles import Span
 from train import resample
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status tells a process's peak on Linux alone")

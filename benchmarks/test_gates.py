@@ -15,9 +15,9 @@ from benchmarks.conftest import scales, slice_of
 from benchmarks.measure import gate
 from runtime import Upscaler, grid
 from runtime.acquired import STORED
+from runtime.grid import Span
 from runtime.intensity import UNIT
 from runtime.phases import slot_table
-from runtime.tiles import Span
 
 SIZE = 240
 PROMPT_S = 0.015  # a new scale, and a zoom: what the project promises

@@ -14,7 +14,7 @@ import numpy as np
 from runtime import Upscaler, bundle, command
 from runtime.bundle import Bundle
 from runtime.errors import OutputFileError
-from runtime.files import check_output
+from runtime.files import check_output, write_atomically
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m export") -> int:
@@ -89,7 +89,7 @@ def _export(argv: list[str], prog: str) -> None:
             with Upscaler.load(finished) as upscaler:
                 measure(upscaler)
 
-        bundle.write(out, model, files, manifest, args.force, check)
+        write_atomically(out, bundle.serialise(model, files, manifest), args.force, check)
     print(f"{out}: {out.stat().st_size:,} bytes, {said}")
 
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from runtime import Upscaler, grid
 from runtime.acquired import Acquired
 from runtime.measure import estimate
-from runtime.slices import output_shape
-from runtime.tiles import TILE, Extent
+from runtime.slices import TILE, Extent, output_shape
 from runtime.uncertainty import COVERAGE, INPUTS, OUTPUTS, plain
 from train import data, degradations, models, resample, subjects
 from train.augment import NOISE, Augment

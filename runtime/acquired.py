@@ -1,4 +1,4 @@
-"""What the scanner measured, and how to get back to it. Pure arithmetic on arrays, no I/O.
+"""What the scanner measured, how to get back to it, and how well an output equals it. Pure arithmetic on arrays, no I/O.
 
 A scanner measures part of k-space, tapers its edge with a window, fills the rest with zeros and stores the magnitude. The
 canonical form of such a scan is its acquired matrix, the window undone, with white noise of a known σ: what the network sees.
@@ -25,9 +25,10 @@ Told = tuple[float, float, float]  # what a network is told: σ, and the soft pa
 NOTHING: Told = (0.0, 0.0, 0.0)
 LEAST_SIGMA, SOFT = 1e-3, 3.0  # less noise is none; a band's soft end is multiplied by it, so that Hann's window is 1
 WHOLE = 0.97  # a part of Nyquist's frequency from which the whole matrix counts as measured
-ALL = slice(None)
+LARGEST = 1024  # pixels along an axis of a slice: `difference` of larger ones would take seconds, and no scan has more
 _MOST_GAIN = 4.0  # −12 dB: how far a window is undone. Beyond it small errors of its estimate become ripple
 _NEAR = 0.01  # of Nyquist's frequency: how far the canonical band may end from the measured one, for a simple ratio
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,6 @@ class Band:
             return Fraction(1)
         ratios = (Fraction(1 / self.fraction).limit_denominator(q) for q in range(1, 100))
         return next(s for s in ratios if abs(float(1 / s) - self.fraction) <= _NEAR)
-
-
-def resampling(size: int, places: NDArray[Any], gains: NDArray[np.float64]) -> Float:
-    """The matrix (places, size) from the pixels of an axis to band-limited samples of it.
-
-    `places` count in pixels from the axis's outer edge: pixel i is at i + 1/2. Only cosines with `gains` are kept, times those.
-    """
-    weights = np.where(np.arange(len(gains)), 2.0, 1.0) / size * gains
-    at_places, at_pixels = (_cosines(x, len(gains), size) for x in (places, np.arange(size) + 0.5))
-    return np.asarray((at_places * weights) @ at_pixels.T, np.float32)
 
 
 @dataclass(frozen=True)
@@ -142,7 +133,7 @@ class Acquired:
         return self.given_back(lacks, image.shape, [1 / band.spacing for band in self.bands])
 
     def given_back(
-        self, lacks: Float, shape: Sequence[int], scales: Sequence[Fraction], rows: slice = ALL, cols: slice = ALL
+        self, lacks: Float, shape: Sequence[int], scales: Sequence[Fraction], rows: slice = _ALL, cols: slice = _ALL
     ) -> Float:
         """What adds `lacking` to the output pixels rows × cols of a slice of `shape`, and changes nothing else in its band."""
         up_y, up_x = (_synthesis(band, n, r) for band, n, r in zip(self.bands, shape, scales))
@@ -150,6 +141,52 @@ class Acquired:
 
 
 STORED = Acquired((Band(),) * 3)  # the whole matrix was measured, without noise
+
+
+@dataclass
+class Consistency:
+    """Differences summed up over slices: pixels of the input's canonical form less those of the output's, in input values.
+
+    `rmse` and `worst`, the root mean square and the largest size, are NaN where nothing was compared; `white` is white less
+    black in the same units, the largest where volumes differ.
+    """
+
+    count: int = 0
+    squares: float = 0.0
+    worst: float = math.nan
+    white: float = 0.0
+
+    @property
+    def rmse(self) -> float:
+        return math.sqrt(self.squares / self.count) if self.count else math.nan
+
+    def add(self, difference: Float, white: float) -> None:
+        """Count a difference (h, w), of which 1 is `white` units."""
+        self.count += difference.size
+        self.squares += float(np.vdot(difference, difference)) * white**2
+        self.worst = float(np.fmax(self.worst, np.abs(difference).max() * white))
+        self.white = max(self.white, white)
+
+    def plain(self) -> dict[str, float] | None:
+        """For a sidecar; None where nothing was compared."""
+        return {"rmse": float(f"{self.rmse:.3g}"), "worst": float(f"{self.worst:.3g}")} if self.count else None
+
+    def __str__(self) -> str:
+        """In a line, for a person; nothing where nothing was compared."""
+        if not self.count:
+            return ""
+        root, worst = (f"{of:.3g} ({100 * of / self.white:.2g} % of white)" for of in (self.rmse, self.worst))
+        return f"consistency with what was measured: RMSE {root}, worst {worst}"
+
+
+def resampling(size: int, places: NDArray[Any], gains: NDArray[np.float64]) -> Float:
+    """The matrix (places, size) from the pixels of an axis to band-limited samples of it.
+
+    `places` count in pixels from the axis's outer edge: pixel i is at i + 1/2. Only cosines with `gains` are kept, times those.
+    """
+    weights = np.where(np.arange(len(gains)), 2.0, 1.0) / size * gains
+    at_places, at_pixels = (_cosines(x, len(gains), size) for x in (places, np.arange(size) + 0.5))
+    return np.asarray((at_places * weights) @ at_pixels.T, np.float32)
 
 
 @lru_cache(maxsize=6)  # all slices of a volume need the same two or three

@@ -7,8 +7,8 @@ import io
 import json
 import operator
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import grid
+from .acquired import Float
 from .envelope import Envelope
 from .errors import BundleError, reason
-from .files import write_atomically
 from .phases import WeightPredictor
 from .uncertainty import INPUTS, OUTPUTS, Head
 
@@ -82,29 +82,31 @@ class Bundle:
     @classmethod
     def parse(cls, content: bytes, name: str) -> Bundle:
         """A bundle from a file's bytes; `name` is for error messages."""
+
+        def wrong(what: str, repair: str = "make it again with `metasrgan export`") -> BundleError:
+            return BundleError(f"{name} {what}: {repair}")
+
+        damaged = wrong("is damaged, its checksum differs", "copy it again, or make it with `metasrgan export`")
         try:
             archive = zipfile.ZipFile(io.BytesIO(content))
             size = sum(member.file_size for member in archive.infolist())
             if size > _LARGEST:
-                raise BundleError(f"{name} would take {size:,} bytes, a bundle has less than {_LARGEST:,}: it is no honest one")
+                raise wrong(f"would take {size:,} bytes, a bundle has less than {_LARGEST:,}", "it is no honest one")
             manifest = json.loads(archive.read("manifest.json"))
             kind, version = str(manifest["format"])[:40], operator.index(manifest["version"])
         except BundleError:
             raise
         except Exception:  # the readers of damaged archives and manifests raise whatever they stumble over
-            raise BundleError(f"{name} is no bundle, or is damaged: make it again with `metasrgan export`") from None
+            raise wrong("is no bundle, or is damaged") from None
         if kind != FORMAT:
-            raise BundleError(f"{name} is a {kind!r}, not a {FORMAT!r}: give a bundle of `metasrgan export`")
+            raise wrong(f"is a {kind!r}, not a {FORMAT!r}", "give a bundle of `metasrgan export`")
         if version not in range(OLDEST, VERSION + 1):
-            raise BundleError(
-                f"{name} has format version {str(version)[:40]}, this release reads {OLDEST} to {VERSION}: "
-                "install a newer metasrgan-edge, or export the checkpoint with this one"
-            )
+            what = f"has format version {str(version)[:40]}, this release reads {OLDEST} to {VERSION}"
+            raise wrong(what, "install a newer metasrgan-edge, or export the checkpoint with this one")
         if archive.comment != _seal(content[: len(content) - len(archive.comment)]):
-            raise _damaged(name)
+            raise damaged
         try:
-            known = {field.name for field in fields(Model)}
-            stated = {name: value for name, value in manifest["model"].items() if name in known}
+            stated = {key: value for key, value in manifest["model"].items() if key in Model.__dataclass_fields__}
             if version < 4:  # which left these out
                 precision = "int8" if "psnr_lost_db" in manifest else "float32"
                 stated = {"told": False, "precision": precision, "weights": 0} | stated
@@ -112,21 +114,31 @@ class Bundle:
             if version < 4 and model.told != (version == 3):
                 raise ValueError(f"{model} is none of version {version}")
             envelope = Envelope.parse(manifest["envelope"]) if manifest.get("envelope") is not None else None
-            held = set(archive.namelist())
-            files = {member: archive.read(member) for member in manifest["files"] if member in held}
             listed = {member: (entry["bytes"], entry["sha256"]) for member, entry in manifest["files"].items()}
+            held = {*archive.namelist()}
+            files = {member: archive.read(member) for member in listed if member in held}
         except Exception:
-            raise BundleError(f"{name} has a manifest that makes no sense: make it again with `metasrgan export`") from None
+            raise wrong("has a manifest that makes no sense") from None
         required = (*REQUIRED, TRUNK_FP16) if model.precision == "float16" else REQUIRED
-        missing = [m for m in {**dict.fromkeys(required), **listed} if m not in files]
-        if missing:
-            raise BundleError(f"{name} lacks {ascii(missing[0])[1:-1]:.60}: make it again with `metasrgan export`")
-        if any((len(data), hashlib.sha256(data).hexdigest()) != listed[m] for m, data in files.items()):
-            raise _damaged(name)
+        for member in (*required, *listed):
+            if member not in files:
+                raise wrong(f"lacks {ascii(member)[1:-1]:.60}")
+        if any((len(data), hashlib.sha256(data).hexdigest()) != listed[member] for member, data in files.items()):
+            raise damaged
         bundle = cls(manifest, model, files, hashlib.sha256(content).hexdigest(), envelope)
-        if any(_ELSEWHERE in graph for graph in (*(files[n] for n in GRAPHS), bundle.trunk(bundle.has_half))):
-            raise BundleError(f"{name} has weights in other files, which its checksum does not cover: export it again")
-        bundle._check_arrays(name)
+        if any(_ELSEWHERE in graph for graph in (*(files[graph] for graph in GRAPHS), bundle.trunk(bundle.has_half))):
+            raise wrong("has weights in other files, which its checksum does not cover", "export it again")
+        networks: list[tuple[str, tuple[str, ...], tuple[int, ...], int]]
+        networks = [("weight predictor", PREDICTOR, (3, 4), model.basis)]  # and how many numbers go in and out
+        if HEAD[0] in files:
+            networks.append(("head", HEAD, (model.basis + 9 * model.skip + INPUTS,), OUTPUTS))
+        for what, members, into, out in networks:
+            try:
+                parts = [bundle._array(member) for member in members]
+            except Exception:
+                raise wrong(f"has a {what} that is no array") from None
+            if not _fit(parts, into, out):
+                raise wrong(f"has a {what} that does not fit")
         return bundle
 
     @property
@@ -146,32 +158,17 @@ class Bundle:
 
     def predictor(self) -> WeightPredictor:
         """The weight predictor in float32."""
-        w1, b1, w2, b2 = (self._array(member).astype(np.float32) for member in PREDICTOR)
+        (w1, b1), (w2, b2) = self._layers(PREDICTOR)
         return WeightPredictor(w1, b1, w2, b2, self.model.projection)
 
     def head(self) -> Head | None:
         """What tells the uncertainty, in float32; None where the bundle was exported without."""
-        if HEAD[0] not in self.files:
-            return None
-        parts = [self._array(member).astype(np.float32) for member in HEAD]
-        return Head(tuple(zip(parts[::2], parts[1::2])))
+        return Head(self._layers(HEAD)) if HEAD[0] in self.files else None
 
-    def _check_arrays(self, name: str) -> None:
-        """Raise BundleError for arrays that are none, or do not fit one another."""
-        features = self.model.basis + 9 * self.model.skip
-        predictor = "weight predictor", PREDICTOR, (3, 4), self.model.basis  # and how many numbers go in and out
-        head = "head", HEAD, (features + INPUTS,), OUTPUTS
-        for what, members, into, out in (predictor, head)[: 1 + (HEAD[0] in self.files)]:
-            try:
-                parts = [self._array(member) for member in members]
-            except Exception:
-                raise BundleError(f"{name} has a {what} that is no array: make it again with `metasrgan export`") from None
-            fit = all(part.dtype in (np.float16, np.float32) and np.isfinite(part).all() for part in parts)
-            for w, b in zip(parts[::2], parts[1::2]):
-                fit = fit and b.size > 0 and w.shape in [(b.size, n) for n in into] and b.ndim == 1
-                into = (b.size,)
-            if not fit or into != (out,):
-                raise BundleError(f"{name} has a {what} that does not fit: make it again with `metasrgan export`")
+    def _layers(self, members: Sequence[str]) -> tuple[tuple[Float, Float], ...]:
+        """The weights and biases of each layer, float32."""
+        parts = [self._array(member).astype(np.float32) for member in members]
+        return tuple(zip(parts[::2], parts[1::2]))
 
     def _array(self, member: str) -> NDArray[Any]:
         """An array whose header is held to the bytes behind it: np.load would make room for what it promises."""
@@ -182,20 +179,11 @@ class Bundle:
         return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def write(
-    path: Path,
-    model: Model,
-    files: dict[str, bytes],
-    about: dict[str, Any],
-    overwrite: bool,
-    check: Callable[[Path], Any] = lambda finished: None,
-) -> None:
-    """Write a bundle whole or not at all, and not if `check` of the finished file raises; the same content, the same bytes."""
-    write_atomically(path, serialise(model, files, about), overwrite, check)
-
-
 def serialise(model: Model, files: dict[str, bytes], about: dict[str, Any]) -> bytes:
-    """The bytes of a bundle. `about` joins the manifest: who made it, from what, how well it was verified."""
+    """The bytes of a bundle, of the same content the same.
+
+    `about` joins the manifest: who made it, from what, how well it was verified.
+    """
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -222,8 +210,15 @@ def array_bytes(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _damaged(name: str) -> BundleError:
-    return BundleError(f"{name} is damaged, its checksum differs: copy it again, or make it with `metasrgan export`")
+def _fit(parts: Sequence[NDArray[Any]], into: tuple[int, ...], out: int) -> bool:
+    """Whether weights and biases, alternately, are layers of an MLP from one of `into` numbers to `out`."""
+    if any(part.dtype not in (np.float16, np.float32) or not np.isfinite(part).all() for part in parts):
+        return False
+    for w, b in zip(parts[::2], parts[1::2]):
+        if b.ndim != 1 or not b.size or w.shape not in [(b.size, n) for n in into]:
+            return False
+        into = (b.size,)
+    return into == (out,)
 
 
 def _seal(body: bytes) -> bytes:

@@ -16,7 +16,7 @@ from .command import add_bundle_options
 from .engines.cache import EngineCache
 from .engines.ort import version_of
 from .errors import DeviceError, MetasrganError
-from .tiles import TILE
+from .slices import TILE
 from .upscaler import open_bundle
 
 TIMED = 128  # pixels an axis of the image that each device is timed with

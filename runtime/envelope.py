@@ -102,13 +102,11 @@ def statistics(slices: Sequence[Float], sigma: float = 0.0) -> dict[str, float]:
         coarse = image[: rows * step, : cols * step].reshape(rows, step, cols, step).mean((1, 3))
         bright = coarse > max(_TISSUE, _ABOVE_NOISE * sigma)
         deep = _inside(bright, max(2, round(_RIM * min(coarse.shape)))) & bright
-        framed = np.pad(coarse, 1, mode="edge")
-        mean = (framed[2:, 1:-1] + framed[:-2, 1:-1] + framed[1:-1, 2:] + framed[1:-1, :-2]) / 4
-        amid = np.pad(bright, 1, mode="edge")
-        amid = bright & amid[2:, 1:-1] & amid[:-2, 1:-1] & amid[1:-1, 2:] & amid[1:-1, :-2]
+        mean, amid = _neighbours(coarse).mean(0), bright & _neighbours(bright).all(0)
         inside.append(coarse[deep])
         if deep.sum() >= _ENOUGH:
-            skews.append(_skew(*np.quantile(coarse[deep], _DECILES)))
+            dark, median, light = np.quantile(coarse[deep], _DECILES)
+            skews.append(math.log((light - median + _EQUAL) / (median - dark + _EQUAL)))
         rim.append(coarse[bright & ~deep])
         tissue.append(coarse[bright])
         detail.append((np.abs(coarse - mean) / np.maximum(mean, _TISSUE / 2))[amid])
@@ -125,8 +123,10 @@ def statistics(slices: Sequence[Float], sigma: float = 0.0) -> dict[str, float]:
     return found | ({"rim": math.log(np.median(outer) / median)} if len(outer) > _MIN_RIM * len(whole) else {})
 
 
-def _skew(dark: float, median: float, light: float) -> float:
-    return math.log((light - median + _EQUAL) / (median - dark + _EQUAL))
+def _neighbours(image: NDArray[Any]) -> NDArray[Any]:
+    """The pixels below, above, to the right and to the left of each pixel (H, W), edges repeated; (4, H, W)."""
+    framed = np.pad(image, 1, mode="edge")
+    return np.stack([framed[2:, 1:-1], framed[:-2, 1:-1], framed[1:-1, 2:], framed[1:-1, :-2]])
 
 
 def _inside(tissue: NDArray[np.bool_], margin: int) -> NDArray[np.bool_]:

@@ -7,9 +7,10 @@ n·p // q pixels. Source: Hu et al., *Meta-SR*, CVPR 2019 (the corner projection
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -56,41 +57,20 @@ def parse_number(value: ScaleLike, what: str, hint: str) -> Fraction:
     except ValueError:  # Python does not print integers of thousands of digits
         raise ScaleError(f"{what} is a number of thousands of digits: {hint}") from None
     shown = text if len(text) <= 40 else f"{text[:40]}…"
-    of_a_kind = isinstance(value, (str, Real, Decimal)) and not isinstance(value, (bool, np.bool_))
-    if not of_a_kind or not _NUMBER.fullmatch(text):
-        raise ScaleError(f"{what} {shown!r} is not a number: {hint}")
-    if len(text) > 40:
-        raise ScaleError(f"{what} {shown} has too many digits: round it to 17")
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise ScaleError(f"{what} {shown!r} is not a number: {hint}") from None
+    if isinstance(value, (str, Real, Decimal)) and not isinstance(value, bool) and _NUMBER.fullmatch(text):
+        if len(text) > 40:
+            raise ScaleError(f"{what} {shown} has too many digits: round it to 17")
+        with contextlib.suppress(ValueError, ZeroDivisionError):
+            return Fraction(text)
+    raise ScaleError(f"{what} {shown!r} is not a number: {hint}")
 
 
 def parse_scales(value: ScaleLike | tuple[ScaleLike, ...] | list[ScaleLike]) -> Scales:
     """(row scale, column scale) of a scale given once for both axes or as a pair."""
-    if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise ScaleError(f"scale {value!r} has {len(value)} entries: give one number, or two (rows, columns)")
-        return parse_scale(value[0]), parse_scale(value[1])
-    scale = parse_scale(value)
-    return scale, scale
-
-
-def scales_for_shape(shape_in: Sequence[int], shape_out: Sequence[int]) -> tuple[Fraction, ...]:
-    """The scales n_out/n_in, one an axis, that turn `shape_in` into exactly `shape_out`."""
-    try:
-        wanted = [int(n) if float(n) == int(n) else -1 for n in shape_out]
-    except (TypeError, ValueError, OverflowError):
-        raise ScaleError(f"shape {shape_out!r} is not whole numbers: give (rows, columns)") from None
-    if len(wanted) != len(shape_in):
-        raise ScaleError(f"shape {shape_out!r} has {len(wanted)} entries: give {len(shape_in)}, as the image has axes")
-    if not all(n <= m <= MAX_SCALE * n for n, m in zip(shape_in, wanted)):
-        raise ScaleError(
-            f"shape {tuple(shape_out)} cannot be made of an image of {'×'.join(map(str, shape_in))}: "
-            f"each axis may grow by a factor of 1 to {MAX_SCALE}"
-        )
-    return tuple(Fraction(m, n) for n, m in zip(shape_in, wanted))
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ScaleError(f"scale {value!r} has {len(pair)} entries: give one number, or two (rows, columns)")
+    return parse_scale(pair[0]), parse_scale(pair[1])
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:
@@ -103,17 +83,22 @@ def output_size(size: int, scale: Fraction) -> int:
     return size * scale.numerator // scale.denominator
 
 
-def phase_offsets(scale: Fraction, projection: Projection) -> NDArray[np.float64]:
-    """The sub-pixel offset of each of the p phases of scale p/q, ascending, in input pixels; shape (p,), float64.
+def overlap(size: int, scale: Fraction) -> NDArray[np.float64]:
+    """(inputs, outputs): how much of each output pixel, of width 1, lies in each input pixel, of width `scale`."""
+    start = np.arange(size)[:, None] * float(scale)
+    k = np.arange(output_size(size, scale))
+    shared: NDArray[np.float64] = np.minimum(start + float(scale), k + 1) - np.maximum(start, k)
+    return shared.clip(0, 1)
+
+
+def phase_offsets(scale: Fraction, projection: Projection, phases: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """The sub-pixel offset of each of the p phases of scale p/q, ascending, or of some `phases`, in input pixels; float64.
 
     corner: phase/p in [0, 1), from the input pixel's top-left edge. centred: in [-1/2, 1/2), from its centre.
     """
-    return _offset(np.arange(scale.numerator), scale, projection)
-
-
-def _offset(phase: NDArray[np.int64], scale: Fraction, projection: Projection) -> NDArray[np.float64]:
     p, q = scale.numerator, scale.denominator
-    offset: NDArray[np.float64] = phase / p if projection == "corner" else (2 * phase + q % 2 - p) / (2 * p)
+    phases = np.arange(p) if phases is None else phases
+    offset: NDArray[np.float64] = phases / p if projection == "corner" else (2 * phases + q % 2 - p) / (2 * p)
     return offset
 
 
@@ -153,7 +138,7 @@ class Axis:
     @property
     def offset(self) -> NDArray[np.float64]:
         """Sub-pixel offset of each output, float64, shape (n_out,): no need of all p phases, which may be very many."""
-        return _offset(self.phase, self.scale, self.projection)
+        return phase_offsets(self.scale, self.projection, self.phase)
 
     def slot_phases(self) -> NDArray[np.int64]:
         """Phase of the k-th output of every input pixel congruent a modulo q; shape (q, slots), unused slots 0."""
@@ -186,6 +171,66 @@ def project(n_in: int, scale: Fraction, projection: Projection, mirrored: bool =
         raise ValueError(f"projection {projection!r} is unknown: use 'corner' or 'centred'")
     source, phase, rank = (part.astype(np.int64) for part in (source, phase, i - first))
     return Axis(n_in, scale, projection, source, phase, rank)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Output pixels [start, stop) of an axis, read from responses that begin at input pixel `first` and hold `size` pixels."""
+
+    axis: Axis
+    start: int
+    stop: int
+    first: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def key(self) -> Hashable:
+        """All that follows from where the span lies."""
+        return self.axis.n_in, self.axis.scale, self.axis.projection, self.start, self.stop, self.first, self.size
+
+    @property
+    def sources(self) -> NDArray[np.int32]:
+        """Where the responses have the input pixel that each output reads."""
+        return (self.axis.source[self.start : self.stop] - self.first).astype(np.int32)
+
+    @property
+    def offset(self) -> NDArray[np.float64]:
+        """Sub-pixel offset of each output."""
+        return self.axis.offset[self.start : self.stop]
+
+    def interpolation(self) -> NDArray[np.float32]:
+        """The matrix (outputs, `size`) that interpolates linearly between pixel centres, edges repeated."""
+        taps = skip_taps(self.axis.scale, self.axis.projection, self.offset)
+        matrix = np.zeros((len(self), self.size), np.float32)
+        columns = np.clip(self.sources[:, None] + (-1, 0, 1), 0, self.size - 1)
+        np.add.at(matrix, (np.arange(len(self))[:, None], columns), taps)
+        return matrix
+
+    def mirrored(self) -> Span:
+        """The same outputs in reverse, read from the responses of the mirrored image. An output on the border of two pixels
+        reads the other one there."""
+        axis = project(self.axis.n_in, self.axis.scale, self.axis.projection, mirrored=True)
+        return Span(axis, axis.n_out - self.stop, axis.n_out - self.start, -self.first - self.size, self.size)
+
+
+def content(seen: NDArray[np.bool_], radius: int) -> tuple[slice, slice]:
+    """Of an axis where `seen` marks content: the pixels within `radius` of it, and those that decide what is there."""
+    where = np.flatnonzero(seen)
+    if not len(where):
+        return slice(0, 0), slice(0, 0)
+    first, last = int(where[0]), int(where[-1]) + 1
+    inner, outer = (slice(max(0, first - reach), min(len(seen), last + reach)) for reach in (radius, 2 * radius))
+    return inner, outer
+
+
+def by_distance_to_the_ends(size: int, radius: int) -> NDArray[np.int64]:
+    """For each pixel of an axis, the one of an axis of 2·radius + 1 that is as far from each end, or farther than radius."""
+    pixel = np.arange(size)
+    from_the_left, from_the_right = np.minimum(pixel, radius), np.minimum(size - 1 - pixel, radius)
+    return np.where(from_the_right < radius, 2 * radius - from_the_right, from_the_left)
 
 
 def has_table(scales: Scales) -> bool:

@@ -44,13 +44,12 @@ class Intensity:
     ) -> Intensity:
         """The range of an array of any shape; `inverted` if larger numbers are darker.
 
-        NaN, with `nan`, and values from … to … of `padding` stand for no value.
-
-        Raises ImageError for other NaN and for infinity, and says where, and for values too large to be computed with.
+        NaN, with `nan`, and values from … to … of `padding` stand for no value. Raises ImageError for other NaN and for
+        infinity, and says where, and for values too large to be computed with.
         """
         values = volume.ravel("K")
         if volume.dtype.kind == "f":
-            bad = ~np.isfinite(volume) & ~(np.isnan(volume) & nan)
+            bad = np.isinf(volume) if nan else ~np.isfinite(volume)
             if bad.any():
                 where = tuple(int(k) for k in np.argwhere(bad)[0])
                 raise ImageError(f"the value at index {where} is {volume[where]}: replace NaN and infinity before upscaling")
@@ -67,24 +66,22 @@ class Intensity:
                 f"values from {lowest} to {highest} go beyond ±{limit:g}, where digits are lost: divide them first"
             )
         low, high = float(lowest), float(highest)
-        black, white = ends if ends[0] < ends[1] else (low, high)
-        black, white = (white, black) if inverted else (black, white)
+        black, white = (ends if ends[0] < ends[1] else (low, high))[:: -1 if inverted else 1]
         darker = 0.0 if np.count_nonzero(values == black) > _BOTTOM * values.size else _DARKER
-        fences = black - (white - black) * darker, white + (white - black) * _BRIGHTER
-        floor, ceiling = min(fences), max(fences)
-        aside = volume.size - values.size
+        floor, ceiling = sorted((black - (white - black) * darker, white + (white - black) * _BRIGHTER))
         if low < floor or high > ceiling:
-            with np.errstate(over="ignore"):  # fences may lie beyond what float16 holds
-                inside = values[(values >= floor) & (values <= ceiling)]
-            aside += values.size - inside.size
-            low, high = float(inside.min()), float(inside.max())
-        return cls(low, high, black, white, floor, ceiling, aside, padding=padding)
+            with np.errstate(over="ignore"):  # the limits may lie beyond what float16 holds
+                values = values[(values >= floor) & (values <= ceiling)]
+            low, high = float(values.min()), float(values.max())
+        return cls(low, high, black, white, floor, ceiling, volume.size - values.size, padding=padding)
 
     @property
-    def finished(self) -> Intensity:
-        """The same range of outputs, in which nothing is set aside."""
-        black, white = (value * self.slope + self.inter for value in (self.black, self.white))
-        return replace(self, black=black, white=white, aside=0, slope=1.0, inter=0.0)
+    def said(self) -> str:
+        """One line about the values that are set aside."""
+        return (
+            f"{self.aside:,} values are NaN, padding or beyond {self.floor:g} to {self.ceiling:g}, far from all others: "
+            "they are kept as they are, and do not count for black and white"
+        )
 
     def fits_float32(self, dtype: DTypeLike) -> bool:
         """Whether grey values in `dtype` come out right, to 5e-7 of white less black, where float32 computes them."""
@@ -99,16 +96,6 @@ class Intensity:
             aside = ~((image >= self.floor) & (image <= self.ceiling))
         return aside | ((image >= self.padding[0]) & (image <= self.padding[1])) if self.padding else aside
 
-    @property
-    def said(self) -> str:
-        """One line about the values that are set aside; nothing if there are none."""
-        if not self.aside:
-            return ""
-        return (
-            f"{self.aside:,} values are NaN, padding or beyond {self.floor:g} to {self.ceiling:g}, far from all others: "
-            "they are kept as they are, and do not count for black and white"
-        )
-
     def filled(self, image: NDArray[Any]) -> NDArray[Any]:
         """The image with black in place of the values that are set aside."""
         return np.where(self.is_aside(image), image.dtype.type(self.black), image) if self.aside else image
@@ -117,11 +104,15 @@ class Intensity:
         """Any real dtype → float32 with black at 0 and white at 1; a constant image becomes 0."""
         if self is UNIT and image.dtype == np.float32:
             return image
-        image = self.filled(image)
-        unit = image.astype(exact_float(image.dtype))
+        unit = self.filled(image).astype(exact_float(image.dtype))
         unit -= self.black
         unit /= (self.white - self.black) or 1.0
         return unit.astype(np.float32, copy=False)
+
+    def normalise_output(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """The same of values as an output has them, in which nothing is set aside."""
+        black, white = (value * self.slope + self.inter for value in (self.black, self.white))
+        return replace(self, black=black, white=white, aside=0).normalise(pixels)
 
     def put_back(self, out: NDArray[Any], image: NDArray[Any], sources: Sequence[NDArray[np.int64]]) -> None:
         """Give the values of `image` that are set aside to all pixels of `out` whose source they are.
@@ -133,7 +124,7 @@ class Intensity:
             np.copyto(out[row], self.real(values, out.dtype), where=self.is_aside(values))
 
     def restore(self, unit: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
-        """The inverse, clipped to [low, high], in `dtype`; integers are rounded and clipped, never wrapped."""
+        """The inverse of `normalise`, clipped to [low, high], as an output has it, in `dtype`."""
         plain = (self.slope, self.inter) == (1, 0)
         grey = unit.astype(exact_float(np.dtype(dtype)) if plain else np.float64) * (self.white - self.black) + self.black
         return self.real(np.clip(grey, self.low, self.high, out=grey), dtype)
@@ -147,27 +138,24 @@ UNIT = Intensity(-np.inf, np.inf, black=0.0, white=1.0)  # of what is in units a
 
 
 def _without_fill(values: NDArray[Any]) -> tuple[NDArray[Any], list[float]]:
-    """Values (n,) without fill values, and the ends of their range.
-
-    A fill value is frequent, not 0, and far from all others.
-    """
-    count, found = values.size, _ends(values)
-    for end, extreme, far in zip(found, (values.min(), values.max()), (_BELOW, _ABOVE)):
+    """Values (n,) without fill values, which are frequent, not 0, and far from all others; and the ends of their range."""
+    kept, ends = values, _ends(values)
+    for end, extreme, far in zip(ends, (values.min(), values.max()), (_BELOW, _ABOVE)):
         if end == extreme != 0:
-            rest = values[values != extreme]
+            rest = kept[kept != extreme]
             low, high = (float(rest.min()), float(rest.max())) if rest.size else (0.0, 0.0)
             if min(abs(float(extreme) - low), abs(float(extreme) - high)) > far * (high - low) > 0:
-                values = rest
-    return values, _ends(values) if values.size < count else found
+                kept = rest
+    return kept, ends if kept is values else _ends(kept)
 
 
 def _ends(values: NDArray[Any]) -> list[float]:
     """The percentiles that count as black and white, as `numpy.percentile` gives them of floats, without a copy in floats."""
-    places = [(values.size - 1) * percent / 100 for percent in (_TAIL_PERCENT, 100 - _TAIL_PERCENT)]
-    near = {int(place) + k for place in places for k in (0, 1) if int(place) + k < values.size}
-    in_order = np.partition(values, sorted(near))
-    pairs = [(float(in_order[int(p)]), float(in_order[min(int(p) + 1, values.size - 1)]), p % 1) for p in places]
-    return [low + (high - low) * part for low, high, part in pairs]
+    last = values.size - 1
+    places = [last * percent / 100 for percent in (_TAIL_PERCENT, 100 - _TAIL_PERCENT)]
+    near = np.array([(int(place), min(int(place) + 1, last)) for place in places])
+    pairs = np.partition(values, np.unique(near))[near].astype(np.float64).tolist()
+    return [low + (high - low) * (place % 1) for (low, high), place in zip(pairs, places)]
 
 
 def rescaled(values: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
@@ -206,14 +194,12 @@ def real_array(image: ArrayLike) -> NDArray[Any]:
         array = np.asarray(image)
     except ValueError as error:
         raise ImageError(f"the image is no array ({error}): give rows of equal length") from None
-    if array.dtype.kind == "b":
-        array = array.astype(np.uint8)
     if array.dtype.names:
         raise ImageError(
             f"its voxels have the parts {', '.join(array.dtype.names)} (colour, or vectors): give one grey channel"
         )
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "biuf":
         raise ImageError(f"pixels of type {array.dtype} cannot be upscaled: give integers or floats")
     if not array.size:
         raise ImageError(f"the image is empty (shape {array.shape}): there is nothing to upscale")
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array.astype(np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("="), copy=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import __version__, io, preview, sidecar, sizes, volume
-from .consistency import Consistency
+from .acquired import Consistency
 from .errors import OutputFileError
 from .files import Write, check_output, write_atomically, writing
 from .inputs import reading

@@ -24,12 +24,11 @@ from typing import Any, Literal, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from .acquired import WHOLE, Acquired, Band
+from .acquired import WHOLE, Acquired, Band, Float
 from .errors import ImageError
-from .grid import MAX_SCALE
+from .grid import MAX_SCALE, evenly
 from .intensity import Intensity
 
-Float = NDArray[np.float32]
 # Samples of each axis within a slice, or of all three array axes; or what was found before, of the last axes.
 Matrix = Union[Literal["auto", "stored"], Sequence[int], Acquired]
 Fractions = Sequence[Union[float, None]]  # acquired over stored, of each array axis; None where a header does not tell
@@ -109,7 +108,7 @@ def of(
     bands, sources = [Band()] * data.ndim, []
     notes = [intensity.said] if intensity.aside else []
     for axis, seen in zip(axes, found):
-        told, given = header[axis] if axis < len(header) else None, asked.get(axis)
+        told, given = header[axis], asked.get(axis)
         if given is not None:
             agrees = seen is not None and abs(seen.fraction - given) <= _DIFFER
             bands[axis] = replace(seen, fraction=given) if seen is not None and agrees else Band(given)
@@ -229,7 +228,7 @@ def fullest(slices: Sequence[Float]) -> list[Float]:
     """Up to `_SLICES` of them at even distances, of those that show at least half as much tissue as the fullest."""
     tissue = [np.count_nonzero(image > _TISSUE) for image in slices]
     full = [image for image, pixels in zip(slices, tissue) if pixels and pixels >= max(tissue) / 2]
-    return [full[k] for k in np.unique(np.linspace(0, len(full) - 1, _SLICES).astype(int))] if full else []
+    return evenly(full, _SLICES)
 
 
 @lru_cache(maxsize=8)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import grid
-
-Float = NDArray[np.float32]
+from .acquired import Float
 
 
 @dataclass(frozen=True)

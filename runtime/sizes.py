@@ -59,18 +59,23 @@ class Size:
             raise ScaleError("a picture or an array has no spacing in millimetres: give --scale or --shape")
         if not spacing and len(self.scale or self.shape) == 3:
             raise ScaleError(f"three numbers were given for slices that have no place in space: give {_FEW}")
-        size, in_plane = (*shape, 1)[:3], [k for k in range(3) if k != axis]
+        size = (*shape, 1)[:3]
         if self.scale:
-            return _by_axis(self.scale, in_plane, UNSCALED)
+            return _by_axis(self.scale, axis, UNSCALED)
         if self.shape:
-            of = in_plane if len(self.shape) == 2 else [0, 1, 2]
-            return _by_axis(grid.scales_for_shape([size[k] for k in of], self.shape), in_plane, UNSCALED)
+            before = [n for k, n in enumerate(size) if k != axis or len(self.shape) == 3]
+            if not all(n <= m <= grid.MAX_SCALE * n for n, m in zip(before, self.shape)):
+                raise ScaleError(
+                    f"shape {self.shape} cannot be made of an image of {'×'.join(map(str, before))}: "
+                    f"each axis may grow by a factor of 1 to {grid.MAX_SCALE}"
+                )
+            return _by_axis([Fraction(m, n) for n, m in zip(before, self.shape)], axis, UNSCALED)
         voxel = exact_spacing([*spacing, 1.0][:3])
         if self.isotropic:  # but for an axis of one voxel
             finest = min(v for v, n in zip(voxel, size) if n > 1)
             wanted = [finest if n > 1 else v for v, n in zip(voxel, size)]
         else:
-            wanted = [*_by_axis(self.spacing, in_plane, voxel)]
+            wanted = [*_by_axis(self.spacing, axis, voxel)]
         scales = [old / new if abs(old / new - 1) > _SAME else Fraction(1) for old, new in zip(voxel, wanted)]
         for k, (r, old, new) in enumerate(zip(scales, map(float, voxel), map(float, wanted))):
             if r < 1:
@@ -126,9 +131,8 @@ def _whole(value: Any) -> int:
     raise ScaleError(f"shape has {value!r}, which is no whole number: give pixels, rows and columns")
 
 
-def _by_axis(numbers: Sequence[Fraction], in_plane: Sequence[int], otherwise: Sequence[Fraction]) -> AxisScales:
-    """One number for each axis of space; `otherwise` has that of the axis across slices where fewer than three are given."""
-    result = list(numbers) if len(numbers) == 3 else list(otherwise)
-    if len(numbers) < 3:
-        result[in_plane[0]], result[in_plane[1]] = numbers[0], numbers[-1]
-    return result[0], result[1], result[2]
+def _by_axis(numbers: Sequence[Fraction], axis: int, otherwise: Sequence[Fraction]) -> AxisScales:
+    """One number for each axis of space; where fewer than three are given, that of `axis`, across slices, is of `otherwise`."""
+    within = iter((numbers[0], numbers[-1]))
+    a, b, c = numbers if len(numbers) == 3 else (otherwise[k] if k == axis else next(within) for k in range(3))
+    return a, b, c

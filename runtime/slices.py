@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import grid, tiles, uncertainty
-from .acquired import NOTHING, STORED, Acquired, Told
+from . import grid, uncertainty
+from .acquired import STORED, Acquired, Float, Told
 from .bundle import Model
 from .engines import Engine
 from .errors import BundleError, ClosedError, DeviceMemoryError, ImageError
@@ -22,18 +21,34 @@ from .uncertainty import Head
 
 log = logging.getLogger(__name__)
 
+TILE = 512  # input pixels an axis; the trunk's working memory is some 300 MB for such a tile, whatever the image
 _SMALLEST = 64  # pixels an axis, below which a tile takes no less memory
-Float = NDArray[np.float32]
 Result = TypeVar("Result")
 Window = tuple[int, int, int, int]  # row, column, height, width in output pixels
+
+
+@dataclass(frozen=True)
+class Extent:
+    """One tile along one axis, in input pixels: it renders the outputs of [start, stop) and encodes [first, last)."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+    def outputs(self, axis: grid.Axis, start: int, stop: int) -> grid.Span:
+        """Those of the output pixels [start, stop) whose source lies in the tile."""
+        low, high = (int(k) for k in np.searchsorted(axis.source, [self.start, self.stop]))
+        low, high = max(low, start), min(high, stop)
+        return grid.Span(axis, low, max(low, high), self.first, self.last - self.first)
 
 
 @dataclass(frozen=True)
 class Tile:
     """Where a tile lies in a canonical slice, and its features, wherever the engine keeps them."""
 
-    rows: tiles.Extent
-    cols: tiles.Extent
+    rows: Extent
+    cols: Extent
     features: Any
 
 
@@ -45,7 +60,7 @@ class Encoded:
     acquired: Acquired
     shape: tuple[int, ...]
     spacing: grid.Scales
-    tiles: tuple[Tile, ...]
+    tiles: Iterable[Tile]
 
 
 class Slices:
@@ -103,18 +118,14 @@ class Slices:
 
         Each tile's memory is freed before the next.
         """
-        whole = 0, 0, *out.shape
-        if acquired.is_stored and not grain:  # a large picture is normalised tile by tile
-            tiles_of = partial(self._encode, image, acquired.told, intensity)
-            shape, larger = image.shape, scales
-        else:
-            unit = intensity.normalise(image)
-            canonical, spacing = acquired.canonical(unit)
-            tiles_of = partial(self._encode, canonical, acquired.told)
-            shape, larger = canonical.shape, _times(scales, spacing)
-        axes, told = self._project(shape, larger), acquired.told
-        levels, sr = (UNIT, np.empty(out.shape, np.float32)) if grain else (intensity, out)
-        self._within_memory(lambda: self._render(tiles_of(), axes, larger, whole, levels, sr, half_width, told), shape)
+        as_it_is = acquired.is_stored and not grain  # a large picture is normalised tile by tile
+        unit, levels = (image, intensity) if as_it_is else (intensity.normalise(image), UNIT)
+        sr, shown = (np.empty(out.shape, np.float32), UNIT) if grain else (out, intensity)
+
+        def render(encoded: Encoded) -> None:
+            self._render(encoded, scales, (0, 0, *out.shape), sr, shown, half_width)
+
+        self._encoded(unit, levels, acquired, render)
         if grain:
             more = np.float32(grain) * acquired.given_back(acquired.lacking(unit, sr, scales), image.shape, scales)
             out[...] = intensity.restore(sr + more, out.dtype)
@@ -123,40 +134,35 @@ class Slices:
 
     def sources(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[NDArray[np.int64]]:
         """The input pixel that each output pixel lies in, for each axis of an array of `shape`."""
-        return [axis.source for axis in self._project(shape, scales)]
+        return [grid.project(n, r, self.model.projection).source for n, r in zip(shape, scales)]
 
     def encode(self, unit: Float, acquired: Acquired) -> Encoded:
         """A slice (H, W), black 0 and white 1, whose features are kept for `render`."""
-        canonical, spacing = acquired.canonical(unit)
-        encoded = self._within_memory(lambda: tuple(self._encode(canonical, acquired.told)), canonical.shape)
-        return Encoded(unit, acquired, canonical.shape, spacing, encoded)
+        return self._encoded(unit, UNIT, acquired, lambda encoded: replace(encoded, tiles=tuple(encoded.tiles)))
 
     def render(self, encoded: Encoded, scales: grid.Scales, window: Window, levels: Intensity = UNIT) -> Float:
         """A window of an encoded slice, in grey values of `levels`; without them, black 0 and white 1."""
-        larger, out = _times(scales, encoded.spacing), np.empty(window[2:], np.float32)
-        self._render(encoded.tiles, self._project(encoded.shape, larger), larger, window, levels, out)
+        out = np.empty(window[2:], np.float32)
+        self._render(encoded, scales, window, out, levels)
         return out
 
     def uncertainty(self, encoded: Encoded, scales: grid.Scales, window: Window) -> Float:
         """Half the width of the interval around each pixel of a window that holds the truth; white is 1."""
-        larger, out = _times(scales, encoded.spacing), np.empty(window[2:], np.float32)
-        axes, told = self._project(encoded.shape, larger), encoded.acquired.told
-        self._render(encoded.tiles, axes, larger, window, half_width=out, told=told)
+        out = np.empty(window[2:], np.float32)
+        self._render(encoded, scales, window, half_width=out)
         return out
 
-    def _encode(self, image: NDArray[Any], told: Told, levels: Intensity = UNIT) -> Iterator[Tile]:
-        """The tiles of a canonical slice in grey values of `levels`."""
-        for rows in tiles.extents(image.shape[0], self.model.radius, self._tile):
-            for cols in tiles.extents(image.shape[1], self.model.radius, self._tile):
-                part = image[rows.first : rows.last, cols.first : cols.last]
-                yield Tile(rows, cols, self.engine.encode(part, levels, told))
+    def _encoded(self, image: NDArray[Any], levels: Intensity, acquired: Acquired, use: Callable[[Encoded], Result]) -> Result:
+        """What `use` makes of a slice in grey values of `levels`, which is the `unit` of what it gets.
 
-    def _within_memory(self, work: Callable[[], Result], shape: Sequence[int]) -> Result:
-        """Do something with a slice's tiles; where there is too little memory for them, again with tiles half as large."""
+        Each tile is encoded when it is asked for. Where there is too little memory for one, again with tiles half as large.
+        """
+        canonical, spacing = acquired.canonical(image)
         while True:
-            tile = min(self._tile, max(shape))
+            tile = min(self._tile, max(canonical.shape))
             try:
-                return work()
+                parts = self._tiles(canonical, levels, acquired.told, tile)
+                return use(Encoded(image, acquired, canonical.shape, spacing, parts))
             except DeviceMemoryError as error:
                 if tile < max(_SMALLEST, 2 * self.model.radius):  # there is more halo than tile
                     raise
@@ -164,28 +170,30 @@ class Slices:
                 log.warning("%s: going on with tiles of %d pixels in place of %d", said, tile // 2, tile)
                 self._tile = min(self._tile, tile // 2)
 
-    def _project(self, shape: Sequence[int], scales: Sequence[Fraction]) -> list[grid.Axis]:
-        return [grid.project(n, r, self.model.projection) for n, r in zip(shape, scales)]
+    def _tiles(self, image: NDArray[Any], levels: Intensity, told: Told, tile: int) -> Iterator[Tile]:
+        for rows in extents(image.shape[0], self.model.radius, tile):
+            for cols in extents(image.shape[1], self.model.radius, tile):
+                part = image[rows.first : rows.last, cols.first : cols.last]
+                yield Tile(rows, cols, self.engine.encode(part, levels, told))
 
     def _render(
         self,
-        encoded: Iterable[Tile],
-        axes: Sequence[grid.Axis],
+        encoded: Encoded,
         scales: grid.Scales,
         window: Window,
-        levels: Intensity = UNIT,
         out: NDArray[Any] | None = None,
+        levels: Intensity = UNIT,
         half_width: Float | None = None,
-        told: Told = NOTHING,
     ) -> None:
-        """Write the window to `out`, in grey values of `levels`: by the engine, but for what float32 does not carry.
+        """Write the window to `out`, in grey values of `levels`, by the engine but for what float32 does not carry.
 
-        And its uncertainty to `half_width`, of an image of which this is told.
+        And its uncertainty to `half_width`.
         """
         top, left, height, width = window
-        for tile in encoded:
-            y = tile.rows.outputs(axes[0], top, top + height)
-            x = tile.cols.outputs(axes[1], left, left + width)
+        larger = scales[0] * encoded.spacing[0], scales[1] * encoded.spacing[1]
+        rows, cols = (grid.project(n, r, self.model.projection) for n, r in zip(encoded.shape, larger))
+        for tile in encoded.tiles:
+            y, x = tile.rows.outputs(rows, top, top + height), tile.cols.outputs(cols, left, left + width)
             if not len(y) or not len(x):
                 continue
             place = slice(y.start - top, y.stop - top), slice(x.start - left, x.stop - left)
@@ -193,16 +201,20 @@ class Slices:
                 exact = not levels.fits_float32(out.dtype)
                 direct = out.dtype == np.float32 and not exact
                 pixels = out[place] if direct else np.empty((len(y), len(x)), np.float32)
-                self.engine.render(tile.features, y, x, scales, UNIT if exact else levels, pixels)
+                self.engine.render(tile.features, y, x, larger, UNIT if exact else levels, pixels)
                 if not direct:
                     out[place] = levels.restore(pixels, out.dtype) if exact else to_dtype(pixels, out.dtype)
             if half_width is not None:
                 responses = self.engine.responses(tile.features)
-                half_width[place] = uncertainty.half_width(self.head, responses, told, y, x, scales)
+                half_width[place] = uncertainty.half_width(self.head, responses, encoded.acquired.told, y, x, larger)
 
 
-def _times(scales: grid.Scales, spacing: grid.Scales) -> grid.Scales:
-    return scales[0] * spacing[0], scales[1] * spacing[1]
+def extents(size: int, halo: int, tile: int) -> Iterator[Extent]:
+    """Tiles of equal length, at most `tile`, each with `halo` pixels more on both sides where the image goes on."""
+    count = -(-size // tile)
+    for k in range(count):
+        start, stop = k * size // count, (k + 1) * size // count
+        yield Extent(start, stop, max(0, start - halo), min(size, stop + halo))
 
 
 def output_shape(shape_in: tuple[int, ...], scales: grid.Scales) -> tuple[int, int]:

@@ -20,11 +20,6 @@ from .memory import allocate
 from .slices import Slices
 
 
-def planes(shape: tuple[int, ...], axis: int) -> int:
-    """How many planes `upscale` goes through."""
-    return sum(shape[k] for k in _orientations(shape, axis))
-
-
 def upscale(
     slices: Slices,
     volume: NDArray[Any],
@@ -41,21 +36,22 @@ def upscale(
     which `room` made, receives the uncertainty, where white is 1: the sum of both orientations', as their mean is too small
     (docs/uncertainty.md).
     """
-    size, dtype = volume.shape[axis], exact_float(volume.dtype)
+    dtype = exact_float(volume.dtype)
     out = room(volume.shape, axis, scale, dtype)
-    across = _orientations(volume.shape, axis)
+    across = orientations(volume.shape, axis)
     for other in across:
         rows, cols = (k for k in range(3) if k != other)
         scales = (scale, Fraction(1)) if rows == axis else (Fraction(1), scale)
-        made, width = (np.empty(np.moveaxis(out, other, 0).shape[1:], kind) for kind in (dtype, np.float32))
-        of_plane = None if half_width is None else width
-        for k, plane in enumerate(np.moveaxis(volume, other, 0)):
+        planes, results = np.moveaxis(volume, other, 0), np.moveaxis(out, other, 0)
+        made, width = (np.empty(results.shape[1:], kind) for kind in (dtype, np.float32))
+        for k, plane in enumerate(planes):
+            of_plane = None if half_width is None else width
             slices.fill(made, plane, intensity, scales, acquired.along(rows, cols), half_width=of_plane)
-            np.moveaxis(out, other, 0)[k] += made / len(across)
+            results[k] += made / len(across)
             if half_width is not None:
                 np.moveaxis(half_width, other, 0)[k] += width
             step()
-    overlap = thickness(size, scale).astype(dtype)
+    overlap = grid.overlap(volume.shape[axis], scale).astype(dtype)
     means, parts = overlap / overlap.sum(1, keepdims=True), (overlap / overlap.sum(0)).T
     thick, thin = np.moveaxis(intensity.filled(volume), axis, -1), np.moveaxis(out, axis, -1)
     for here in np.ndindex(thick.shape[0]):
@@ -64,22 +60,12 @@ def upscale(
     return out
 
 
-def room(shape: tuple[int, ...], axis: int, scale: Fraction, dtype: DTypeLike) -> NDArray[Any]:
-    """Zeros, as large as what `upscale` makes of a volume of `shape`."""
-    out = allocate((*shape[:axis], grid.output_size(shape[axis], scale), *shape[axis + 1 :]), dtype)
-    out[...] = 0
-    return out
-
-
-def thickness(size: int, scale: Fraction) -> NDArray[np.float64]:
-    """(thick slices, thin slices): how much of each thin one, of thickness 1, lies in each thick one, of thickness `scale`."""
-    thick = np.arange(size)[:, None] * float(scale)
-    thin = np.arange(grid.output_size(size, scale))
-    shared: NDArray[np.float64] = np.minimum(thick + float(scale), thin + 1) - np.maximum(thick, thin)
-    return shared.clip(0, 1)
-
-
-def _orientations(shape: tuple[int, ...], axis: int) -> list[int]:
-    """The axes across which planes lie that contain `axis`; a plane of one pixel's width has nothing to be resolved in."""
+def orientations(shape: tuple[int, ...], axis: int) -> list[int]:
+    """The axes across which lie the planes that `upscale` goes through: those with something to be resolved beside `axis`."""
     others = [k for k in range(3) if k != axis]
     return [k for k in others if shape[sum(others) - k] > 1]
+
+
+def room(shape: tuple[int, ...], axis: int, scale: Fraction, dtype: DTypeLike) -> NDArray[Any]:
+    """Zeros, as large as what `upscale` makes of a volume of `shape`."""
+    return allocate(tuple(grid.output_size(n, scale) if k == axis else n for k, n in enumerate(shape)), dtype)

@@ -10,13 +10,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import grid
-from .acquired import LEAST_SIGMA, SOFT, Told
-from .tiles import Span
-
-Float = NDArray[np.float32]
+from .acquired import LEAST_SIGMA, SOFT, Float, Told
+from .grid import Span
 
 COVERAGE = 0.9
 INPUTS, OUTPUTS = 3, 3  # of the head: `plain`; a, b_y and b_x of log(half width) = a + b_y/r_y + b_x/r_x, where white is 1

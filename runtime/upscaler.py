@@ -7,30 +7,28 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from importlib import resources
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import engines, grid, measure, on_device, tiles, volume
-from .acquired import Acquired
-from .bounded import BoundedCache
+from . import engines, grid, measure, volume
+from .acquired import Acquired, Consistency, Float
 from .bundle import Bundle
-from .consistency import Consistency
 from .engines import Engine
+from .engines.cuda import Array
 from .engines.ensemble import Ensemble
+from .engines.tensorrt import TensorRtEngine
 from .errors import BundleError, DeviceError, ImageError, ScaleError
 from .intensity import Intensity, real_array
 from .measure import Matrix
+from .memory import BoundedCache
 from .scan import Scan
 from .sizes import Size
-from .slices import Encoded, Slices, Window, check_slice_shape, output_shape
+from .slices import TILE, Encoded, Slices, Window, check_slice_shape, output_shape
 
-Float = NDArray[np.float32]
 ScaleOrPair = grid.ScaleLike | tuple[grid.ScaleLike, grid.ScaleLike]
 ScaleOrAxes = ScaleOrPair | tuple[grid.ScaleLike, grid.ScaleLike, grid.ScaleLike]
 
@@ -59,7 +57,7 @@ class Upscaler:
         device: str = "auto",
         threads: int | None = None,
         cache_dir: str | Path | None = None,
-        tile: int = tiles.TILE,
+        tile: int = TILE,
         ensemble: bool = False,
     ) -> Upscaler:
         """Load a bundle for a device: cpu, openvino, gpu, cuda, tensorrt or auto. A bundle is a path, the name of a
@@ -140,16 +138,41 @@ class Upscaler:
         if hasattr(image, "__cuda_array_interface__"):
             if uncertainty:
                 raise ImageError("uncertainty is told of arrays on the host alone: copy the image there")
-            again = partial(self, scale=scale, shape=shape, acquired=acquired, noise=noise, grain=grain, levels=levels)
-            return on_device.upscale(self.slices, image, Size(scale, shape), acquired, noise, grain, levels, again)
+            return self._in_place(image, Size(scale, shape), acquired, noise, grain, levels)
         array = _checked(image, (2, 3))
         labels = getattr(image, "dtype", None) == np.bool_  # a mask has nothing between true and false
         scan = Scan(array, stack=0 if array.ndim == 3 else None, labels=labels)
         out = volume.prepared(scan, Size(scale, shape), np.float32)
         half_width = volume.uncertainty(out).pixels if uncertainty else None
-        told: dict[str, Any] = {"acquired": acquired, "noise": noise, "grain": grain, "ranges": [levels] if levels else []}
+        told: Any = {"acquired": acquired, "noise": noise, "grain": grain, "ranges": [levels] if levels else []}
         volume.upscale(self.slices, scan, out, **told, progress=progress, half_width=half_width)
-        return (out.pixels, half_width) if uncertainty else out.pixels
+        return out.pixels if half_width is None else (out.pixels, half_width)
+
+    def _in_place(
+        self, image: Any, size: Size, acquired: Matrix, noise: float | None, grain: float, levels: Intensity | None
+    ) -> Any:
+        """A call with an array in a GPU's memory. What must be copied to the host, `__call__` says."""
+        engine = self.slices.engine
+        if not isinstance(engine, TensorRtEngine):
+            computes = f"{engine.device} ({engine.runs_on}) computes"  # which may be an ensemble
+            raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load tensorrt alone")
+        part = Array(image)
+        _check_shape(part.shape, (2, 3))
+        host = None
+        if levels is None or not isinstance(acquired, Acquired):
+            host = real_array(engine.to_host(image))
+            levels = levels or Intensity.of(host)
+            acquired = measure.of(host, (-2, -1), levels, acquired, noise)
+        measured = acquired.along(-2, -1)
+        fine = part.dtype.itemsize > 2 and part.dtype != np.float32
+        if fine or grain or levels.aside or not measured.is_stored or not levels.fits_float32(np.float32):
+            host = real_array(engine.to_host(image)) if host is None else host
+            return engine.upload(self(host, size.scale, shape=size.shape, acquired=acquired, grain=grain, levels=levels))
+        rows, cols, _ = size.of(part.shape[-2:], (), 2)
+        out = engine.empty((*part.shape[:-2], *output_shape(part.shape[-2:], (rows, cols))))
+        for k in np.ndindex(part.shape[:-2]):
+            self.slices.fill(out[k], part[k], levels, (rows, cols), measured)  # type: ignore[arg-type]
+        return out
 
     def measure(self, image: ArrayLike, *, acquired: Matrix = "auto", noise: float | None = None) -> Acquired:
         """What the scanner measured of a slice (H, W), or of slices of one volume (N, H, W); arguments as of a call.
@@ -163,7 +186,7 @@ class Upscaler:
         """Run the trunk once on a slice (H, W); the view then renders any scale and window of it, each at little cost."""
         array = _checked(image, (2,))
         intensity = Intensity.of(array)
-        measured = measure.of(array, (-2, -1), intensity, acquired, noise).along(-2, -1)
+        measured = measure.of(array, (0, 1), intensity, acquired, noise)
         return View(self.slices, array, intensity, self.slices.encode(intensity.normalise(array), measured))
 
     def volume(
@@ -193,16 +216,16 @@ class Upscaler:
         """
         from .io import nifti  # nibabel is imported by those who need it
 
-        scan = image if isinstance(image, Scan) else nifti.of_image(image)
-        scan = scan.across(axis)
+        given = isinstance(image, Scan)
+        scan = (image if given else nifti.of_image(image)).across(axis)
         out = volume.prepared(scan, Size(scale, shape, spacing, isotropic), dtype)
         outputs = [out, volume.uncertainty(out)] if uncertainty else [out]
-        results = outputs if isinstance(image, Scan) else [nifti.image_of(each) for each in outputs]  # which share the pixels
+        results = outputs if given else [nifti.image_of(each) for each in outputs]  # which share the pixels
+        told: Any = {"acquired": acquired, "noise": noise, "grain": grain}
         half_width = outputs[1].pixels if uncertainty else None
-        told: dict[str, Any] = {"acquired": acquired, "noise": noise, "grain": grain}
         volume.upscale(self.slices, scan, out, **told, progress=progress, half_width=half_width)
-        finished = [each if isinstance(image, Scan) else nifti.reopened(each) for each in results]
-        return tuple(finished) if uncertainty else finished[0]
+        results = results if given else [nifti.reopened(each) for each in results]
+        return tuple(results) if uncertainty else results[0]
 
     def close(self) -> None:
         """Release the engine and its memory. Harmless when repeated; any other use afterwards raises ClosedError."""
@@ -211,7 +234,7 @@ class Upscaler:
     def __enter__(self) -> Upscaler:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __reduce__(self) -> Any:  # of pickle and copy
@@ -240,18 +263,17 @@ class View:
         The window counts in output pixels and equals that part of the whole. With `grain`, as in `Upscaler.__call__`, the first
         window at a scale takes as long as the whole. Raises ScaleError where the window leaves the output.
         """
-        scales, whole, here = self._place(scale, shape, window)
-        top, left, height, width = here
-        grain = measure.checked_grain(grain)
-        slices, encoded = self._slices, self._encoded
-        if grain:
-            more = self._given_back(grain, scales, whole, here)
-            out = self._intensity.restore(slices.render(encoded, scales, here) + more, np.float32)
+        scales, window = self._place(scale, shape, window)
+        slices, encoded, intensity = self._slices, self._encoded, self._intensity
+        if grain := measure.checked_grain(grain):
+            unit = slices.render(encoded, scales, window) + self._given_back(grain, scales, window)
+            out = intensity.restore(unit, np.float32)
         else:
-            out = slices.render(encoded, scales, here, self._intensity)
-        if self._intensity.aside:
+            out = slices.render(encoded, scales, window, intensity)
+        if intensity.aside:
             y, x = slices.sources(self.shape, scales)
-            self._intensity.put_back(out, self._image, (y[top : top + height], x[left : left + width]))
+            rows, cols = _parts(window)
+            intensity.put_back(out, self._image, (y[rows], x[cols]))
         return out
 
     def consistency(
@@ -261,10 +283,10 @@ class View:
 
         Its `rmse` and `worst` are in the input's units. Raises ScaleError.
         """
-        scales, _, _ = self._place(scale, shape, None)
-        sr = self._intensity.normalise(self.render(scale, shape=shape, grain=grain))
-        white, found = abs(self._intensity.white - self._intensity.black), Consistency()
-        found.add(self.acquired.difference(self._encoded.unit, sr, scales), white)
+        scales, _ = self._place(scale, shape, None)
+        intensity, found = self._intensity, Consistency()
+        sr = intensity.normalise(self.render(scales, grain=grain))
+        found.add(self.acquired.difference(self._encoded.unit, sr, scales), abs(intensity.white - intensity.black))
         return found
 
     def uncertainty(
@@ -279,29 +301,40 @@ class View:
 
         Raises ScaleError as `render` does, and BundleError where the bundle does not tell it.
         """
-        scales, whole, here = self._place(scale, shape, window)
-        out = self._slices.uncertainty(self._encoded, scales, here)
+        scales, window = self._place(scale, shape, window)
+        out = self._slices.uncertainty(self._encoded, scales, window)
         if grain := measure.checked_grain(grain):
-            out += np.abs(self._given_back(grain, scales, whole, here))
+            out += np.abs(self._given_back(grain, scales, window))
         return out * np.float32(abs(self._intensity.white - self._intensity.black))
 
-    def _given_back(self, grain: float, scales: grid.Scales, whole: tuple[int, int], window: Window) -> Float:
+    def _given_back(self, grain: float, scales: grid.Scales, window: Window) -> Float:
         """What `grain` adds to a window of the output; white is 1."""
-        top, left, height, width = window
-        slices, encoded = self._slices, self._encoded
-        lacks = self._lacks.get(
-            scales, lambda: self.acquired.lacking(encoded.unit, slices.render(encoded, scales, (0, 0, *whole)), scales)
-        )
-        part = slice(top, top + height), slice(left, left + width)
-        return np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *part)
+
+        def lacking() -> Float:
+            sr = self._slices.render(self._encoded, scales, (0, 0, *output_shape(self.shape, scales)))
+            return self.acquired.lacking(self._encoded.unit, sr, scales)
+
+        lacks = self._lacks.get(scales, lacking)
+        return np.float32(grain) * self.acquired.given_back(lacks, self.shape, scales, *_parts(window))
 
     def _place(
         self, scale: ScaleOrPair | None, shape: tuple[int, int] | None, window: Window | None
-    ) -> tuple[grid.Scales, tuple[int, int], Window]:
-        """Scales, the output's shape, and the window of it that is wanted. Raises ScaleError."""
+    ) -> tuple[grid.Scales, Window]:
+        """Scales, and the window of the output that is wanted. Raises ScaleError."""
         rows, cols, _ = Size(scale, shape).of(self.shape, (), 2)
         whole = output_shape(self.shape, (rows, cols))
-        return (rows, cols), whole, (0, 0, *whole) if window is None else _checked_window(window, whole)
+        if window is None:
+            return (rows, cols), (0, 0, *whole)
+        try:
+            top, left, height, width = (operator.index(v) for v in window)
+        except (TypeError, ValueError):
+            raise ScaleError(f"window {window!r} is not (row, column, height, width) in whole output pixels") from None
+        if not (0 <= top < top + height <= whole[0] and 0 <= left < left + width <= whole[1]):
+            raise ScaleError(
+                f"window {window} leaves the output of {whole[0]}×{whole[1]} pixels: "
+                "give (row, column, height, width) inside it, in output pixels"
+            )
+        return (rows, cols), (top, left, height, width)
 
     def nearest_scale(self, factor: ScaleOrPair) -> grid.Scales:
         """Scales near a factor, or near a pair (rows, columns), that `render` serves fastest, from a small table.
@@ -337,21 +370,18 @@ def _simple(factor: Fraction) -> Fraction:
 
 def _checked(image: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:
     array = real_array(image)
-    if array.ndim not in ndims:
-        forms = " or ".join({2: "(H, W)", 3: "(N, H, W)"}[n] for n in ndims)
-        raise ImageError(f"the image has shape {array.shape}: give {forms}")
-    check_slice_shape(array.shape[-2:])
+    _check_shape(array.shape, ndims)
     return array
 
 
-def _checked_window(window: Window, whole: tuple[int, int]) -> Window:
-    try:
-        row, col, height, width = (operator.index(v) for v in window)
-    except (TypeError, ValueError):
-        raise ScaleError(f"window {window!r} is not (row, column, height, width) in whole output pixels") from None
-    if row < 0 or col < 0 or height < 1 or width < 1 or row + height > whole[0] or col + width > whole[1]:
-        raise ScaleError(
-            f"window {window} leaves the output of {whole[0]}×{whole[1]} pixels: "
-            "give (row, column, height, width) inside it, in output pixels"
-        )
-    return row, col, height, width
+def _check_shape(shape: tuple[int, ...], ndims: tuple[int, ...]) -> None:
+    if len(shape) not in ndims:
+        forms = " or ".join({2: "(H, W)", 3: "(N, H, W)"}[n] for n in ndims)
+        raise ImageError(f"the image has shape {shape}: give {forms}")
+    check_slice_shape(shape[-2:])
+
+
+def _parts(window: Window) -> tuple[slice, slice]:
+    """The rows and columns of a window."""
+    top, left, height, width = window
+    return slice(top, top + height), slice(left, left + width)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import grid, measure, sizes, through_plane
-from .acquired import STORED, Acquired, Band
-from .consistency import LARGEST, Consistency
+from .acquired import LARGEST, STORED, Acquired, Band, Consistency
 from .errors import ImageError, ScaleError
 from .intensity import Intensity, to_dtype
 from .measure import Matrix
@@ -34,14 +33,20 @@ def prepared(scan: Scan, size: Size, dtype: DTypeLike | None = None) -> Scan:
 
     Raises ScaleError and ImageError for what cannot be upscaled.
     """
-    target = _checked_dtype(dtype or scan.pixels.dtype.newbyteorder("="))
+    asked = dtype or scan.pixels.dtype.newbyteorder("=")
+    try:
+        target = np.dtype(asked)
+    except TypeError:
+        target = np.dtype(object)
+    if target.kind not in "iuf":
+        raise ImageError(f"dtype {asked!r} is no real number: give one such as int16 or float32")
     if target.kind in "iu" and scan.pixels.dtype.kind == "f" and np.isnan(scan.pixels).any():
         raise ImageError(f"the volume holds NaN, which {target} does not: choose float32 by --dtype, or fill them")
     check_place(scan)
-    axis, in_plane = scan.axis, scan.in_plane
+    axis = scan.axis
     scales = size.of(scan.shape[:3], scan.spacing, axis)
     where = "" if scan.pixels.ndim == 2 else f" across axis {axis} of {scan.shape}"
-    check_slice_shape([scan.shape[k] for k in in_plane], where)
+    check_slice_shape([scan.shape[k] for k in scan.in_plane], where)
     if scales[axis] != 1 and (scan.pixels.ndim < 3 or scan.shape[axis] < 2):
         raise ScaleError(
             f"scale {sizes.written(scales)} makes more slices of one: give a volume of two or more, or scale ×1 there"
@@ -85,10 +90,8 @@ def upscale(
     scan with a slope keeps both, as an affine map of intensities commutes with the network's own (a negative slope makes large
     numbers dark).
     """
-    data, result, axis, pair = scan.pixels, out.pixels, scan.axis, scan.in_plane
-    by_axis = out.finer_than(scan)
-    in_plane = by_axis[pair[0]], by_axis[pair[1]]
-    through = by_axis[axis] != 1
+    data, axis, pair, scales = scan.pixels, scan.axis, scan.in_plane, out.finer_than(scan)
+    in_plane, through = (scales[pair[0]], scales[pair[1]]), scales[axis] != 1
     within = set(in_plane) != {1} or not through
     grain = measure.checked_grain(grain)
     stored = (out.slope, out.inter) == (scan.slope, scan.inter)
@@ -96,13 +99,12 @@ def upscale(
         half_width[...] = 0
         _ = scan.labels or slices.head  # before any work is done: BundleError
     if scan.labels:
-        values = data[np.ix_(*slices.sources(data.shape[:3], by_axis))]
-        result[...] = to_dtype(values if stored else scan.real(values), result.dtype)
+        values = data[np.ix_(*slices.sources(data.shape[:3], scales))]
+        out.pixels[...] = to_dtype(values if stored else scan.real(values), out.pixels.dtype)
         return Acquired((Band(),) * data.ndim, notes=(_AS_LABELS,))
-    planes = through_plane.planes(data.shape[:3], axis) if through else 0
     volumes = list(np.ndindex(data.shape[3:]))
-    total = len(volumes) * (planes + (out.shape[axis] if data.ndim > 2 else 1))
-    done = 0
+    planes = sum(data.shape[k] for k in through_plane.orientations(data.shape[:3], axis)) if through else 0
+    done, total = 0, len(volumes) * (planes + (out.shape[axis] if data.ndim > 2 else 1))
 
     def step() -> None:
         nonlocal done
@@ -113,30 +115,44 @@ def upscale(
     ranges = ranges or intensities(scan)
     found: list[Acquired] = []
     for number, index in enumerate(volumes):
-        one, target = data[(..., *index)], result[(..., *index)]
+        volume, target = data[(..., *index)], out.pixels[(..., *index)]
+        widths = None if half_width is None else half_width[(..., *index)]
         intensity = ranges[number % len(ranges)]
         if len(found) < len(ranges):  # what was measured, once for each range
-            part = one if len(ranges) > 1 else data
+            part = volume if len(ranges) > 1 else data
             found.append(measure.of(part, (*pair, axis) if through else pair, intensity, acquired, noise, scan.acquired))
-        measured, white = found[-1], abs(intensity.white - intensity.black) * abs(scan.slope)
-        thin, thin_widths = one, None
-        widths = None if half_width is None else half_width[(..., *index)]
+        measured, thin, thin_widths = found[-1], volume, None
         if through:
-            thin_widths = None if widths is None else through_plane.room(one.shape, axis, by_axis[axis], np.float32)
-            thin = through_plane.upscale(slices, one, axis, by_axis[axis], intensity, measured, step, thin_widths)
-        intensity = intensity if stored else replace(intensity, slope=scan.slope, inter=scan.inter)
-        arrays = [np.moveaxis(a, pair, (-2, -1)) for a in (target, thin, widths, thin_widths) if a is not None]
-        pieces = (tuple(array[k] for array in arrays) for k in np.ndindex(arrays[0].shape[:-2]))
-        how = measured.along(*pair), grain
-        fill = partial(_fill, slices, intensity, in_plane, how if within else None)
-        for _ in in_flight(fill, pieces, slices.engine.in_flight if within else 1):
-            step()
+            thin_widths = None if widths is None else through_plane.room(volume.shape, axis, scales[axis], np.float32)
+            thin = through_plane.upscale(slices, volume, axis, scales[axis], intensity, measured, step, thin_widths)
+        if not stored:
+            intensity = replace(intensity, slope=scan.slope, inter=scan.inter)
+        measured = measured.along(*pair) if within else STORED
+        if within:
+            width_of_each = repeat(None) if widths is None else _slices(widths, pair)
+            each = zip(_slices(target, pair), _slices(thin, pair), width_of_each)
+            calls = ((to, of, intensity, in_plane, measured, grain, width) for to, of, width in each)
+            for _ in in_flight(slices.fill, calls, slices.engine.in_flight):
+                step()
+        else:
+            for to, of in zip(_slices(target, pair), _slices(thin, pair)):
+                to[...] = intensity.real(of, to.dtype)
+                step()
+        if widths is not None and thin_widths is not None:
+            for width, known in zip(_slices(widths, pair), _slices(thin_widths, pair)):
+                width += known[np.ix_(*slices.sources(known.shape, in_plane))]
         if consistency is not None:
-            _compare(consistency, scan, one, target, by_axis, intensity, measured.along(*pair) if within else STORED)
-        intensity.put_back(target, one, slices.sources(one.shape, by_axis))
+            _compare(consistency, scan, volume, target, scales, intensity, measured)
+        intensity.put_back(target, volume, slices.sources(volume.shape, scales))
         if widths is not None:
-            widths *= white
+            widths *= abs(intensity.white - intensity.black) * abs(scan.slope)
     return replace(found[0], notes=(*found[0].notes, *_doubt(scan)))
+
+
+def _slices(volume: NDArray[Any], pair: Sequence[int]) -> list[NDArray[Any]]:
+    """The slices of a volume, whose axes are `pair`, as views."""
+    stack = np.moveaxis(volume, pair, (-2, -1))
+    return [stack[k] for k in np.ndindex(stack.shape[:-2])]
 
 
 def _compare(
@@ -144,40 +160,20 @@ def _compare(
     scan: Scan,
     volume: NDArray[Any],
     target: NDArray[Any],
-    by_axis: sizes.AxisScales,
+    scales: sizes.AxisScales,
     intensity: Intensity,
     acquired: Acquired,
 ) -> None:
     """Add to `into` how far `target` is off the volume that it was made of. Thin slices in a thick one count as their mean."""
-    pair, finished = scan.in_plane, intensity.finished
+    pair = scan.in_plane
     if max(volume.shape[k] for k in pair) > LARGEST:
         return
-    stacks = (np.moveaxis(array, pair, (-2, -1)) for array in (volume, target))
-    thick, thin = (stack.reshape(-1, *stack.shape[-2:]) for stack in stacks)
+    thick, thin = _slices(volume, pair), _slices(target, pair)
     white = abs(scan.slope) * (abs(intensity.white - intensity.black) or 1.0)
-    shares = through_plane.thickness(len(thick), by_axis[scan.axis])
+    shares = grid.overlap(len(thick), scales[scan.axis])
     for image, of in zip(thick, shares / shares.sum(1, keepdims=True)):
-        sr = np.sum([float(of[k]) * finished.normalise(thin[k]) for k in np.flatnonzero(of)], axis=0)
-        into.add(acquired.difference(intensity.normalise(image), sr, (by_axis[pair[0]], by_axis[pair[1]])), white)
-
-
-def _fill(
-    slices: Slices,
-    intensity: Intensity,
-    scales: grid.Scales,
-    how: tuple[Acquired, float] | None,
-    out: NDArray[Any],
-    image: NDArray[Any],
-    half_width: NDArray[np.float32] | None = None,
-    known: NDArray[np.float32] | None = None,
-) -> None:
-    """Fill a slice of an output by the network, or without `how` with its own values; `known` is the image's uncertainty."""
-    if how:
-        slices.fill(out, image, intensity, scales, *how, half_width)
-    else:
-        out[...] = intensity.real(image, out.dtype)
-    if half_width is not None and known is not None:
-        half_width += known[np.ix_(*slices.sources(image.shape, scales))]
+        sr = np.sum([float(of[k]) * intensity.normalise_output(thin[k]) for k in np.flatnonzero(of)], axis=0)
+        into.add(acquired.difference(intensity.normalise(image), sr, (scales[pair[0]], scales[pair[1]])), white)
 
 
 def in_flight(work: Callable[..., None], calls: Iterable[tuple[Any, ...]], most: int) -> Iterator[None]:
@@ -204,24 +200,13 @@ def _doubt(scan: Scan) -> list[str]:
 
 def intensities(scan: Scan) -> list[Intensity]:
     """The intensity range of everything, or that of each volume: a time series has one, other contrasts have each their own."""
-    data = scan.pixels
 
     def of(part: NDArray[Any]) -> Intensity:
         return Intensity.of(part, scan.slope < 0, nan=scan.affine is not None, padding=scan.padding)
 
-    if data.ndim > 3 and not scan.alike:
-        each = [of(data[(..., *index)]) for index in np.ndindex(data.shape[3:])]
+    if scan.pixels.ndim > 3 and not scan.alike:
+        each = [of(scan.pixels[(..., *index)]) for index in np.ndindex(scan.shape[3:])]
         widths = [abs(one.white - one.black) for one in each]
         if max(widths) > _DIFFER * min(widths):
             return each
-    return [of(data)]
-
-
-def _checked_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    try:
-        checked = np.dtype(dtype)
-    except TypeError:
-        checked = np.dtype(object)
-    if checked.kind not in "iuf":
-        raise ImageError(f"dtype {dtype!r} is no real number: give one such as int16 or float32")
-    return checked
+    return [of(scan.pixels)]

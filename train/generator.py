@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from runtime import grid
 from runtime.acquired import LEAST_SIGMA, SOFT
-from runtime.tiles import Span
+from runtime.grid import Span
 
 TOLD, TOLD_HIDDEN = 3, 16  # numbers that are told, and units of the network that turns them into biases
 

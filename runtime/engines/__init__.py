@@ -18,8 +18,8 @@ from .. import grid
 from ..acquired import NOTHING, Told
 from ..bundle import Bundle
 from ..errors import DeviceError, reason
+from ..grid import Span
 from ..intensity import UNIT, Intensity
-from ..tiles import Span
 from . import ort
 from .ort import OrtEngine
 from .tensorrt import TensorRtEngine

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from .. import grid
 from ..acquired import NOTHING, Told
+from ..grid import Span
 from ..intensity import Intensity
-from ..tiles import Span
 
 if TYPE_CHECKING:
     from . import Engine

@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 
 from .. import grid
 from ..acquired import NOTHING, Told
-from ..bounded import BoundedCache
 from ..bundle import GRAPHS, Bundle
 from ..errors import BundleError, ClosedError, DeviceError, DeviceMemoryError, reason
+from ..grid import Span, by_distance_to_the_ends, content
 from ..intensity import Intensity
+from ..memory import BoundedCache
 from ..phases import slot_table
-from ..tiles import Span, by_distance_to_the_ends, content
 from . import graphs, openvino, stage
 
 log = logging.getLogger(__name__)

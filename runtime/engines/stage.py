@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import grid
+from ..grid import Span
 from ..phases import WeightPredictor
-from ..tiles import Span
 
 _STRIP_SLOTS = 1 << 20  # of the product, 4 MB: a slice of 240×240 pixels up to ×4 goes through at once
 _STRIP_PIXELS = 1 << 15  # of the table-free path, some 8 MB of the hidden units that bend

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from .. import grid
 from ..acquired import NOTHING, Told
-from ..bounded import BoundedCache
 from ..bundle import Bundle
 from ..errors import ClosedError, DeviceError, ImageError, reason
+from ..grid import Span
 from ..intensity import UNIT, Intensity
-from ..tiles import Span
+from ..memory import BoundedCache
 from .cache import EngineCache
 from .cuda import Array, Device
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .. import grid, measure, preview, volume
-from ..acquired import Acquired, Float
-from ..consistency import Consistency
+from ..acquired import Acquired, Consistency, Float
 from ..errors import ImageError
 from ..scan import Scan
 from ..upscaler import Upscaler

@@ -15,10 +15,10 @@ from PIL import Image
 
 from .. import __version__, grid, measure, volume
 from ..acquired import Acquired
-from ..bounded import BoundedCache
 from ..errors import ImageError
 from ..intensity import Intensity
 from ..measure import Matrix
+from ..memory import BoundedCache
 from ..preview import orientation
 from ..scan import Scan
 from ..slices import Encoded, Slices, output_shape

@@ -24,8 +24,8 @@ from runtime import ClosedError, DeviceError, DeviceMemoryError, ImageError, Ups
 from runtime.bundle import Bundle
 from runtime.engines import tensorrt
 from runtime.engines.tensorrt import TensorRtEngine
+from runtime.grid import Span
 from runtime.intensity import Intensity
-from runtime.tiles import Span
 
 ROOT = Path(__file__).parents[2]
 cuda = ctypes.CDLL("libcuda.so.1")

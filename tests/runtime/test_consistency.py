@@ -12,8 +12,7 @@ import pytest
 from scipy.fft import dctn, idctn
 
 from runtime import Upscaler, job, sidecar, volume
-from runtime.acquired import STORED, Acquired, Band
-from runtime.consistency import LARGEST, Consistency
+from runtime.acquired import LARGEST, STORED, Acquired, Band, Consistency
 from runtime.intensity import Intensity
 from runtime.job import Request, Task
 from runtime.scan import Scan

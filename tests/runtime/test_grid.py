@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from runtime import ScaleError, grid
+from runtime.sizes import Size
 from tests import reference
 
 SCALES = (*grid.PAPER_SCALES, Fraction(5, 4), Fraction(32, 15), Fraction(75, 56), Fraction("1.5707963267948966"))
@@ -113,13 +114,13 @@ def test_scale_pair_must_be_a_pair() -> None:
 @pytest.mark.parametrize("shape", [(10, 4), (100, 10_000), (12.5, 20), ("a", 3), (20,), 7])
 def test_shape_that_cannot_be_made_is_refused(shape: object) -> None:
     with pytest.raises(ScaleError, match="shape"):
-        grid.scales_for_shape((10, 10), shape)  # type: ignore[arg-type]
+        Size(shape=shape).of((10, 10), (), 2)
 
 
 def test_shape_is_met_exactly() -> None:
     for size in range(2, 300, 7):
         for wanted in (size, size + 1, 2 * size - 1, 4 * size):
-            rows, _ = grid.scales_for_shape((size, size), (wanted, wanted))
+            rows, _, _ = Size(shape=(wanted, wanted)).of((size, size), (), 2)
             assert grid.output_size(size, rows) == grid.project(size, rows, "centred").n_out == wanted
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from runtime import Upscaler, grid, tiles
+from runtime import Upscaler, grid
 from runtime.acquired import NOTHING
 from runtime.engines.ort import Features
 from runtime.intensity import Intensity
@@ -46,9 +46,9 @@ def encoded(random_upscaler: Upscaler) -> Encoded:
     return Encoded(features, basis, image, responses)
 
 
-def _spans(up: Upscaler, scales: tuple[Fraction, Fraction]) -> tuple[tiles.Span, tiles.Span]:
+def _spans(up: Upscaler, scales: tuple[Fraction, Fraction]) -> tuple[grid.Span, grid.Span]:
     axes = [grid.project(n, r, up.bundle.model.projection) for n, r in zip(SHAPE, scales)]
-    rows, cols = (tiles.Span(a, 0, a.n_out, 0, a.n_in) for a in axes)
+    rows, cols = (grid.Span(a, 0, a.n_out, 0, a.n_in) for a in axes)
     return rows, cols
 
 

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from runtime import ImageError, ScaleError, Upscaler, through_plane
+from runtime import ImageError, ScaleError, Upscaler, grid, through_plane
 from runtime.acquired import STORED
 from runtime.intensity import Intensity
 from tests.conftest import SCAN
@@ -57,11 +57,11 @@ def test_thin_slices_are_in_the_mean_the_thick_one(linear: Upscaler, scale: int)
     assert thin.max() <= thick.max()
 
 
-def test_thickness_is_the_length_that_slices_share() -> None:
-    assert through_plane.thickness(2, Fraction(2)).tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
-    assert through_plane.thickness(3, Fraction(3, 2)).tolist() == [[1, 0.5, 0, 0], [0, 0.5, 1, 0], [0, 0, 0, 1]]
+def test_overlap_is_the_length_that_slices_share() -> None:
+    assert grid.overlap(2, Fraction(2)).tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    assert grid.overlap(3, Fraction(3, 2)).tolist() == [[1, 0.5, 0, 0], [0, 0.5, 1, 0], [0, 0, 0, 1]]
     for size, scale in itertools.product((2, 7, 31), ("11/10", "7/3", "50/9")):
-        shared = through_plane.thickness(size, Fraction(scale))
+        shared = grid.overlap(size, Fraction(scale))
         np.testing.assert_allclose(shared.sum(0), 1)  # each thin slice lies in thick ones, wholly
         assert (shared.sum(1) > 0).all()
 

@@ -249,7 +249,7 @@ def test_eight_threads_share_one_upscaler(head: np.ndarray) -> None:
 
 
 def test_tables_in_memory_stay_within_their_bound(shipped: Upscaler) -> None:
-    from runtime.bounded import BoundedCache
+    from runtime.memory import BoundedCache
     from runtime.phases import slot_table
 
     predictor, cache = shipped.bundle.predictor(), BoundedCache[np.ndarray](max_bytes=1 << 19)

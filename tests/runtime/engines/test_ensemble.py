@@ -15,8 +15,8 @@ from runtime import ClosedError, Upscaler, grid
 from runtime.acquired import NOTHING, Told
 from runtime.bundle import Bundle
 from runtime.engines.ort import OrtEngine
+from runtime.grid import Span
 from runtime.intensity import Intensity
-from runtime.tiles import Span
 from tests import reference
 
 # Sums of up to 257 products of sums of 27 in float32: each rounding is 6e-8 of a term.
