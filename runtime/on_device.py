@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from . import measure
 from .acquired import Acquired
 from .engines.cuda import Array
-from .engines.tensorrt import TensorRtEngine
+from .engines.native import NativeEngine
+from .engines.portable import PortableEngine
 from .errors import ImageError
 from .intensity import Intensity, real_array
 from .measure import Matrix
@@ -31,29 +32,31 @@ def upscale(
 ) -> Any:
     """A slice (H, W), or the slices of one volume (N, H, W), upscaled to a new float32 array in the same memory.
 
+    The stream that `image` names, and the legacy default stream, are waited for; what comes back is finished.
     A copy on the host tells the range and what was measured, unless `levels` and an `Acquired` do. The pixels stay on the GPU,
     but for those of which something is set aside, cropped to an acquired matrix, given back, or too fine for float32:
     `on_host` upscales a copy. Raises ImageError where the engine computes elsewhere.
     """
     engine = slices.engine
-    if not isinstance(engine, TensorRtEngine):
+    native = engine.on_arrays() if isinstance(engine, PortableEngine) and engine.device == "cuda" else engine
+    if not isinstance(native, NativeEngine):
         computes = f"{engine.device} ({engine.runs_on}) computes"  # which may be an ensemble
-        raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load tensorrt alone")
+        raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load cuda or tensorrt alone")
     part = Array(image)
     if len(part.shape) not in (2, 3):
         raise ImageError(f"the image has shape {part.shape}: give (H, W) or (N, H, W)")
     check_slice_shape(part.shape[-2:])
     host = None
     if levels is None or not isinstance(acquired, Acquired):
-        host = real_array(engine.to_host(image))
+        host = real_array(native.to_host(image))
         levels = levels or Intensity.of(host)
         acquired = measure.of(host, (-2, -1), levels, acquired, noise)
     measured = acquired.along(-2, -1)
     fine = part.dtype.itemsize > 2 and part.dtype != np.float32
     if fine or grain or levels.aside or not measured.is_stored or not levels.fits_float32(np.float32):
-        return engine.upload(on_host(real_array(engine.to_host(image)) if host is None else host))
+        return native.upload(on_host(real_array(native.to_host(image)) if host is None else host))
     rows, cols, _ = size.of(part.shape[-2:], (), 2)
-    out = engine.empty((*part.shape[:-2], *output_shape(part.shape[-2:], (rows, cols))))
+    out = native.empty((*part.shape[:-2], *output_shape(part.shape[-2:], (rows, cols))))
     for k in np.ndindex(part.shape[:-2]):
         slices.fill(out[k], part[k], levels, (rows, cols), measured)  # type: ignore[arg-type]
     return out

@@ -21,7 +21,7 @@ from ..errors import DeviceError, reason
 from ..intensity import UNIT, Intensity
 from ..tiles import Span
 from . import ort
-from .ort import OrtEngine
+from .portable import PortableEngine
 from .tensorrt import TensorRtEngine
 
 log = logging.getLogger(__name__)
@@ -70,14 +70,14 @@ def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir:
         log.log(logging.WARNING if faulty else logging.INFO, why)
         return engine
     if device == "cpu":
-        return OrtEngine(bundle, device, threads)
+        return PortableEngine(bundle, device, threads)
     if bundle.integers:
         repair = "use device 'cpu', or give the one exported without --int8"
         raise DeviceError(f"this bundle computes in 8-bit integers, which {device} does not", repair)
     if device in ("cuda", "tensorrt") and not driver_is_installed():
         raise DeviceError("no NVIDIA driver is installed here", "install one, or use device 'gpu' or 'cpu'")
     native = device == "tensorrt"
-    return _proved(TensorRtEngine(bundle, tile, cache_dir) if native else OrtEngine(bundle, device, threads))
+    return _proved(TensorRtEngine(bundle, tile, cache_dir) if native else PortableEngine(bundle, device, threads))
 
 
 def seconds(engine: Engine, pixels: int) -> float:
@@ -114,7 +114,7 @@ def _proved(engine: Engine) -> Engine:
 
 def fastest(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str, bool]:
     """What `auto` takes, why, and whether a GPU that is here failed."""
-    cpu = OrtEngine(bundle, "cpu", threads)
+    cpu = PortableEngine(bundle, "cpu", threads)
     if bundle.integers:
         return cpu, "the CPU computes: this bundle is in 8-bit integers, which is for CPUs", False
     driver, said, faulty = driver_is_installed(), [], False

@@ -6,7 +6,7 @@ one: the predictor itself for every output pixel. Strips of rows bound the memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import grid
+from ..bundle import Model
+from ..intensity import Intensity
 from ..phases import WeightPredictor
 from ..tiles import Span
 
 _STRIP_SLOTS = 1 << 20  # of the product, 4 MB: a slice of 240×240 pixels up to ×4 goes through at once
 _STRIP_PIXELS = 1 << 15  # of the table-free path, some 8 MB of the hidden units that bend
+_LARGEST = float(np.finfo(np.float32).max)
 _ALIKE = 3  # groups of pixels with similar offsets, an axis: the fastest of 2 … 5, with strips of 1 << 14 … 1 << 16
 
 
@@ -28,7 +31,15 @@ class Piece:
     """Output pixels `place` of an output (h, w) that one run of a graph makes, and its feeds but for features and levels."""
 
     place: Any  # an index of the output: whole rows as a slice, or other pixels
-    feeds: dict[str, NDArray[Any]]
+    feeds: Mapping[str, Any]
+
+
+def affine(model: Model, levels: Intensity) -> dict[str, np.float32]:
+    """From the network's units to grey values, which keep within the range of `levels`."""
+    width = levels.white - levels.black
+    gain, offset = model.std * width, model.mean * width + levels.black
+    low, high = max(levels.low, -_LARGEST), min(levels.high, _LARGEST)
+    return {name: np.float32(x) for name, x in (("gain", gain), ("offset", offset), ("low", low), ("high", high))}
 
 
 def by_table(rows: Span, cols: Span) -> Iterator[Piece]:

@@ -22,7 +22,7 @@ import tensorrt as fake_tensorrt
 
 from runtime import ClosedError, DeviceError, DeviceMemoryError, ImageError, Upscaler, bundle, grid
 from runtime.bundle import Bundle
-from runtime.engines import tensorrt
+from runtime.engines import native, tensorrt
 from runtime.engines.tensorrt import TensorRtEngine
 from runtime.intensity import Intensity
 from runtime.tiles import Span
@@ -310,7 +310,7 @@ def test_only_a_lack_of_memory_is_one(single: Bundle, image: np.ndarray, tmp_pat
 
 
 def test_memory_comes_back(single: Bundle, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "_CACHED", 1 << 18)
+    monkeypatch.setattr(native, "_CACHED", 1 << 18)
     engine, levels, seen = load(single, tmp_path), Intensity.of(image), []
     for k in range(40):
         upscaled(engine, image, levels, f"{1 + k / 16}", f"{1 + k / 8}")
@@ -462,4 +462,4 @@ def test_a_driver_that_refuses_is_quoted_and_let_go(
 
 
 def test_the_kernels_and_python_have_the_same_structs() -> None:
-    assert (cuda.fake_sizes(0), cuda.fake_sizes(1)) == (tensorrt.IMAGE.itemsize, tensorrt.STAGE.itemsize)
+    assert (cuda.fake_sizes(0), cuda.fake_sizes(1)) == (native.IMAGE.itemsize, native.STAGE.itemsize)

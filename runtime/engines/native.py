@@ -1,0 +1,189 @@
+"""The native engine for NVIDIA GPUs: the trunk by a library, grey values and the Meta-Upscale stage by our own kernels.
+
+`tensorrt` is this engine with TensorRT's trunk; `cuda`, for images that are in the GPU's memory, with ONNX Runtime's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import grid
+from ..acquired import NOTHING, Told
+from ..bounded import BoundedCache
+from ..bundle import Bundle
+from ..errors import ClosedError, DeviceError, ImageError
+from ..intensity import UNIT, Intensity
+from ..tiles import Span
+from . import graphs
+from .cuda import Array, Device
+from .stage import affine
+
+log = logging.getLogger(__name__)
+
+KERNELS = ("standardise", "meta_upscale_float", "meta_upscale_half")
+IMAGE = np.dtype("u8, u8, i8, i8, i4, i4, i4, f4, f4, f4", align=True)  # as meta_upscale.cu has them
+STAGE = np.dtype("u8, u8, u8, u8, u8, u8, u8, u8, u8, (9,)i4, (4,)f4", align=True)
+KINDS = "fehHbB"  # NumPy's characters for the types of pixels that float32 holds exactly
+_CACHED = 8 << 20  # bytes on the GPU of tables and of where pixels lie: 200 kB and 20 kB at most for a slice of 240×240
+
+
+@dataclass
+class Features:
+    """A standardised image (1, 1, H, W) on the GPU, what is told of it, and its features (B', H, W), half precision or not."""
+
+    image: Array
+    told: Told
+    values: Array
+
+
+class NativeEngine:
+    """A bundle on an NVIDIA GPU. Threads may share it, and take turns.
+
+    Where half precision overflows, the image is computed once more in float32, and a warning says so.
+    """
+
+    device, in_flight = "", 2
+
+    def __init__(self, bundle: Bundle, library: str) -> None:
+        """Raises DeviceError, which says what is missing."""
+        self._bundle, self._model, self._predictor = bundle, bundle.model, bundle.predictor()
+        self._gpu, self._turn = Device(), threading.RLock()
+        if self._gpu.capability < (7, 5):
+            raise DeviceError(f"{self._gpu.name} is older than compute capability 7.5", "use device 'gpu' or 'cpu'")
+        self.runs_on = f"{library}, {bundle.model.precision}, {self._gpu.name}"
+        self._trunks: dict[bool, Any] = {}
+        self._kept: BoundedCache[Array] = BoundedCache(_CACHED)
+        with self._working() as gpu:
+            self._kernels = gpu.load(resources.files(__package__).joinpath("meta_upscale.ptx").read_bytes(), *KERNELS)
+            self._trunk(bundle.has_half)
+
+    def _open_trunk(self, graph: bytes) -> Any:
+        """The library's trunk of a graph."""
+        raise NotImplementedError
+
+    def _run(self, trunk: Any, tensors: Mapping[str, Array]) -> None:
+        """Compute `features` (1, B', H, W) of `image` (1, 1, H, W), and of `told` where the model is told."""
+        raise NotImplementedError
+
+    def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Features:
+        """Grey values (H, W), on the host or, of `KINDS`, with `__cuda_array_interface__` → features."""
+        on_host = isinstance(image, np.ndarray)
+        if on_host and (image.dtype.char not in KINDS or levels.aside):
+            image, levels = levels.normalise(image), UNIT
+        spread = (levels.white - levels.black) or 1.0
+        scaling = levels.black, 1 / (spread * self._model.std), -self._model.mean / self._model.std
+        with self._working() as gpu:
+            pixels = gpu.borrow(gpu.upload(image) if on_host else image)
+            if pixels.dtype.char not in KINDS or not pixels.dtype.isnative:
+                raise ImageError(f"pixels of type {pixels.dtype} on the GPU: give float32, or integers of at most 16 bits")
+            standard = gpu.empty((1, 1, *pixels.shape), np.float32)
+            struct = pixels.pointer, standard.pointer, *pixels.strides, *pixels.shape, ord(pixels.dtype.char), *scaling
+            gpu.launch(self._kernels["standardise"], pixels.shape, np.array(struct, IMAGE))
+            return Features(standard, told, self._features(standard, told, self._bundle.has_half))
+
+    def render(self, features: Features, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> None:
+        """The pixels rows × cols at a scale, grey values clipped to the levels' range, into `out`, float32.
+
+        `out` is on the host, or has `__cuda_array_interface__`; its rows are contiguous.
+        """
+        with self._working() as gpu:
+            target = gpu.empty(out.shape, np.float32) if isinstance(out, np.ndarray) else gpu.borrow(out)
+            while not self._launch(features.values, rows, cols, scales, levels, target):
+                if features.values.dtype == np.float32:
+                    raise DeviceError(f"{self.runs_on}: the result is not finite", "use device 'cpu', and report it")
+                log.warning("half precision overflowed: this image is computed again in float32")
+                features.values = self._features(features.image, features.told, half=False)
+            if isinstance(out, np.ndarray):
+                out[...] = gpu.download(target)
+
+    def responses(self, features: Features) -> NDArray[np.float32]:
+        """Features as (H·W, B') on the host."""
+        planes = self.to_host(features.values)
+        return planes.reshape(len(planes), -1).T.astype(np.float32)
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """A float32 array on the GPU, which may outlive the engine."""
+        with self._working() as gpu:
+            return gpu.empty(shape, np.float32)
+
+    def upload(self, array: NDArray[np.float32]) -> Array:
+        """A finished copy on the GPU."""
+        with self._working() as gpu:
+            copy = gpu.upload(array)
+            gpu.synchronise()
+            return copy
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        """A copy on the host of an array with `__cuda_array_interface__`."""
+        with self._working() as gpu:
+            return gpu.download(gpu.borrow(array))
+
+    def close(self) -> None:
+        """Let go of the GPU. Arrays and features that are referred to keep their own memory. Harmless when repeated."""
+        with contextlib.suppress(ClosedError), self._working() as gpu:
+            gpu.cuda.cuStreamSynchronize(gpu.stream)  # whatever it says: after an error, nothing works any more
+            self._trunks, self._kernels, self._kept = {}, {}, BoundedCache(0)
+            del self._gpu
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[Device]:
+        with self._turn:
+            if not hasattr(self, "_gpu"):
+                raise ClosedError("this Upscaler is closed: load it again")
+            gpu = self._gpu
+            with gpu.current():
+                yield gpu
+
+    def _keep(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> Array:
+        return self._kept.get(key, lambda: self._gpu.upload(make()))
+
+    def _trunk(self, half: bool) -> Any:
+        if half not in self._trunks:
+            self._trunks[half] = self._open_trunk(self._bundle.trunk(half) + graphs.planes(half))
+        return self._trunks[half]
+
+    def _features(self, image: Array, told: Told, half: bool) -> Array:
+        """The features of a standardised image."""
+        shape = 1, self._model.basis + 9 * self._model.skip, *image.shape[2:]
+        tensors = {"image": image, "features": self._gpu.empty(shape, np.float16 if half else np.float32)}
+        if self._model.told:
+            tensors["told"] = self._keep(("told", told), lambda: np.array(told, np.float32))
+        self._run(self._trunk(half), tensors)
+        return tensors["features"][0]
+
+    def _launch(self, features: Array, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, target: Array) -> bool:
+        """Whether all pixels are finite."""
+        gpu, predictor, by_table = self._gpu, self._predictor, grid.has_table(scales)
+        units, parts = len(predictor.b1), (rows.offset, cols.offset, scales)
+        if by_table:
+            places = self._keep(scales, lambda: predictor.table(scales)).pointer, 0, 0
+        else:
+            hidden = self._keep(("hidden", rows.key, cols.key), lambda: np.concatenate(predictor.hidden_parts(*parts)))
+            places = 0, hidden.pointer, hidden[len(rows) :].pointer
+        w2, b2 = self._keep("w2", lambda: predictor.w2.T), self._keep("b2", lambda: predictor.b2)
+        axes, bad = self._keep((rows.key, cols.key), lambda: _axes(rows, cols, by_table)), gpu.upload(np.zeros(1, np.int32))
+        sizes = *features.shape, self._model.basis, units, scales[1].numerator, *target.shape, target.strides[0] // 4
+        pointers = features.pointer, *places, *(array.pointer for array in (w2, b2, axes, target, bad))
+        grey = affine(self._model, levels)
+        kernel = self._kernels["meta_upscale_half" if features.dtype == np.float16 else "meta_upscale_float"]
+        gpu.launch(kernel, target.shape, np.array((*pointers, sizes, tuple(grey.values())), STAGE))
+        return not gpu.download(bad)[0]
+
+
+def _axes(rows: Span, cols: Span, by_table: bool) -> NDArray[np.int32]:
+    """Where pixels lie, as `axes` of meta_upscale.cu has it. Without a table, each output is a phase of its own."""
+    parts: list[NDArray[np.int32]] = []
+    for span in (rows, cols):
+        phase = span.axis.phase[span.start : span.stop] if by_table else np.arange(len(span))
+        taps = grid.skip_taps(span.axis.scale, span.axis.projection, span.offset).astype(np.float32)
+        parts += [span.sources, phase.astype(np.int32), taps.ravel().view(np.int32)]
+    return np.concatenate(parts)

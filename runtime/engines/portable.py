@@ -1,0 +1,250 @@
+"""A bundle's graphs on any device of ONNX Runtime.
+
+The trunk ends in the features convolved with the B filters that all filters of all scales are sums of. They stay on the device
+between `encode` and `render`, and so does all that a scale and a geometry need again: up goes an image, down come its pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import grid
+from ..acquired import NOTHING, Told
+from ..bounded import BoundedCache
+from ..bundle import Bundle
+from ..errors import ClosedError, DeviceError
+from ..intensity import Intensity
+from ..phases import slot_table
+from ..tiles import Span, by_distance_to_the_ends, content
+from . import graphs, native, openvino, stage
+from .cuda import Array
+from .ort import DEVICES, Opener, Run
+
+log = logging.getLogger(__name__)
+
+Float = NDArray[np.float32]
+
+_KEPT = 8 << 20  # bytes on the device: backgrounds of 1.4 MB, slot tables (the paper's scales have 2.4 MB), geometries
+_OVERHEAD = 1 << 10  # bytes that an array on the device takes beside its own
+_WORTH_SKIPPING = 0.9  # of an image's pixels: to fill in the background's features takes a twentieth of the trunk's time
+
+
+@dataclass
+class Features:
+    """The features (H·W, B') of an image, on the device, and what they were made of."""
+
+    value: Any
+    image: Float  # standardised; empty unless they are in half precision
+    told: Told
+    half: bool
+
+
+class Sessions(NamedTuple):
+    """A bundle's graphs, the trunk's in half precision or not, and the one that joins features."""
+
+    trunks: dict[bool, Run]
+    by_table: Run
+    table_free: Run
+    blend: Run
+
+
+class _Kept(NamedTuple):
+    values: Any  # on the device
+    nbytes: int
+
+
+class PortableEngine:
+    """A bundle on one device. Threads may share it; they take turns on any device but the CPU.
+
+    Where half precision overflows, the image is computed once more in float32, and a warning says so.
+    """
+
+    def __init__(self, bundle: Bundle, name: str = "cpu", threads: int | None = None) -> None:
+        """On the CPU by default with one thread for each processor that this process may use.
+
+        Raises DeviceError where the device cannot run all of the trunk, DeviceMemoryError, and BundleError on the CPU.
+        """
+        self._opener = opener = Opener(name, threads)
+        self._bundle, self._model, self._predictor = bundle, bundle.model, bundle.predictor()
+        self.device, self._memory, self._half = name, opener.memory, DEVICES[name].half and bundle.has_half
+        self.in_flight = 1 if self._memory == "cpu" else 2  # slices at once: one is prepared while the other is computed
+        if name == "openvino":
+            trunk: Any = openvino.Trunk(bundle.trunk(False), opener.threads, opener.value)
+            precision = f"{trunk.library}, bfloat16"
+        else:
+            trunk = self._open_trunk(self._half)
+            precision = "8-bit integers" if bundle.integers else "float16" if self._half else "float32"
+        by_table = opener.open(bundle.files["stage.onnx"] + graphs.STAGE_END, wholly=False)  # it computes shapes on the CPU
+        table_free = opener.open(bundle.files["table_free.onnx"] + graphs.STAGE_END)
+        self._open: Sessions | None
+        self._open = Sessions({self._half: trunk}, by_table, table_free, opener.open(graphs.BLEND, threads=1))
+        self.runs_on = ", ".join(part for part in (opener.library, precision, opener.processor) if part)
+        self._background = np.float32((0 - np.float32(self._model.mean)) / np.float32(self._model.std))
+        self._kept: BoundedCache[_Kept] = BoundedCache(_KEPT)
+        self._turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if name == "cpu" else threading.RLock()
+        self._on_arrays: native.NativeEngine | None = None
+
+    def on_arrays(self) -> native.NativeEngine:
+        """What computes arrays in the GPU's memory on `cuda`, made when it is first asked for. Raises DeviceError."""
+        with self._turn:
+            if self._sessions and self._on_arrays is None:
+                self._on_arrays = TrunkOnArrays(self._bundle, self._opener)
+            return self._on_arrays
+
+    def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Any:
+        """An image (H, W) in grey values → its features. The trunk runs only where they are not the background's."""
+        if not isinstance(image, np.ndarray):
+            return self.on_arrays().encode(image, levels, told)
+        told = told if self._model.told else NOTHING
+        standard = (levels.normalise(image) - np.float32(self._model.mean)) / np.float32(self._model.std)
+        with self._turn:
+            kept = standard if self._half else standard[:0]
+            return Features(self._encode(standard, told, self._half), kept, told, self._half)
+
+    def render(self, features: Any, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> None:
+        """Write the pixels rows × cols at a scale, in grey values within the range of `levels`, to `out`."""
+        if isinstance(features, native.Features):
+            self.on_arrays().render(features, rows, cols, scales, levels, out)
+            return
+        with self._turn:
+            while not self._render(features.value, rows, cols, scales, levels, out):
+                if not features.half:
+                    repair = "use device 'cpu', or export the bundle again"
+                    raise DeviceError(f"{self.runs_on}: the result is not finite", repair)
+                log.warning("half precision overflowed: this image is computed again in float32")
+                features.value, features.half = self._encode(features.image, features.told, half=False), False
+
+    def responses(self, features: Features) -> Float:
+        """Features as (H·W, B') on the host."""
+        with self._turn:
+            held = features.value
+            if self._memory != "cpu":
+                feeds = {"blank": held, "part": held, "index": np.arange(held.shape()[0], dtype=np.int32)}
+                (held,) = self._sessions.blend(feeds, {"features": "cpu"})
+            values: Float = held.numpy()
+            return values
+
+    def close(self) -> None:
+        """Let go of the sessions and their memory. Harmless when repeated."""
+        with self._turn:
+            if self._on_arrays:
+                self._on_arrays.close()
+            self._open = self._on_arrays = None
+            self._kept = BoundedCache(0)
+
+    @property
+    def _sessions(self) -> Sessions:
+        if self._open is None:
+            raise ClosedError("this Upscaler is closed: load it again")
+        return self._open
+
+    def _open_trunk(self, half: bool) -> Run:
+        return self._opener.open(self._bundle.trunk(half) + graphs.TRUNK_END)
+
+    def _encode(self, image: Float, told: Told, half: bool) -> Any:
+        """A standardised image (H, W) → features (H·W, B')."""
+        radius = self._model.radius
+        axes = [content((image != self._background).any(axis), radius) for axis in (1, 0)]
+        (inner_y, outer_y), (inner_x, outer_x) = axes
+        part = image[outer_y, outer_x]
+        if min(image.shape) <= 2 * radius or part.size > _WORTH_SKIPPING * image.size:
+            return self._run_trunk(half, image, told)
+        blank = self._blank(told, half)
+        rows, cols = (by_distance_to_the_ends(n, radius) for n in image.shape)
+        index = (rows[:, None] * (2 * radius + 1) + cols).astype(np.int32)
+        if part.size:
+            first = (2 * radius + 1) ** 2
+            places = np.arange(first, first + part.size, dtype=np.int32).reshape(part.shape)
+            inside = (slice(i.start - o.start, i.stop - o.start) for i, o in axes)
+            index[inner_y, inner_x] = places[tuple(inside)]
+        part = self._run_trunk(half, part, told) if part.size else blank
+        feeds = {"blank": blank, "part": part, "index": index.ravel()}
+        (features,) = self._sessions.blend(feeds, {"features": self._memory})
+        return features
+
+    def _run_trunk(self, half: bool, image: Float, told: Told) -> Any:
+        trunks = self._sessions.trunks
+        if half not in trunks:
+            trunks[half] = self._open_trunk(half)
+        feeds = {"image": image[None, None]} | ({"told": np.array(told, np.float32)} if self._model.told else {})
+        (features,) = trunks[half](feeds, {"features": self._memory})
+        return features
+
+    def _blank(self, told: Told, half: bool) -> Any:
+        """The background's features: by distance to each end of an axis up to the receptive radius, equal beyond it."""
+
+        def make() -> _Kept:
+            blank = np.full((2 * self._model.radius + 1,) * 2, self._background, np.float32)
+            value = self._run_trunk(half, blank, told)
+            return _Kept(value, 4 * math.prod(value.shape()))
+
+        return self._kept.get(("blank", told, half), make).values
+
+    def _render(self, features: Any, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Float) -> bool:
+        """Write the pixels; whether all of them are finite."""
+        model, predictor, by_table = self._model, self._predictor, grid.has_table(scales)
+        grey = stage.affine(model, levels)
+        feeds = {"responses": features} | self._keep(tuple(grey.values()), lambda: grey)
+        if by_table:
+            run, table = self._sessions.by_table, predictor.table
+            feeds |= self._keep(scales, lambda: {"slots": slot_table(table(scales), scales, model.projection, model.skip)})
+        else:
+            run = self._sessions.table_free
+
+        def pieces() -> Iterable[stage.Piece]:
+            return stage.by_table(rows, cols) if by_table else stage.table_free(rows, cols, scales, predictor, model.skip)
+
+        target, finite = out if out.flags.c_contiguous else np.empty(out.shape, np.float32), True
+        for place, more in self._keep_pieces((by_table, rows.key, cols.key), pieces):
+            whole_rows = isinstance(place, slice)
+            outputs = {"finished": target[place] if whole_rows else "cpu", "means": "cpu"}
+            finished, means = run(feeds | more, outputs)
+            finite = finite and bool(np.isfinite(means.numpy()).all())
+            if not whole_rows:
+                target[place] = finished.numpy()
+        if target is not out:
+            out[...] = target
+        return finite
+
+    def _keep(self, key: Hashable, arrays: Callable[[], Mapping[str, Any]]) -> Any:
+        """Arrays on the device, made where they are not kept."""
+        ((_, values),) = self._keep_pieces(key, lambda: [stage.Piece(..., arrays())])
+        return values
+
+    def _keep_pieces(self, key: Hashable, pieces: Callable[[], Iterable[stage.Piece]]) -> Any:
+        """Where pieces lie, and their feeds on the device; made where they are not kept."""
+
+        def make() -> _Kept:
+            made, value, memory = list(pieces()), self._opener.value, self._memory
+            kept = [(piece.place, {name: value(array, memory) for name, array in piece.feeds.items()}) for piece in made]
+            return _Kept(kept, sum(array.nbytes + _OVERHEAD for piece in made for array in piece.feeds.values()))
+
+        return self._kept.get(key, make).values
+
+
+class TrunkOnArrays(native.NativeEngine):
+    """The native engine with ONNX Runtime's trunk."""
+
+    device = "cuda"
+
+    def __init__(self, bundle: Bundle, opener: Opener) -> None:
+        self._opener = opener
+        super().__init__(bundle, opener.library)
+
+    def _open_trunk(self, graph: bytes) -> Run:
+        return self._opener.open(graph)
+
+    def _run(self, trunk: Run, tensors: Mapping[str, Array]) -> None:
+        """ONNX Runtime has a stream of its own: it begins when ours is done, and returns when its own is done."""
+        self._gpu.synchronise()
+        feeds = dict(tensors)
+        trunk(feeds, {"features": feeds.pop("features")})
