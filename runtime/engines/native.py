@@ -165,10 +165,11 @@ class NativeEngine:
         gpu, predictor, by_table = self._gpu, self._predictor, grid.has_table(scales)
         units, parts = len(predictor.b1), (rows.offset, cols.offset, scales)
         if by_table:
-            places = self._keep(scales, lambda: predictor.table(scales)).pointer, 0, 0
+            filters = self._keep(scales, lambda: predictor.table(scales))
+            places = filters.pointer, 0, 0
         else:
-            hidden = self._keep(("hidden", rows.key, cols.key), lambda: np.concatenate(predictor.hidden_parts(*parts)))
-            places = 0, hidden.pointer, hidden[len(rows) :].pointer
+            filters = self._keep(("hidden", rows.key, cols.key), lambda: np.concatenate(predictor.hidden_parts(*parts)))
+            places = 0, filters.pointer, filters[len(rows) :].pointer
         w2, b2 = self._keep("w2", lambda: predictor.w2.T), self._keep("b2", lambda: predictor.b2)
         axes, bad = self._keep((rows.key, cols.key), lambda: _axes(rows, cols, by_table)), gpu.upload(np.zeros(1, np.int32))
         sizes = *features.shape, self._model.basis, units, scales[1].numerator, *target.shape, target.strides[0] // 4
