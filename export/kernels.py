@@ -37,8 +37,7 @@ def _compile(source: bytes) -> bytes:
 
 
 def main() -> None:
-    ptx = compile_ptx(SOURCE.read_bytes())
-    write_atomically(PTX, ptx, overwrite=True)
+    write_atomically(PTX, compile_ptx(SOURCE.read_bytes()), overwrite=True)
 
 
 if __name__ == "__main__":

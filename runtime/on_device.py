@@ -42,21 +42,31 @@ def upscale(
     if not isinstance(native, NativeEngine):
         computes = f"{engine.device} ({engine.runs_on}) computes"  # which may be an ensemble
         raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load cuda or tensorrt alone")
-    part = Array(image)
+    part, host = Array(image), None
     if len(part.shape) not in (2, 3):
         raise ImageError(f"the image has shape {part.shape}: give (H, W) or (N, H, W)")
     check_slice_shape(part.shape[-2:])
-    host = None
     if levels is None or not isinstance(acquired, Acquired):
-        host = real_array(native.to_host(image))
+        host = to_host(native, image)
         levels = levels or Intensity.of(host)
         acquired = measure.of(host, (-2, -1), levels, acquired, noise)
     measured = acquired.along(-2, -1)
     fine = part.dtype.itemsize > 2 and part.dtype != np.float32
     if fine or grain or levels.aside or not measured.is_stored or not levels.fits_float32(np.float32):
-        return native.upload(on_host(real_array(native.to_host(image)) if host is None else host))
+        finished = on_host(to_host(native, image) if host is None else host)
+        with native.working() as gpu:
+            out = gpu.upload(finished)
+            gpu.synchronise()
+        return out
     rows, cols, _ = size.of(part.shape[-2:], (), 2)
-    out = native.empty((*part.shape[:-2], *output_shape(part.shape[-2:], (rows, cols))))
+    with native.working() as gpu:
+        out = gpu.empty((*part.shape[:-2], *output_shape(part.shape[-2:], (rows, cols))), np.float32)
     for k in np.ndindex(part.shape[:-2]):
         slices.fill(out[k], part[k], levels, (rows, cols), measured)  # type: ignore[arg-type]
     return out
+
+
+def to_host(native: NativeEngine, image: Any) -> NDArray[Any]:
+    """A copy of an image. Raises ImageError where it is not of real numbers."""
+    with native.working() as gpu:
+        return real_array(gpu.download(gpu.borrow(image)))

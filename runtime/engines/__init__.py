@@ -66,9 +66,9 @@ def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir:
     if device not in DEVICES:
         raise DeviceError(f"device {device!r} is unknown", f"use one of {', '.join(DEVICES)}")
     if device == "auto":
-        engine, why, faulty = fastest(bundle, threads)
+        taken, why, faulty = fastest(bundle, threads)
         log.log(logging.WARNING if faulty else logging.INFO, why)
-        return engine
+        return taken
     if device == "cpu":
         return PortableEngine(bundle, device, threads)
     if bundle.integers:
@@ -77,7 +77,15 @@ def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir:
     if device in ("cuda", "tensorrt") and not driver_is_installed():
         raise DeviceError("no NVIDIA driver is installed here", "install one, or use device 'gpu' or 'cpu'")
     native = device == "tensorrt"
-    return _proved(TensorRtEngine(bundle, tile, cache_dir) if native else PortableEngine(bundle, device, threads))
+    engine: Engine = TensorRtEngine(bundle, tile, cache_dir) if native else PortableEngine(bundle, device, threads)
+    try:
+        seconds(engine, _PROOF)
+    except Exception as error:  # such as a library that is missing, which nobody saw so far
+        engine.close()
+        ours = error if isinstance(error, DeviceError) else DeviceError(f"{engine.runs_on}: {reason(error)}")
+        known = "" if native else ort.DEVICES[device].repair
+        raise type(ours)(ours.problem, ours.repair or known) from error
+    return engine
 
 
 def seconds(engine: Engine, pixels: int) -> float:
@@ -98,18 +106,6 @@ def driver_is_installed() -> bool:
     with contextlib.suppress(OSError):
         return bool(ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"))
     return False
-
-
-def _proved(engine: Engine) -> Engine:
-    """An engine that a small image has gone through: what fails, such as a library that is missing, fails here."""
-    try:
-        seconds(engine, _PROOF)
-    except Exception as error:
-        engine.close()
-        ours = error if isinstance(error, DeviceError) else DeviceError(f"{engine.runs_on}: {reason(error)}")
-        known = ort.DEVICES[engine.device].repair if engine.device in ort.DEVICES else ""
-        raise type(ours)(ours.problem, ours.repair or known) from error
-    return engine
 
 
 def fastest(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str, bool]:

@@ -126,7 +126,7 @@ class Device:
         self.cuda.cuMemFreeAsync(pointer, self.stream)
 
     def upload(self, array: NDArray[Any]) -> Array:
-        """A copy of a host array, which may change at once."""
+        """A copy of a host array, which may change at once; the copy is there when all that was asked for is done."""
         array = np.ascontiguousarray(array)
         copy = self.empty(array.shape, array.dtype)
         self.call("cuMemcpyHtoDAsync", copy.pointer, array.ctypes.data, array.nbytes, self.stream)

@@ -62,7 +62,7 @@ class NativeEngine:
         self.runs_on = f"{library}, {bundle.model.precision}, {self._gpu.name}"
         self._trunks: dict[bool, Any] = {}
         self._kept: BoundedCache[Array] = BoundedCache(_CACHED)
-        with self._working() as gpu:
+        with self.working() as gpu:
             self._kernels = gpu.load(resources.files(__package__).joinpath("meta_upscale.ptx").read_bytes(), *KERNELS)
             self._trunk(bundle.has_half)
 
@@ -81,7 +81,7 @@ class NativeEngine:
             image, levels = levels.normalise(image), UNIT
         spread = (levels.white - levels.black) or 1.0
         scaling = levels.black, 1 / (spread * self._model.std), -self._model.mean / self._model.std
-        with self._working() as gpu:
+        with self.working() as gpu:
             pixels = gpu.borrow(gpu.upload(image) if on_host else image)
             if pixels.dtype.char not in KINDS or not pixels.dtype.isnative:
                 raise ImageError(f"pixels of type {pixels.dtype} on the GPU: give float32, or integers of at most 16 bits")
@@ -95,7 +95,7 @@ class NativeEngine:
 
         `out` is on the host, or has `__cuda_array_interface__`; its rows are contiguous.
         """
-        with self._working() as gpu:
+        with self.working() as gpu:
             target = gpu.empty(out.shape, np.float32) if isinstance(out, np.ndarray) else gpu.borrow(out)
             while not self._launch(features.values, rows, cols, scales, levels, target):
                 if features.values.dtype == np.float32:
@@ -107,35 +107,20 @@ class NativeEngine:
 
     def responses(self, features: Features) -> NDArray[np.float32]:
         """Features as (H·W, B') on the host."""
-        planes = self.to_host(features.values)
+        with self.working() as gpu:
+            planes = gpu.download(features.values)
         return planes.reshape(len(planes), -1).T.astype(np.float32)
-
-    def empty(self, shape: tuple[int, ...]) -> Array:
-        """A float32 array on the GPU, which may outlive the engine."""
-        with self._working() as gpu:
-            return gpu.empty(shape, np.float32)
-
-    def upload(self, array: NDArray[np.float32]) -> Array:
-        """A finished copy on the GPU."""
-        with self._working() as gpu:
-            copy = gpu.upload(array)
-            gpu.synchronise()
-            return copy
-
-    def to_host(self, array: Any) -> NDArray[Any]:
-        """A copy on the host of an array with `__cuda_array_interface__`."""
-        with self._working() as gpu:
-            return gpu.download(gpu.borrow(array))
 
     def close(self) -> None:
         """Let go of the GPU. Arrays and features that are referred to keep their own memory. Harmless when repeated."""
-        with contextlib.suppress(ClosedError), self._working() as gpu:
+        with contextlib.suppress(ClosedError), self.working() as gpu:
             gpu.cuda.cuStreamSynchronize(gpu.stream)  # whatever it says: after an error, nothing works any more
             self._trunks, self._kernels, self._kept = {}, {}, BoundedCache(0)
             del self._gpu
 
     @contextlib.contextmanager
-    def _working(self) -> Iterator[Device]:
+    def working(self) -> Iterator[Device]:
+        """The GPU, for this thread alone. Raises ClosedError. Arrays that are made on it may outlive the engine."""
         with self._turn:
             if not hasattr(self, "_gpu"):
                 raise ClosedError("this Upscaler is closed: load it again")
