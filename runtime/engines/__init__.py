@@ -9,18 +9,16 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import grid
-from ..acquired import NOTHING, Told
 from ..bundle import Bundle
 from ..errors import DeviceError, reason
-from ..intensity import UNIT, Intensity
+from ..intensity import UNIT
 from ..tiles import Span
 from . import ort
+from .engine import Engine as Engine
 from .portable import PortableEngine
 from .tensorrt import TensorRtEngine
 
@@ -28,32 +26,6 @@ log = logging.getLogger(__name__)
 
 DEVICES = ("auto", *ort.DEVICES, "tensorrt")
 _PROOF, _TIMED = 16, 128  # pixels an axis of the image that proves that an engine works, and of the one that times it
-
-
-class Engine(Protocol):
-    """A loaded bundle. Safe to share between threads."""
-
-    device: str  # of DEVICES, but not auto
-    runs_on: str  # for a person: library, version, precision, processor
-    in_flight: int  # how many slices of a volume to work on at once
-
-    def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Any:
-        """An image (H, W) in grey values → its features, wherever the engine keeps them.
-
-        `told` is what `acquired.Acquired.told` says of it; a model that is not told ignores it.
-        """
-
-    def render(self, features: Any, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> None:
-        """Write the pixels rows × cols, in grey values within the range of `levels`, to `out`, float32, of any strides.
-
-        Raises DeviceError where they are not finite.
-        """
-
-    def responses(self, features: Any) -> NDArray[np.float32]:
-        """Features as (H·W, B') on the host."""
-
-    def close(self) -> None:
-        """Give back what the engine holds. Harmless when repeated."""
 
 
 def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir: Path | None) -> Engine:

@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -17,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import grid
-from ..acquired import NOTHING, Told
+from ..acquired import Told
 from ..bounded import BoundedCache
 from ..bundle import Bundle
-from ..errors import ClosedError, DeviceError, ImageError
+from ..errors import DeviceError, ImageError
 from ..intensity import UNIT, Intensity
 from ..tiles import Span
 from . import graphs
 from .cuda import Array, Device
+from .engine import Engine, Features, Float
 from .stage import affine
-
-log = logging.getLogger(__name__)
 
 KERNELS = ("standardise", "meta_upscale_float", "meta_upscale_half")
 IMAGE = np.dtype("u8, u8, i8, i8, i4, i4, i4, f4, f4, f4", align=True)  # as meta_upscale.cu has them
@@ -36,27 +32,13 @@ KINDS = "fehHbB"  # NumPy's characters for the types of pixels that float32 hold
 _CACHED = 8 << 20  # bytes on the GPU of tables and of where pixels lie: 200 kB and 20 kB at most for a slice of 240×240
 
 
-@dataclass
-class Features:
-    """A standardised image (1, 1, H, W) on the GPU, what is told of it, and its features (B', H, W), half precision or not."""
-
-    image: Array
-    told: Told
-    values: Array
-
-
-class NativeEngine:
-    """A bundle on an NVIDIA GPU. Threads may share it, and take turns.
-
-    Where half precision overflows, the image is computed once more in float32, and a warning says so.
-    """
-
-    device, in_flight = "", 2
+class NativeEngine(Engine):
+    """A bundle on an NVIDIA GPU."""
 
     def __init__(self, bundle: Bundle, library: str) -> None:
         """Raises DeviceError, which says what is missing."""
-        self._bundle, self._model, self._predictor = bundle, bundle.model, bundle.predictor()
-        self._gpu, self._turn = Device(), threading.RLock()
+        super().__init__(bundle, bundle.has_half)
+        self._gpu = Device()
         if self._gpu.capability < (7, 5):
             raise DeviceError(f"{self._gpu.name} is older than compute capability 7.5", "use device 'gpu' or 'cpu'")
         self.runs_on = f"{library}, {bundle.model.precision}, {self._gpu.name}"
@@ -64,7 +46,7 @@ class NativeEngine:
         self._kept: BoundedCache[Array] = BoundedCache(_CACHED)
         with self.working() as gpu:
             self._kernels = gpu.load(resources.files(__package__).joinpath("meta_upscale.ptx").read_bytes(), *KERNELS)
-            self._trunk(bundle.has_half)
+            self._trunk(self._half)
 
     def _open_trunk(self, graph: bytes) -> Any:
         """The library's trunk of a graph."""
@@ -74,8 +56,27 @@ class NativeEngine:
         """Compute `features` (1, B', H, W) of `image` (1, 1, H, W), and of `told` where the model is told."""
         raise NotImplementedError
 
-    def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Features:
-        """Grey values (H, W), on the host or, of `KINDS`, with `__cuda_array_interface__` → features."""
+    def responses(self, features: Features) -> Float:
+        """Features as (H·W, B') on the host."""
+        with self.working() as gpu:
+            planes = gpu.download(features.value)
+        return planes.reshape(len(planes), -1).T.astype(np.float32)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[Device]:
+        """The GPU, for this thread alone. Raises ClosedError. Arrays that are made on it may outlive the engine."""
+        with super().working(), self._gpu.current():
+            yield self._gpu
+
+    def _release(self) -> None:
+        """Let go of the GPU. Arrays and features that are referred to keep their own memory."""
+        with self._gpu.current():
+            self._gpu.cuda.cuStreamSynchronize(self._gpu.stream)  # whatever it says: after an error, nothing works any more
+            del self._trunks, self._kernels, self._kept
+        del self._gpu
+
+    def _standardise(self, image: Any, levels: Intensity) -> Array:
+        """Grey values (H, W), on the host or, of `KINDS`, with `__cuda_array_interface__` → (1, 1, H, W) on the GPU."""
         on_host = isinstance(image, np.ndarray)
         if on_host and (image.dtype.char not in KINDS or levels.aside):
             image, levels = levels.normalise(image), UNIT
@@ -88,45 +89,7 @@ class NativeEngine:
             standard = gpu.empty((1, 1, *pixels.shape), np.float32)
             struct = pixels.pointer, standard.pointer, *pixels.strides, *pixels.shape, ord(pixels.dtype.char), *scaling
             gpu.launch(self._kernels["standardise"], pixels.shape, np.array(struct, IMAGE))
-            return Features(standard, told, self._features(standard, told, self._bundle.has_half))
-
-    def render(self, features: Features, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> None:
-        """The pixels rows × cols at a scale, grey values clipped to the levels' range, into `out`, float32.
-
-        `out` is on the host, or has `__cuda_array_interface__`; its rows are contiguous.
-        """
-        with self.working() as gpu:
-            target = gpu.empty(out.shape, np.float32) if isinstance(out, np.ndarray) else gpu.borrow(out)
-            while not self._launch(features.values, rows, cols, scales, levels, target):
-                if features.values.dtype == np.float32:
-                    raise DeviceError(f"{self.runs_on}: the result is not finite", "use device 'cpu', and report it")
-                log.warning("half precision overflowed: this image is computed again in float32")
-                features.values = self._features(features.image, features.told, half=False)
-            if isinstance(out, np.ndarray):
-                out[...] = gpu.download(target)
-
-    def responses(self, features: Features) -> NDArray[np.float32]:
-        """Features as (H·W, B') on the host."""
-        with self.working() as gpu:
-            planes = gpu.download(features.values)
-        return planes.reshape(len(planes), -1).T.astype(np.float32)
-
-    def close(self) -> None:
-        """Let go of the GPU. Arrays and features that are referred to keep their own memory. Harmless when repeated."""
-        with contextlib.suppress(ClosedError), self.working() as gpu:
-            gpu.cuda.cuStreamSynchronize(gpu.stream)  # whatever it says: after an error, nothing works any more
-            self._trunks, self._kernels, self._kept = {}, {}, BoundedCache(0)
-            del self._gpu
-
-    @contextlib.contextmanager
-    def working(self) -> Iterator[Device]:
-        """The GPU, for this thread alone. Raises ClosedError. Arrays that are made on it may outlive the engine."""
-        with self._turn:
-            if not hasattr(self, "_gpu"):
-                raise ClosedError("this Upscaler is closed: load it again")
-            gpu = self._gpu
-            with gpu.current():
-                yield gpu
+            return standard
 
     def _keep(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> Array:
         return self._kept.get(key, lambda: self._gpu.upload(make()))
@@ -145,8 +108,10 @@ class NativeEngine:
         self._run(self._trunk(half), tensors)
         return tensors["features"][0]
 
-    def _launch(self, features: Array, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, target: Array) -> bool:
-        """Whether all pixels are finite."""
+    def _render(self, value: Array, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> bool:
+        """`out` is on the host, or has `__cuda_array_interface__` and contiguous rows."""
+        on_host = isinstance(out, np.ndarray)
+        target = self._gpu.empty(out.shape, np.float32) if on_host else self._gpu.borrow(out)
         gpu, predictor, by_table = self._gpu, self._predictor, grid.has_table(scales)
         units, parts = len(predictor.b1), (rows.offset, cols.offset, scales)
         if by_table:
@@ -157,12 +122,15 @@ class NativeEngine:
             places = 0, filters.pointer, filters[len(rows) :].pointer
         w2, b2 = self._keep("w2", lambda: predictor.w2.T), self._keep("b2", lambda: predictor.b2)
         axes, bad = self._keep((rows.key, cols.key), lambda: _axes(rows, cols, by_table)), gpu.upload(np.zeros(1, np.int32))
-        sizes = *features.shape, self._model.basis, units, scales[1].numerator, *target.shape, target.strides[0] // 4
-        pointers = features.pointer, *places, *(array.pointer for array in (w2, b2, axes, target, bad))
+        sizes = *value.shape, self._model.basis, units, scales[1].numerator, *target.shape, target.strides[0] // 4
+        pointers = value.pointer, *places, *(array.pointer for array in (w2, b2, axes, target, bad))
         grey = affine(self._model, levels)
-        kernel = self._kernels["meta_upscale_half" if features.dtype == np.float16 else "meta_upscale_float"]
+        kernel = self._kernels["meta_upscale_half" if value.dtype == np.float16 else "meta_upscale_float"]
         gpu.launch(kernel, target.shape, np.array((*pointers, sizes, tuple(grey.values())), STAGE))
-        return not gpu.download(bad)[0]
+        finite = not gpu.download(bad)[0]
+        if finite and on_host:
+            out[...] = gpu.download(target)
+        return finite
 
 
 def _axes(rows: Span, cols: Span, by_table: bool) -> NDArray[np.int32]:

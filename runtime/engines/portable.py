@@ -7,11 +7,8 @@ between `encode` and `render`, and so does all that a scale and a geometry need 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,31 +18,18 @@ from .. import grid
 from ..acquired import NOTHING, Told
 from ..bounded import BoundedCache
 from ..bundle import Bundle
-from ..errors import ClosedError, DeviceError
 from ..intensity import Intensity
 from ..phases import slot_table
 from ..tiles import Span, by_distance_to_the_ends, content
-from . import graphs, native, openvino, stage
+from . import graphs, openvino, stage
 from .cuda import Array
+from .engine import Engine, Features, Float
+from .native import NativeEngine
 from .ort import DEVICES, Opener, Run
-
-log = logging.getLogger(__name__)
-
-Float = NDArray[np.float32]
 
 _KEPT = 8 << 20  # bytes on the device: backgrounds of 1.4 MB, slot tables (the paper's scales have 2.4 MB), geometries
 _OVERHEAD = 1 << 10  # bytes that an array on the device takes beside its own
 _WORTH_SKIPPING = 0.9  # of an image's pixels: to fill in the background's features takes a twentieth of the trunk's time
-
-
-@dataclass
-class Features:
-    """The features (H·W, B') of an image, on the device, and what they were made of."""
-
-    value: Any
-    image: Float  # standardised; empty unless they are in half precision
-    told: Told
-    half: bool
 
 
 class Sessions(NamedTuple):
@@ -62,21 +46,21 @@ class _Kept(NamedTuple):
     nbytes: int
 
 
-class PortableEngine:
-    """A bundle on one device. Threads may share it; they take turns on any device but the CPU.
-
-    Where half precision overflows, the image is computed once more in float32, and a warning says so.
-    """
+class PortableEngine(Engine):
+    """A bundle on one device of ONNX Runtime. On the CPU, threads do not take turns."""
 
     def __init__(self, bundle: Bundle, name: str = "cpu", threads: int | None = None) -> None:
         """On the CPU by default with one thread for each processor that this process may use.
 
         Raises DeviceError where the device cannot run all of the trunk, DeviceMemoryError, and BundleError on the CPU.
         """
+        super().__init__(bundle, DEVICES[name].half and bundle.has_half)
         self._opener = opener = Opener(name, threads)
-        self._bundle, self._model, self._predictor = bundle, bundle.model, bundle.predictor()
-        self.device, self._memory, self._half = name, opener.memory, DEVICES[name].half and bundle.has_half
-        self.in_flight = 1 if self._memory == "cpu" else 2  # slices at once: one is prepared while the other is computed
+        self.device, self._memory = name, opener.memory
+        if self._memory == "cpu":
+            self.in_flight = 1
+        if name == "cpu":
+            self._turn = contextlib.nullcontext()
         if name == "openvino":
             trunk: Any = openvino.Trunk(bundle.trunk(False), opener.threads, opener.value)
             precision = f"{trunk.library}, bfloat16"
@@ -85,47 +69,33 @@ class PortableEngine:
             precision = "8-bit integers" if bundle.integers else "float16" if self._half else "float32"
         by_table = opener.open(bundle.files["stage.onnx"] + graphs.STAGE_END, wholly=False)  # it computes shapes on the CPU
         table_free = opener.open(bundle.files["table_free.onnx"] + graphs.STAGE_END)
-        self._open: Sessions | None
-        self._open = Sessions({self._half: trunk}, by_table, table_free, opener.open(graphs.BLEND, threads=1))
+        self._sessions = Sessions({self._half: trunk}, by_table, table_free, opener.open(graphs.BLEND, threads=1))
         self.runs_on = ", ".join(part for part in (opener.library, precision, opener.processor) if part)
         self._background = np.float32((0 - np.float32(self._model.mean)) / np.float32(self._model.std))
         self._kept: BoundedCache[_Kept] = BoundedCache(_KEPT)
-        self._turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if name == "cpu" else threading.RLock()
-        self._on_arrays: native.NativeEngine | None = None
+        self._on_arrays: NativeEngine | None = None
 
-    def on_arrays(self) -> native.NativeEngine:
+    def on_arrays(self) -> NativeEngine:
         """What computes arrays in the GPU's memory on `cuda`, made when it is first asked for. Raises DeviceError."""
-        with self._turn:
-            if self._sessions and self._on_arrays is None:
-                self._on_arrays = TrunkOnArrays(self._bundle, self._opener)
+        with self.working():
+            self._on_arrays = self._on_arrays or TrunkOnArrays(self._bundle, self._opener)
             return self._on_arrays
 
     def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Any:
-        """An image (H, W) in grey values → its features. The trunk runs only where they are not the background's."""
-        if not isinstance(image, np.ndarray):
-            return self.on_arrays().encode(image, levels, told)
-        told = told if self._model.told else NOTHING
-        standard = (levels.normalise(image) - np.float32(self._model.mean)) / np.float32(self._model.std)
-        with self._turn:
-            kept = standard if self._half else standard[:0]
-            return Features(self._encode(standard, told, self._half), kept, told, self._half)
+        """As any engine does; images may be in the GPU's memory on `cuda`."""
+        on_host = isinstance(image, np.ndarray)
+        return super().encode(image, levels, told) if on_host else self.on_arrays().encode(image, levels, told)
 
     def render(self, features: Any, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> None:
-        """Write the pixels rows × cols at a scale, in grey values within the range of `levels`, to `out`."""
-        if isinstance(features, native.Features):
+        """As any engine does; `out` is where the image was, and of any strides on the host."""
+        if isinstance(features.value, Array):
             self.on_arrays().render(features, rows, cols, scales, levels, out)
-            return
-        with self._turn:
-            while not self._render(features.value, rows, cols, scales, levels, out):
-                if not features.half:
-                    repair = "use device 'cpu', or export the bundle again"
-                    raise DeviceError(f"{self.runs_on}: the result is not finite", repair)
-                log.warning("half precision overflowed: this image is computed again in float32")
-                features.value, features.half = self._encode(features.image, features.told, half=False), False
+        else:
+            super().render(features, rows, cols, scales, levels, out)
 
     def responses(self, features: Features) -> Float:
         """Features as (H·W, B') on the host."""
-        with self._turn:
+        with self.working():
             held = features.value
             if self._memory != "cpu":
                 feeds = {"blank": held, "part": held, "index": np.arange(held.shape()[0], dtype=np.int32)}
@@ -133,25 +103,21 @@ class PortableEngine:
             values: Float = held.numpy()
             return values
 
-    def close(self) -> None:
-        """Let go of the sessions and their memory. Harmless when repeated."""
-        with self._turn:
-            if self._on_arrays:
-                self._on_arrays.close()
-            self._open = self._on_arrays = None
-            self._kept = BoundedCache(0)
-
-    @property
-    def _sessions(self) -> Sessions:
-        if self._open is None:
-            raise ClosedError("this Upscaler is closed: load it again")
-        return self._open
+    def _release(self) -> None:
+        if self._on_arrays:
+            self._on_arrays.close()
+        del self._sessions, self._on_arrays
+        self._kept = BoundedCache(0)
 
     def _open_trunk(self, half: bool) -> Run:
         return self._opener.open(self._bundle.trunk(half) + graphs.TRUNK_END)
 
-    def _encode(self, image: Float, told: Told, half: bool) -> Any:
-        """A standardised image (H, W) → features (H·W, B')."""
+    def _standardise(self, image: NDArray[Any], levels: Intensity) -> Float:
+        standard: Float = (levels.normalise(image) - np.float32(self._model.mean)) / np.float32(self._model.std)
+        return standard
+
+    def _features(self, image: Float, told: Told, half: bool) -> Any:
+        """A standardised image (H, W) → features (H·W, B'). The trunk runs only where they are not the background's."""
         radius = self._model.radius
         axes = [content((image != self._background).any(axis), radius) for axis in (1, 0)]
         (inner_y, outer_y), (inner_x, outer_x) = axes
@@ -231,7 +197,7 @@ class PortableEngine:
         return self._kept.get(key, make).values
 
 
-class TrunkOnArrays(native.NativeEngine):
+class TrunkOnArrays(NativeEngine):
     """The native engine with ONNX Runtime's trunk."""
 
     device = "cuda"

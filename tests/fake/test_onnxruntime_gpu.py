@@ -51,7 +51,7 @@ for precision in ("float16", "float32"):
     before = copied()
     features = engine.encode(source, intensity.UNIT)
     assert copied() == before, "an image in the GPU's memory was copied"
-    assert features.values.shape == (bundle.model.basis + 9, 16, 20)
+    assert features.value.shape == (bundle.model.basis + 9, 16, 20)
     engine.close()
 print(engine.runs_on)
 """
