@@ -134,8 +134,9 @@ class Upscaler:
         again. Raises ScaleError, ImageError, and BundleError where the bundle does not tell the uncertainty.
 
         An array in an NVIDIA GPU's memory (PyCUDA, CuPy, torch: all with `__cuda_array_interface__`) gives one there, if
-        `device` is tensorrt: its pixels do not leave the GPU if all was measured, nothing is set aside and `grain` is 0. A
-        copy on the host tells the range and what was measured, unless `levels` and what `measure` gave as `acquired` do.
+        `device` is cuda or tensorrt: its pixels do not leave the GPU if all was measured, nothing is set aside and `grain` is
+        0. Its stream and the default stream are waited for; the result is finished. A copy on the host tells the range and
+        what was measured, unless `levels` and what `measure` gave as `acquired` do.
         """
         if hasattr(image, "__cuda_array_interface__"):
             if uncertainty:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 Float = NDArray[np.float32]
 
+CLOSED = "this Upscaler is closed: load it again"
+
 
 @dataclass
 class Features:
@@ -89,7 +91,7 @@ class Engine:
         """This thread's turn. Raises ClosedError."""
         with self._turn:
             if self._closed:
-                raise ClosedError("this Upscaler is closed: load it again")
+                raise ClosedError(CLOSED)
             yield
 
     def _standardise(self, image: Any, levels: Intensity) -> Any:

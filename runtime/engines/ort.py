@@ -99,12 +99,12 @@ class Opener:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if wholly and self.memory != "cpu":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        providers: list[Any] | None = [(provider, dict(self._device.options))]
+        chosen: dict[str, Any] = {"providers": [(provider, dict(self._device.options))]}
         if self._adapter is not None:
             options.add_provider_for_devices([self._adapter], dict(self._device.options))
-            providers = None
+            chosen = {}
         try:  # without its own second try on the CPU, of which it would say so on stdout alone
-            session = self._ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+            session = self._ort.InferenceSession(graph, options, **chosen, enable_fallback=0)
             if session.get_providers()[0] != provider:
                 raise RuntimeError(f"{provider} was not used")
             return partial(self._run, session)
@@ -147,9 +147,8 @@ class Opener:
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
             return DeviceError(f"{self.library}: {reason(error)}")
         if self.memory == "cpu":
-            return DeviceMemoryError(
-                "there is too little memory for the network", "free some, or give fewer threads or workers"
-            )
+            repair = "free some, or give fewer threads or workers"
+            return DeviceMemoryError("there is too little memory for the network", repair)
         return DeviceMemoryError("the GPU has too little memory for the network", "free some, or give smaller tiles")
 
     def _cause(self, error: Exception) -> str:
@@ -170,11 +169,11 @@ class Absent(DeviceError):
 
 def adapter() -> Any:
     """The adapter that WebGPU would compute on: hardware before software. Raises DeviceError where there is none."""
-    ort, repair = load_onnxruntime(), DEVICES["gpu"].repair
+    ort = load_onnxruntime()
     try:
         plugin = import_module("onnxruntime_ep_webgpu")
     except ImportError:
-        raise Absent("onnxruntime-ep-webgpu is not installed", repair) from None
+        raise Absent("onnxruntime-ep-webgpu is not installed", DEVICES["gpu"].repair) from None
     if not hasattr(ort, "register_execution_provider_library"):
         raise DeviceError(f"onnxruntime {ort.__version__} takes no plug-ins", "pip install 'onnxruntime>=1.31'")
 
@@ -190,9 +189,8 @@ def adapter() -> Any:
         what = f"onnxruntime-ep-webgpu {version_of('onnxruntime-ep-webgpu')} does not load"
         raise DeviceError(f"{what} into onnxruntime {ort.__version__}: {reason(error)}", "update both") from error
     if not found:
-        raise Absent(
-            "there is no GPU with a driver for Vulkan, Direct3D 12 or Metal", "install its driver, or use device 'cpu'"
-        )
+        repair = "install its driver, or use device 'cpu'"
+        raise Absent("there is no GPU with a driver for Vulkan, Direct3D 12 or Metal", repair)
     return min(found, key=lambda one: not is_hardware(one))
 
 

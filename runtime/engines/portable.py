@@ -18,12 +18,13 @@ from .. import grid
 from ..acquired import NOTHING, Told
 from ..bounded import BoundedCache
 from ..bundle import Bundle
+from ..errors import ClosedError
 from ..intensity import Intensity
 from ..phases import slot_table
 from ..tiles import Span, by_distance_to_the_ends, content
 from . import graphs, openvino, stage
 from .cuda import Array
-from .engine import Engine, Features, Float
+from .engine import CLOSED, Engine, Features, Float
 from .native import NativeEngine
 from .ort import DEVICES, Opener, Run
 
@@ -69,7 +70,8 @@ class PortableEngine(Engine):
             precision = "8-bit integers" if bundle.integers else "float16" if self._half else "float32"
         by_table = opener.open(bundle.files["stage.onnx"] + graphs.STAGE_END, wholly=False)  # it computes shapes on the CPU
         table_free = opener.open(bundle.files["table_free.onnx"] + graphs.STAGE_END)
-        self._sessions = Sessions({self._half: trunk}, by_table, table_free, opener.open(graphs.BLEND, threads=1))
+        self._open: Sessions | None
+        self._open = Sessions({self._half: trunk}, by_table, table_free, opener.open(graphs.BLEND, threads=1))
         self.runs_on = ", ".join(part for part in (opener.library, precision, opener.processor) if part)
         self._background = np.float32((0 - np.float32(self._model.mean)) / np.float32(self._model.std))
         self._kept: BoundedCache[_Kept] = BoundedCache(_KEPT)
@@ -106,8 +108,13 @@ class PortableEngine(Engine):
     def _release(self) -> None:
         if self._on_arrays:
             self._on_arrays.close()
-        del self._sessions, self._on_arrays
-        self._kept = BoundedCache(0)
+        self._open, self._on_arrays, self._kept = None, None, BoundedCache(0)
+
+    @property
+    def _sessions(self) -> Sessions:
+        if (sessions := self._open) is None:  # on the CPU, where nobody waits for his turn to close it
+            raise ClosedError(CLOSED)
+        return sessions
 
     def _open_trunk(self, half: bool) -> Run:
         return self._opener.open(self._bundle.trunk(half) + graphs.TRUNK_END)
@@ -149,8 +156,7 @@ class PortableEngine(Engine):
         """The background's features: by distance to each end of an axis up to the receptive radius, equal beyond it."""
 
         def make() -> _Kept:
-            blank = np.full((2 * self._model.radius + 1,) * 2, self._background, np.float32)
-            value = self._run_trunk(half, blank, told)
+            value = self._run_trunk(half, np.full((2 * self._model.radius + 1,) * 2, self._background, np.float32), told)
             return _Kept(value, 4 * math.prod(value.shape()))
 
         return self._kept.get(("blank", told, half), make).values

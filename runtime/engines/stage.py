@@ -7,9 +7,8 @@ one: the predictor itself for every output pixel. Strips of rows bound the memor
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 _ALIKE = 3  # groups of pixels with similar offsets, an axis: the fastest of 2 … 5, with strips of 1 << 14 … 1 << 16
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Output pixels `place` of an output (h, w) that one run of a graph makes, and its feeds but for features and levels."""
 
     place: Any  # an index of the output: whole rows as a slice, or other pixels

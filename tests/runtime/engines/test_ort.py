@@ -170,8 +170,11 @@ def test_close_lets_go_of_the_sessions_once_and_is_final(cuda: None, shipped: Up
             use()
 
 
-def test_closing_amid_the_work_of_others_is_an_error_for_them_only(cuda: None, shipped: Upscaler, head: np.ndarray) -> None:
-    up, said = Upscaler.load(shipped.bundle, device="cuda"), []
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_closing_amid_the_work_of_others_is_an_error_for_them_only(
+    cuda: None, shipped: Upscaler, head: np.ndarray, device: str
+) -> None:
+    up, said = Upscaler.load(shipped.bundle, device=device), []
 
     def work() -> None:
         try:
