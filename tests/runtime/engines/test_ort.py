@@ -58,6 +58,11 @@ def test_what_is_added_makes_valid_graphs(shipped: Upscaler, graph: bytes | str)
     onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_planes_make_valid_graphs(shipped: Upscaler, half: bool) -> None:
+    onnx.checker.check_model(onnx.load_from_string(shipped.bundle.trunk(half) + graphs.planes(half)), full_check=True)
+
+
 @pytest.mark.parametrize("scale", ["2", "2.1", "4", "1.7320508", ("2", "3")])
 def test_half_precision_is_near_the_cpus_pixels(gpu: Upscaler, shipped: Upscaler, head: np.ndarray, scale: Any) -> None:
     assert "float16" in gpu.runs_on
