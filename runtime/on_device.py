@@ -12,7 +12,6 @@ from . import measure
 from .acquired import Acquired
 from .engines.cuda import Array
 from .engines.native import NativeEngine
-from .engines.portable import PortableEngine
 from .errors import ImageError
 from .intensity import Intensity, real_array
 from .measure import Matrix
@@ -37,11 +36,7 @@ def upscale(
     but for those of which something is set aside, cropped to an acquired matrix, given back, or too fine for float32:
     `on_host` upscales a copy. Raises ImageError where the engine computes elsewhere.
     """
-    engine = slices.engine
-    native = engine.on_arrays() if isinstance(engine, PortableEngine) and engine.device == "cuda" else engine
-    if not isinstance(native, NativeEngine):
-        computes = f"{engine.device} ({engine.runs_on}) computes"  # which may be an ensemble
-        raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load cuda or tensorrt alone")
+    native = slices.engine.on_arrays()
     part, host = Array(image), None
     if len(part.shape) not in (2, 3):
         raise ImageError(f"the image has shape {part.shape}: give (H, W) or (N, H, W)")

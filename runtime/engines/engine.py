@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import grid
 from ..acquired import NOTHING, Told
 from ..bundle import Bundle
-from ..errors import ClosedError, DeviceError
+from ..errors import ClosedError, DeviceError, ImageError
 from ..intensity import Intensity
 from ..tiles import Span
 
@@ -78,6 +78,11 @@ class Engine:
     def responses(self, features: Any) -> Float:
         """Features as (H·W, B') on the host."""
         raise NotImplementedError
+
+    def on_arrays(self) -> Any:
+        """The `NativeEngine` for arrays in a GPU's memory. Raises ImageError where this engine takes none."""
+        computes = f"{self.device} ({self.runs_on}) computes"  # which may be an ensemble
+        raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load cuda or tensorrt alone")
 
     def close(self) -> None:
         """Give back what the engine holds. Harmless when repeated."""

@@ -62,6 +62,10 @@ class NativeEngine(Engine):
             planes = gpu.download(features.value)
         return planes.reshape(len(planes), -1).T.astype(np.float32)
 
+    def on_arrays(self) -> NativeEngine:
+        """This one."""
+        return self
+
     @contextlib.contextmanager
     def working(self) -> Iterator[Device]:
         """The GPU, for this thread alone. Raises ClosedError. Arrays that are made on it may outlive the engine."""

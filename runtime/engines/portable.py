@@ -77,8 +77,10 @@ class PortableEngine(Engine):
         self._kept: BoundedCache[_Kept] = BoundedCache(_KEPT)
         self._on_arrays: NativeEngine | None = None
 
-    def on_arrays(self) -> NativeEngine:
-        """What computes arrays in the GPU's memory on `cuda`, made when it is first asked for. Raises DeviceError."""
+    def on_arrays(self) -> Any:
+        """On `cuda`, made when it is first asked for. Raises DeviceError, and ImageError on other devices."""
+        if self.device != "cuda":
+            return super().on_arrays()
         with self.working():
             self._on_arrays = self._on_arrays or TrunkOnArrays(self._bundle, self._opener)
             return self._on_arrays
