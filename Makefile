@@ -1,4 +1,5 @@
-# Two environments, each made when it is first needed: .venv/run is what a clinic installs, .venv/dev is everything.
+# Environments, each made when it is first needed: .venv/run is what a clinic installs, .venv/dev is everything, .venv/cuda has
+# onnxruntime-gpu, which cannot be beside onnxruntime.
 PYTHON ?= python3
 DATA ?= ../shared/data/t1ce-validation
 FEATURES ?= ../shared/data/features/vgg16_conv_fp16.npz
@@ -51,6 +52,12 @@ gpu:  ## what a GPU does → benchmarks/results/; ten minutes, with numpy, onnxr
 	@echo 'Installing torch and what else the tests need in .venv/dev (2 GB): a minute or two'
 	$(PYTHON) -m venv .venv/dev
 	.venv/dev/$(INSTALL) $(EDITABLE) '.[cpu,export,dev]'
+	touch $@
+
+.venv/cuda/installed: pyproject.toml constraints.txt
+	@echo 'Installing onnxruntime-gpu in .venv/cuda (500 MB): less than a minute'
+	$(PYTHON) -m venv .venv/cuda
+	.venv/cuda/$(INSTALL) $(EDITABLE) '.[cuda]' pytest
 	touch $@
 
 clean:

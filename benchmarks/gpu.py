@@ -162,7 +162,7 @@ def edsr_session(name: str, half: bool) -> Callable[[Any], Any]:
         nonlocal count
         count += 1
         values = np.full(shape, fill) if len(shape) < 2 else np.random.default_rng(0).standard_normal(shape) * fill
-        kind, data = (10, np.float16) if half else (graphs.FLOAT, np.float32)
+        kind, data = (graphs.FLOAT16, np.float16) if half else (graphs.FLOAT, np.float32)
         dims = b"".join(graphs.field(1, n) for n in shape)
         tensor = dims + graphs.field(2, kind) + graphs.field(8, f"w{count}") + graphs.field(9, values.astype(data).tobytes())
         parts.append(graphs.field(5, tensor))
@@ -179,15 +179,15 @@ def edsr_session(name: str, half: bool) -> Callable[[Any], Any]:
         return op("Conv", f"{x} {weights} {constant((c_out,), 0)}", pads=[1] * 4)
 
     c = EDSR_CHANNELS
-    x = first = conv(op("Cast", "image", to=10 if half else graphs.FLOAT), 1, c)
+    x = first = conv(op("Cast", "image", to=graphs.FLOAT16 if half else graphs.FLOAT), 1, c)
     for _ in range(EDSR_BLOCKS):
         y = op("Mul", f"{conv(op('Relu', conv(x, c, c)), c, c)} {constant((), EDSR_RESIDUAL)}")
         x = op("Add", f"{x} {y}")
     x = op("DepthToSpace", conv(op("Add", f"{first} {conv(x, c, c)}"), c, 4 * c), blocksize=2)
     parts.append(graphs.node("Cast", conv(x, c, 1), "pixels", to=graphs.FLOAT))
     ends = graphs.graph_input("image", "N C H W"), graphs.graph_output("pixels", "N C h w")
-    session = ort.Opener(name, None).open(graphs.model(*parts, *ends))
-    return lambda image: session.run(None, {"image": image})
+    run = ort.Opener(name, None).open(graphs.model(*parts, *ends))
+    return lambda image: run({"image": image}, {"pixels": "cpu"})[0].numpy()
 
 
 def times(work: Callable[[], Any]) -> dict[str, float]:

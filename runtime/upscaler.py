@@ -20,7 +20,7 @@ from .bundle import Bundle
 from .engines import Engine
 from .engines.cuda import Array
 from .engines.ensemble import Ensemble
-from .engines.tensorrt import TensorRtEngine
+from .engines.native import NativeEngine
 from .errors import BundleError, DeviceError, ImageError, ScaleError
 from .intensity import Intensity, real_array
 from .measure import Matrix
@@ -132,8 +132,9 @@ class Upscaler:
         again. Raises ScaleError, ImageError, and BundleError where the bundle does not tell the uncertainty.
 
         An array in an NVIDIA GPU's memory (PyCUDA, CuPy, torch: all with `__cuda_array_interface__`) gives one there, if
-        `device` is tensorrt: its pixels do not leave the GPU if all was measured, nothing is set aside and `grain` is 0. A
-        copy on the host tells the range and what was measured, unless `levels` and what `measure` gave as `acquired` do.
+        `device` is cuda or tensorrt: its pixels do not leave the GPU if all was measured, nothing is set aside and `grain` is
+        0. Its stream and the default stream are waited for; the result is finished. A copy on the host tells the range and
+        what was measured, unless `levels` and what `measure` gave as `acquired` do.
         """
         if hasattr(image, "__cuda_array_interface__"):
             if uncertainty:
@@ -152,24 +153,24 @@ class Upscaler:
         self, image: Any, size: Size, acquired: Matrix, noise: float | None, grain: float, levels: Intensity | None
     ) -> Any:
         """A call with an array in a GPU's memory. What must be copied to the host, `__call__` says."""
-        engine = self.slices.engine
-        if not isinstance(engine, TensorRtEngine):
-            computes = f"{engine.device} ({engine.runs_on}) computes"  # which may be an ensemble
-            raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load tensorrt alone")
-        part = Array(image)
+        native, part, host = self.slices.engine.on_arrays(), Array(image), None
         _check_shape(part.shape, (2, 3))
-        host = None
         if levels is None or not isinstance(acquired, Acquired):
-            host = real_array(engine.to_host(image))
+            host = _on_host(native, image)
             levels = levels or Intensity.of(host)
             acquired = measure.of(host, (-2, -1), levels, acquired, noise)
         measured = acquired.along(-2, -1)
         fine = part.dtype.itemsize > 2 and part.dtype != np.float32
         if fine or grain or levels.aside or not measured.is_stored or not levels.fits_float32(np.float32):
-            host = real_array(engine.to_host(image)) if host is None else host
-            return engine.upload(self(host, size.scale, shape=size.shape, acquired=acquired, grain=grain, levels=levels))
+            host = _on_host(native, image) if host is None else host
+            finished = self(host, size.scale, shape=size.shape, acquired=acquired, grain=grain, levels=levels)
+            with native.working() as gpu:
+                out = gpu.upload(finished)
+                gpu.synchronise()
+            return out
         rows, cols, _ = size.of(part.shape[-2:], (), 2)
-        out = engine.empty((*part.shape[:-2], *output_shape(part.shape[-2:], (rows, cols))))
+        with native.working() as gpu:
+            out = gpu.empty((*part.shape[:-2], *output_shape(part.shape[-2:], (rows, cols))), np.float32)
         for k in np.ndindex(part.shape[:-2]):
             self.slices.fill(out[k], part[k], levels, (rows, cols), measured)  # type: ignore[arg-type]
         return out
@@ -372,6 +373,11 @@ def _checked(image: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:
     array = real_array(image)
     _check_shape(array.shape, ndims)
     return array
+
+
+def _on_host(native: NativeEngine, image: Any) -> NDArray[Any]:
+    with native.working() as gpu:
+        return real_array(gpu.download(gpu.borrow(image)))
 
 
 def _check_shape(shape: tuple[int, ...], ndims: tuple[int, ...]) -> None:

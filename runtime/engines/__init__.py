@@ -9,51 +9,23 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import grid
-from ..acquired import NOTHING, Told
 from ..bundle import Bundle
 from ..errors import DeviceError, reason
 from ..grid import Span
-from ..intensity import UNIT, Intensity
+from ..intensity import UNIT
 from . import ort
-from .ort import OrtEngine
+from .engine import Engine as Engine
+from .portable import PortableEngine
 from .tensorrt import TensorRtEngine
 
 log = logging.getLogger(__name__)
 
 DEVICES = ("auto", *ort.DEVICES, "tensorrt")
 _PROOF, _TIMED = 16, 128  # pixels an axis of the image that proves that an engine works, and of the one that times it
-
-
-class Engine(Protocol):
-    """A loaded bundle. Safe to share between threads."""
-
-    device: str  # of DEVICES, but not auto
-    runs_on: str  # for a person: library, version, precision, processor
-    in_flight: int  # how many slices of a volume to work on at once
-
-    def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Any:
-        """An image (H, W) in grey values → its features, wherever the engine keeps them.
-
-        `told` is what `acquired.Acquired.told` says of it; a model that is not told ignores it.
-        """
-
-    def render(self, features: Any, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> None:
-        """Write the pixels rows × cols, in grey values within the range of `levels`, to `out`, float32, of any strides.
-
-        Raises DeviceError where they are not finite.
-        """
-
-    def responses(self, features: Any) -> NDArray[np.float32]:
-        """Features as (H·W, B') on the host."""
-
-    def close(self) -> None:
-        """Give back what the engine holds. Harmless when repeated."""
 
 
 def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir: Path | None) -> Engine:
@@ -66,18 +38,26 @@ def load(bundle: Bundle, device: str, threads: int | None, tile: int, cache_dir:
     if device not in DEVICES:
         raise DeviceError(f"device {device!r} is unknown", f"use one of {', '.join(DEVICES)}")
     if device == "auto":
-        engine, why, faulty = fastest(bundle, threads)
+        taken, why, faulty = fastest(bundle, threads)
         log.log(logging.WARNING if faulty else logging.INFO, why)
-        return engine
+        return taken
     if device == "cpu":
-        return OrtEngine(bundle, device, threads)
+        return PortableEngine(bundle, device, threads)
     if bundle.integers:
         repair = "use device 'cpu', or give the one exported without --int8"
         raise DeviceError(f"this bundle computes in 8-bit integers, which {device} does not", repair)
     if device in ("cuda", "tensorrt") and not driver_is_installed():
         raise DeviceError("no NVIDIA driver is installed here", "install one, or use device 'gpu' or 'cpu'")
     native = device == "tensorrt"
-    return _proved(TensorRtEngine(bundle, tile, cache_dir) if native else OrtEngine(bundle, device, threads))
+    engine: Engine = TensorRtEngine(bundle, tile, cache_dir) if native else PortableEngine(bundle, device, threads)
+    try:
+        seconds(engine, _PROOF)
+    except Exception as error:  # such as a library that is missing, which nobody saw so far
+        engine.close()
+        ours = error if isinstance(error, DeviceError) else DeviceError(f"{engine.runs_on}: {reason(error)}")
+        known = "" if native else ort.DEVICES[device].repair
+        raise type(ours)(ours.problem, ours.repair or known) from error
+    return engine
 
 
 def seconds(engine: Engine, pixels: int) -> float:
@@ -100,21 +80,9 @@ def driver_is_installed() -> bool:
     return False
 
 
-def _proved(engine: Engine) -> Engine:
-    """An engine that a small image has gone through: what fails, such as a library that is missing, fails here."""
-    try:
-        seconds(engine, _PROOF)
-    except Exception as error:
-        engine.close()
-        ours = error if isinstance(error, DeviceError) else DeviceError(f"{engine.runs_on}: {reason(error)}")
-        known = ort.DEVICES[engine.device].repair if engine.device in ort.DEVICES else ""
-        raise type(ours)(ours.problem, ours.repair or known) from error
-    return engine
-
-
 def fastest(bundle: Bundle, threads: int | None = None) -> tuple[Engine, str, bool]:
     """What `auto` takes, why, and whether a GPU that is here failed."""
-    cpu = OrtEngine(bundle, "cpu", threads)
+    cpu = PortableEngine(bundle, "cpu", threads)
     if bundle.integers:
         return cpu, "the CPU computes: this bundle is in 8-bit integers, which is for CPUs", False
     driver, said, faulty = driver_is_installed(), [], False

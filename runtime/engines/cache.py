@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import OutputFileError, reason
@@ -28,28 +29,25 @@ class EngineCache:
         base = os.environ.get(variable) or Path.home() / usual
         self.directory = directory or Path(base, "metasrgan-edge")
 
-    def get(self, key: str) -> bytes | None:
-        """The engine for this key, or None."""
-        path = self._path(key)
+    def get(self, key: str, build: Callable[[], bytes]) -> bytes:
+        """The engine for this key, built and kept where there is none yet."""
+        path = self.directory / (re.sub(r"[^\w.-]+", "_", key) + ".engine")
         try:
             content = path.read_bytes()
-            if hashlib.sha256(content[32:]).digest() != content[:32]:
-                raise ValueError("it is damaged")
-            return content[32:]
+            if hashlib.sha256(content[32:]).digest() == content[:32]:
+                return content[32:]
+            log.warning("the cached engine %s is damaged: it is built again", path)
         except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
+            pass
+        except OSError as error:
             log.warning("the cached engine %s cannot be read (%s): it is built again", path, reason(error))
-            return None
-
-    def put(self, key: str, engine: bytes) -> None:
-        """Keep an engine."""
-        content = hashlib.sha256(engine).digest() + engine
+        engine = build()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(key), content, overwrite=True)
+            write_atomically(path, hashlib.sha256(engine).digest() + engine, overwrite=True)
         except (OutputFileError, OSError) as error:
             log.warning("the engine is not kept, and will be built again next time: %s", reason(error))
+        return engine
 
     def files(self) -> list[Path]:
         """All engines."""
@@ -61,6 +59,3 @@ class EngineCache:
         for path in files:
             path.unlink(missing_ok=True)
         return len(files)
-
-    def _path(self, key: str) -> Path:
-        return self.directory / (re.sub(r"[^\w.-]+", "_", key) + ".engine")

@@ -47,8 +47,8 @@ class Array:
         return dict(self._owner.__cuda_array_interface__) | own
 
 
-class _Memory:
-    __cuda_array_interface__: dict[str, Any]
+class _Memory(SimpleNamespace):
+    """That of a new array: a weak reference to it tells when nobody needs it any more."""
 
 
 class Device:
@@ -63,15 +63,14 @@ class Device:
         except Exception as error:  # each version of the package raises its own where there is no driver
             repair = "pip install cuda-bindings" if isinstance(error, ImportError) else "install an NVIDIA driver"
             raise DeviceError(f"cuda-bindings cannot be used ({reason(error)})", repair) from None
-        self.cuda = cuda
+        self.cuda, self._release = cuda, contextlib.ExitStack()
         self.call("cuInit", 0)
-        gpu = self.call("cuDeviceGet", 0)
+        gpu, kinds = self.call("cuDeviceGet", 0), cuda.CUdevice_attribute
         self.name: str = self.call("cuDeviceGetName", 256, gpu).rstrip(b"\0").decode()
-        names = (f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}" for part in ("MAJOR", "MINOR"))
-        kinds = (getattr(cuda.CUdevice_attribute, name) for name in names)
-        self.capability = tuple(int(self.call("cuDeviceGetAttribute", kind, gpu)) for kind in kinds)
+        both = (getattr(kinds, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
+        self.capability = tuple(int(self.call("cuDeviceGetAttribute", kind, gpu)) for kind in both)
         self.driver = int(self.call("cuDriverGetVersion"))  # the newest CUDA that it serves: 12080 for 12.8
-        self._context, self._release = self.call("cuDevicePrimaryCtxRetain", gpu), contextlib.ExitStack()
+        self._context = self.call("cuDevicePrimaryCtxRetain", gpu)
         self._release.callback(cuda.cuDevicePrimaryCtxRelease, gpu)
         self._release.callback(cuda.cuCtxPopCurrent)
         with self.current():
@@ -86,7 +85,7 @@ class Device:
             self.call("cuMemPoolSetAttribute", self.pool, keep, cuda.cuuint64_t(_SPARE))
 
     def __del__(self) -> None:
-        if hasattr(self, "_release"):
+        if hasattr(self, "_context"):
             self.cuda.cuCtxPushCurrent(self._context)
             self._release.close()
 
@@ -118,8 +117,8 @@ class Device:
         """A new array in C order. Its memory goes back with the last part of it, when all that was asked for is done."""
         kind = np.dtype(dtype)
         pointer = int(self.call("cuMemAllocFromPoolAsync", max(math.prod(shape) * kind.itemsize, 1), self.pool, self.stream))
-        memory = _Memory()
-        memory.__cuda_array_interface__ = {"shape": shape, "typestr": kind.str, "data": (pointer, False), "version": 3}
+        face = {"shape": shape, "typestr": kind.str, "data": (pointer, False), "version": 3}
+        memory = _Memory(__cuda_array_interface__=face)
         weakref.finalize(memory, self._free, pointer)  # in whatever thread collects garbage
         return Array(memory)
 
@@ -127,14 +126,14 @@ class Device:
         self.cuda.cuMemFreeAsync(pointer, self.stream)
 
     def upload(self, array: NDArray[Any]) -> Array:
-        """A copy of a host array, which may change at once."""
+        """A copy of a host array, which may change at once; the copy is there when all that was asked for is done."""
         array = np.ascontiguousarray(array)
         copy = self.empty(array.shape, array.dtype)
         self.call("cuMemcpyHtoDAsync", copy.pointer, array.ctypes.data, array.nbytes, self.stream)
         return copy
 
     def borrow(self, array: Any) -> Array:
-        """Another library's array; what is asked for from now on waits for its stream. Raises DeviceError and ImageError."""
+        """Another library's array, when its stream is done. Raises DeviceError and ImageError."""
         face, borrowed = array.__cuda_array_interface__, Array(array)
         if face.get("mask") is not None or min(borrowed.strides, default=0) < 0:
             raise ImageError("the array on the GPU has a mask or negative strides: give a plain copy")
@@ -144,11 +143,8 @@ class Device:
         if context not in (0, int(self._context)):  # a pool's memory has none
             repair = "with PyCUDA, import pycuda.autoprimaryctx in place of pycuda.autoinit"
             raise DeviceError(f"the array is not in the primary context of {self.name}", repair)
-        if face.get("stream"):
-            event = self.call("cuEventCreate", self.cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING)
-            self.call("cuEventRecord", event, self.cuda.CUstream(face["stream"]))
-            self.call("cuStreamWaitEvent", self.stream, event, 0)
-            self.call("cuEventDestroy", event)
+        if stream := face.get("stream"):
+            self.call("cuStreamSynchronize", self.cuda.CUstream(stream))
         return borrowed
 
     def download(self, array: Array) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,12 @@ from .. import grid
 from ..acquired import NOTHING, Told
 from ..grid import Span
 from ..intensity import Intensity
-
-if TYPE_CHECKING:
-    from . import Engine
+from .engine import Engine
 
 _TURNS = tuple(product((False, True), repeat=3))  # rows in reverse, columns in reverse, then rows and columns exchanged
 
 
-class Ensemble:
+class Ensemble(Engine):
     """An engine that asks another one eight times. It takes eight times as long, and its features eight times the memory.
 
     Its receptive radius is one pixel larger, because outputs on the border of two pixels read one pixel before and the other

@@ -1,4 +1,4 @@
-"""What the engine adds to a bundle's graphs at load, in ONNX's bytes: protobuf merges two messages that it reads as one.
+"""What the engines add to a bundle's graphs at load, in ONNX's bytes: protobuf merges two messages that it reads as one.
 
 A graph that ends in some value goes on from there; its own output stays, and nobody asks for it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-FLOAT, INT32 = 1, 6  # as ONNX numbers its types
+FLOAT, INT32, FLOAT16 = 1, 6, 10  # as ONNX numbers its types
 
 
 def field(number: int, content: bytes | str | int) -> bytes:
@@ -26,12 +26,14 @@ def _varint(value: int) -> bytes:
 
 def node(kind: str, inputs: str, output: str, **attributes: int | list[int]) -> bytes:
     """An operator; `inputs` are names with spaces between them."""
-    names = b"".join(field(1, name) for name in inputs.split()) + field(2, output) + field(3, output) + field(4, kind)
+    parts = [field(1, name) for name in inputs.split()] + [field(2, output), field(3, output), field(4, kind)]
     for name, value in attributes.items():
-        ints = isinstance(value, list)
-        values = b"".join(field(8, number) for number in value) if isinstance(value, list) else field(3, value)
-        names += field(5, field(1, name) + values + field(20, 7 if ints else 2))
-    return field(1, names)
+        if isinstance(value, list):
+            values = b"".join(field(8, number) for number in value) + field(20, 7)
+        else:
+            values = field(3, value) + field(20, 2)
+        parts.append(field(5, field(1, name) + values))
+    return field(1, b"".join(parts))
 
 
 def _value(role: int, name: str, dims: str = "", kind: int = FLOAT) -> bytes:
@@ -57,6 +59,13 @@ TRUNK_END = _more(
     node("Cast", "responses", "wide", to=FLOAT), node("Flatten", "wide", "features", axis=3), graph_output("features", "P K")
 )
 
+
+def planes(half: bool) -> bytes:
+    """responses (1, H, W, B') → features (1, B', H, W): neighbouring threads of our kernels read neighbouring numbers."""
+    made = node("Transpose", "responses", "features", perm=[0, 3, 1, 2])
+    return _more(made, graph_output("features", "N K H W", FLOAT16 if half else FLOAT))
+
+
 # pixels (h, w) → finished (h, w): clip(pixels·gain + offset, low, high). The clip hides NaN, `means` (h) shows it.
 STAGE_END = _more(
     node("Mul", "pixels gain", "scaled"),
@@ -72,12 +81,8 @@ STAGE_END = _more(
 BLEND = model(
     node("Concat", "blank part", "both", axis=0),
     node("Gather", "both index", "features", axis=0),
-    *(
-        graph_input("blank", "B K"),
-        graph_input("part", "Q K"),
-        graph_input("index", "P", INT32),
-        graph_output("features", "P K"),
-    ),
+    *(graph_input("blank", "B K"), graph_input("part", "Q K"), graph_input("index", "P", INT32)),
+    graph_output("features", "P K"),
 )
 
 PROBE = model(node("Relu", "x", "y"), graph_input("x", "N"), graph_output("y", "N"))  # any provider can run it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +19,8 @@ from ..errors import DeviceError, reason
 class Trunk:
     """A trunk's graph, for one thread at a time."""
 
-    def __init__(self, graph: bytes, threads: int) -> None:
-        """Raises DeviceError without OpenVINO, and on a processor without bfloat16."""
+    def __init__(self, graph: bytes, threads: int, value: Callable[[NDArray[np.float32]], Any]) -> None:
+        """`value` gives an array to ONNX Runtime. Raises DeviceError without OpenVINO, and on a processor without bfloat16."""
         openvino = load_openvino()
         self.library = f"openvino {openvino.__version__.split('-')[0]}"
         core = openvino.Core()
@@ -32,12 +32,15 @@ class Trunk:
             model = core.compile_model(core.read_model(io.BytesIO(rewritten(graph))), "CPU", settings)
         except Exception as error:
             raise DeviceError(f"{self.library} does not work here: {reason(error)}", "use device 'cpu'") from error
-        self._request = model.create_infer_request()
+        self._request, self._value = model.create_infer_request(), value
 
-    def run(self, feeds: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The features (H·W, B') of an image."""
-        responses: NDArray[np.float32] = self._request.infer(dict(feeds))["responses"]
-        return responses.reshape(-1, responses.shape[-1]).copy()  # its memory is the next one's
+    def __call__(self, feeds: Mapping[str, NDArray[np.float32]], outputs: Mapping[str, str]) -> list[Any]:
+        """The features (H·W, B') of an image, as a graph of ONNX Runtime's gives them. Raises DeviceError."""
+        try:
+            responses: NDArray[np.float32] = self._request.infer(dict(feeds))["responses"]
+        except Exception as error:
+            raise DeviceError(f"{self.library}: {reason(error)}") from error
+        return [self._value(responses.reshape(-1, responses.shape[-1]).copy())]  # its memory is the next one's
 
 
 def rewritten(graph: bytes) -> bytes:

@@ -6,49 +6,55 @@ one: the predictor itself for every output pixel. Strips of rows bound the memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import grid
+from ..bundle import Model
 from ..grid import Span
+from ..intensity import Intensity
 from ..phases import WeightPredictor
 
 _STRIP_SLOTS = 1 << 20  # of the product, 4 MB: a slice of 240×240 pixels up to ×4 goes through at once
 _STRIP_PIXELS = 1 << 15  # of the table-free path, some 8 MB of the hidden units that bend
+_LARGEST = float(np.finfo(np.float32).max)
 _ALIKE = 3  # groups of pixels with similar offsets, an axis: the fastest of 2 … 5, with strips of 1 << 14 … 1 << 16
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Output pixels `place` of an output (h, w) that one run of a graph makes, and its feeds but for features and levels."""
 
     place: Any  # an index of the output: whole rows as a slice, or other pixels
-    feeds: dict[str, NDArray[Any]]
+    feeds: Mapping[str, Any]
+
+
+def affine(model: Model, levels: Intensity) -> dict[str, np.float32]:
+    """From the network's units to grey values, which keep within the range of `levels`."""
+    width = levels.white - levels.black
+    gain, offset = model.std * width, model.mean * width + levels.black
+    low, high = max(levels.low, -_LARGEST), min(levels.high, _LARGEST)
+    return {name: np.float32(x) for name, x in (("gain", gain), ("offset", offset), ("low", low), ("high", high))}
 
 
 def by_table(rows: Span, cols: Span) -> Iterator[Piece]:
     """The pieces of the outputs rows × cols; `phases.slot_table` is the feed `slots` of them all."""
-    (qy, ny), (qx, nx) = ((s.axis.scale.denominator, s.axis.slots) for s in (rows, cols))
-    first_col, blocks_x = _blocks(cols, cols.start, cols.stop)
-    source_cols = _sources(cols, first_col, blocks_x)[None, :, None, :]
-    class_x, block_x, rank_x = _slots(cols, cols.start, cols.stop, first_col)
-    height = max(1, _STRIP_SLOTS // (blocks_x * qx * ny * nx) // qy) * qy  # input rows
+    ny, nx = rows.axis.slots, cols.axis.slots
+    sources_x, class_x, block_x, rank_x = _blocks(cols, cols.start, cols.stop)
+    (qx, blocks_x), qy = sources_x.shape, rows.axis.scale.denominator
+    height = max(1, _STRIP_SLOTS // (sources_x.size * ny * nx) // qy) * qy  # input rows
     for start, stop in _strips(rows, height):
-        first_row, blocks_y = _blocks(rows, start, stop)
-        source_rows = _sources(rows, first_row, blocks_y)[:, None, :, None]
-        class_y, block_y, rank_y = _slots(rows, start, stop, first_row)
+        sources_y, class_y, block_y, rank_y = _blocks(rows, start, stop)
         # The product is laid out (class_y, class_x, block_y, block_x, rank_y, rank_x).
-        per_class = blocks_y * blocks_x * ny * nx
+        per_class = sources_y.shape[1] * blocks_x * ny * nx
         out_rows = class_y * qx * per_class + block_y * blocks_x * ny * nx + rank_y * nx
         out_cols = class_x * per_class + block_x * ny * nx + rank_x
         feeds = {
-            "source_rows": source_rows * np.int32(cols.size),
-            "source_cols": source_cols,
+            "source_rows": sources_y[:, None, :, None] * np.int32(cols.size),
+            "source_cols": sources_x[None, :, None, :],
             "out_rows": out_rows[:, None].astype(np.int32),
             "out_cols": out_cols[None].astype(np.int32),
         }
@@ -79,28 +85,17 @@ def table_free(rows: Span, cols: Span, scales: grid.Scales, predictor: WeightPre
             yield Piece(np.ix_(y[strip], x), feeds)
 
 
-def _blocks(span: Span, start: int, stop: int) -> tuple[int, int]:
-    """First block and number of blocks, of q input pixels each, that the outputs [start, stop) read."""
-    q = span.axis.scale.denominator
-    first = int(span.axis.source[start]) // q
-    return first, int(span.axis.source[stop - 1]) // q - first + 1
+def _blocks(span: Span, start: int, stop: int) -> tuple[NDArray[Any], ...]:
+    """The blocks, of q input pixels each, that the outputs [start, stop) read.
 
-
-def _sources(span: Span, first_block: int, blocks: int) -> NDArray[np.int32]:
-    """Where the features have every input pixel of some blocks, by class modulo q; (q, blocks).
-
-    Pixels beyond the features stand in the last blocks and are never kept: they read the nearest one.
+    Where the features have their pixels, by class modulo q, (q, blocks); and each output's class, block and rank. Pixels beyond
+    the features stand in the last blocks and are never kept: they read the nearest one.
     """
-    q = span.axis.scale.denominator
-    pixel = np.arange(q)[:, None] + q * (first_block + np.arange(blocks)) - span.first
-    sources: NDArray[np.int32] = np.minimum(np.maximum(pixel, 0), span.size - 1).astype(np.int32)  # np.clip takes 0.1 ms
-    return sources
-
-
-def _slots(span: Span, start: int, stop: int, first_block: int) -> tuple[NDArray[np.int64], ...]:
-    """(class modulo q, block, rank) of each of the outputs [start, stop)."""
     source, q = span.axis.source[start:stop], span.axis.scale.denominator
-    return source % q, source // q - first_block, span.axis.rank[start:stop]
+    first, last = int(source[0]) // q, int(source[-1]) // q
+    pixel = np.arange(q)[:, None] + q * np.arange(first, last + 1) - span.first
+    sources = np.minimum(np.maximum(pixel, 0), span.size - 1).astype(np.int32)  # np.clip takes 0.1 ms
+    return sources, source % q, source // q - first, span.axis.rank[start:stop]
 
 
 def _alike(offset: NDArray[np.float64]) -> list[NDArray[np.int64]]:

@@ -61,7 +61,7 @@ def test_edsr_is_edsr(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ort.Opener, "open", kept)
     image = np.random.default_rng(0).random((1, 1, 6, 7), np.float32)
-    (pixels,) = gpu.edsr_session("cpu", half)(image)
+    pixels = gpu.edsr_session("cpu", half)(image)
     assert pixels.shape == (1, 1, 12, 14)
     assert pixels.dtype == np.float32
     onnx.checker.check_model(onnx.load_from_string(graphs[0]), full_check=True)

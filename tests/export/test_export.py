@@ -106,7 +106,7 @@ def test_trunk_equals_pytorch_with_batch_norm_folded(generator: Generator) -> No
         features = generator.encode(image)[0].permute(1, 2, 0).numpy()
     with Upscaler.load(bundle_of(generator)) as up:
         engine: Any = up.slices.engine
-        responses = engine._run_trunk(engine._sessions.trunk, image[0, 0].numpy(), NOTHING).numpy().reshape(21, 34, -1)
+        responses = engine._run_trunk(False, image[0, 0].numpy(), NOTHING).numpy().reshape(21, 34, -1)
     wide = np.pad(features, ((1, 1), (1, 1), (0, 0)))
     patches = np.stack([wide[i : i + 21, j : j + 34] for i in range(3) for j in range(3)], 2).reshape(21, 34, -1)
     filters = build.predictor(generator)[1]

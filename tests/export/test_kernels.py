@@ -11,7 +11,7 @@ pytest.importorskip("cuda.bindings", reason="needs NVRTC: pip install cuda-bindi
 
 from export import kernels
 from runtime import DeviceError
-from runtime.engines.tensorrt import KERNELS
+from runtime.engines.native import KERNELS
 
 
 def test_the_kernels_compile_and_the_package_has_them_as_they_are() -> None:

@@ -42,7 +42,6 @@ struct State {
     std::map<Pointer, Block> blocks;
     std::map<Stream, std::deque<std::function<void()>>> work;
     std::map<Stream, unsigned> streams{{LEGACY, 0}};
-    std::map<void *, Stream> events;
     std::map<std::string, int> failures;  // what the next call of a function returns
     std::map<std::string, long> calls, bytes;
     size_t limit = size_t(1) << 40, most = 0;
@@ -182,15 +181,6 @@ int cuStreamCreate(Stream *stream, unsigned flags) {
 }
 int cuStreamDestroy_v2(Stream stream) { ENTER(true, stream); drain(stream); --state().held; state().streams.erase(stream); return OK; }
 int cuStreamSynchronize(Stream stream) { ENTER(true, stream); drain(stream); return OK; }
-int cuStreamWaitEvent(Stream stream, void *event, unsigned) {
-    ENTER(true, stream);
-    Stream other = state().events.at(event);
-    state().work[stream].push_back([=] { drain(other); });
-    return OK;
-}
-int cuEventCreate(void **event, unsigned) { ENTER(true); *event = (void *)(state().next += 0x10); return OK; }
-int cuEventRecord(void *event, Stream stream) { ENTER(true, stream); state().events[event] = named(stream); return OK; }
-int cuEventDestroy_v2(void *event) { ENTER(true); state().events.erase(event); return OK; }
 
 int cuMemPoolCreate(void **pool, const void *) { ENTER(true); *pool = (void *)(state().next += 0x10); ++state().held; return OK; }
 int cuMemPoolDestroy(void *) { ENTER(true); --state().held; return OK; }

@@ -35,37 +35,12 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = 2
 
 
-class Tensor:
-    name = ""
-
-
-class Shuffle:
-    first_transpose: Any = None
-
-    def __init__(self) -> None:
-        self._output = Tensor()
-
-    def get_output(self, k: int) -> Tensor:
-        assert self.first_transpose == (0, 3, 1, 2)
-        return self._output
-
-
 class Network:
-    """Of what is not in the graph, it knows a transposition of the output alone."""
-
-    graph = b""
+    """The graph's outputs; what is in it, it does not know."""
 
     def __init__(self) -> None:
-        self.outputs = [Tensor()]
-        self.get_output, self.unmark_output, self.mark_output = (
-            self.outputs.__getitem__,
-            self.outputs.remove,
-            self.outputs.append,
-        )
-
-    def add_shuffle(self, tensor: Tensor) -> Shuffle:
-        assert tensor is self.outputs[0]
-        return Shuffle()
+        self.graph, self.outputs = b"", []
+        self.get_output, self.unmark_output = self.outputs.__getitem__, self.outputs.remove
 
 
 class Builder:
@@ -83,7 +58,7 @@ class Builder:
 
     def build_serialized_network(self, network: Network, config: Config) -> bytes:
         assert _cuda.fake_context() == 1
-        assert [output.name for output in network.outputs] == ["features"]
+        assert network.outputs == ["features"]
         assert config.cleared == [BuilderFlag.TF32]
         return _MAGIC + str(config.profile["image"][2][2]).encode() + b"\n" + network.graph
 
@@ -110,6 +85,8 @@ class OnnxParser:
 
     def parse(self, graph: bytes) -> bool:
         self._network.graph = graph
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        self._network.outputs.extend(output.name for output in session.get_outputs())
         return True
 
 
@@ -178,7 +155,7 @@ class Context:
         feeds = {"image": self._array("image", self._shape, np.float32)}
         if len(self._engine.session.get_inputs()) > 1:
             feeds["told"] = self._array("told", (3,), np.float32)
-        values = self._engine.session.run(None, feeds)[0].transpose(0, 3, 1, 2)
+        (values,) = self._engine.session.run(["features"], feeds)
         features = self._array("features", values.shape, values.dtype)
         features[...] = values
         if overflowing and values.dtype == np.float16:

@@ -22,7 +22,7 @@ import tensorrt as fake_tensorrt
 
 from runtime import ClosedError, DeviceError, DeviceMemoryError, ImageError, Upscaler, bundle, grid
 from runtime.bundle import Bundle
-from runtime.engines import tensorrt
+from runtime.engines import native, tensorrt
 from runtime.engines.tensorrt import TensorRtEngine
 from runtime.grid import Span
 from runtime.intensity import Intensity
@@ -213,17 +213,20 @@ def test_what_float32_cannot_hold_is_refused(single: Bundle, image: np.ndarray, 
 
 def test_an_array_stays_on_the_gpu_and_is_waited_for_once(shipped: Bundle, image: np.ndarray, tmp_path: Path) -> None:
     engine, levels = load(shipped, tmp_path), Intensity.of(image)
-    wanted, out = upscaled(engine, image, levels, "2"), engine.empty((40, 52))
+    wanted = upscaled(engine, image, levels, "2")
+    with engine.working() as gpu:
+        out = gpu.empty((40, 52), np.float32)
     upscaled(engine, Foreign(image), levels, "2", out=out)
     source, before, waits = Foreign(image), moved(), count("cuMemcpyDtoHAsync_v2")
     upscaled(engine, source, levels, "2", out=out)
     assert np.subtract(moved(), before).tolist() == [4, 4]  # whether a pixel was not finite
     assert count("cuMemcpyDtoHAsync_v2") == waits + 1
     np.testing.assert_array_equal(read(out), wanted)
-    np.testing.assert_array_equal(engine.to_host(out), wanted)
-    np.testing.assert_array_equal(read(engine.upload(wanted)), wanted)
     part = dict(out.__cuda_array_interface__, shape=(30, 10), strides=(208, 12))
-    np.testing.assert_array_equal(engine.to_host(type("Part", (), {"__cuda_array_interface__": part})), wanted[:30, :30:3])
+    with engine.working() as gpu:
+        np.testing.assert_array_equal(gpu.download(gpu.borrow(out)), wanted)
+        borrowed = gpu.borrow(type("Part", (), {"__cuda_array_interface__": part}))
+        np.testing.assert_array_equal(gpu.download(borrowed), wanted[:30, :30:3])
     engine.close()
     np.testing.assert_array_equal(read(out), wanted)  # it is the caller's
 
@@ -272,8 +275,7 @@ def test_close_frees_everything_in_both_precisions(bundle_: Bundle, image: np.nd
         lambda: engine.encode(image, levels),
         lambda: upscaled(engine, image, levels, "2"),
         lambda: engine.render(features, *spans((Fraction(2),) * 2), (Fraction(2),) * 2, levels, np.empty((40, 52), "f4")),
-        lambda: engine.empty((2, 2)),
-        lambda: engine.to_host(Foreign(image)),
+        lambda: engine.working().__enter__(),
     ):
         with pytest.raises(ClosedError):
             use()
@@ -310,7 +312,7 @@ def test_only_a_lack_of_memory_is_one(single: Bundle, image: np.ndarray, tmp_pat
 
 
 def test_memory_comes_back(single: Bundle, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "_CACHED", 1 << 18)
+    monkeypatch.setattr(native, "_CACHED", 1 << 18)
     engine, levels, seen = load(single, tmp_path), Intensity.of(image), []
     for k in range(40):
         upscaled(engine, image, levels, f"{1 + k / 16}", f"{1 + k / 8}")
@@ -418,7 +420,8 @@ def test_a_process_that_ends_with_an_open_engine_says_nothing() -> None:
 import numpy
 from runtime import Upscaler
 up = Upscaler.load(device="tensorrt")
-kept = [up.encode(numpy.eye(16)), up.slices.engine.empty((3, 3))]
+with up.slices.engine.working() as gpu:
+    kept = [up.encode(numpy.eye(16)), gpu.empty((3, 3), "f4")]
 kept.append(kept)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -462,4 +465,4 @@ def test_a_driver_that_refuses_is_quoted_and_let_go(
 
 
 def test_the_kernels_and_python_have_the_same_structs() -> None:
-    assert (cuda.fake_sizes(0), cuda.fake_sizes(1)) == (tensorrt.IMAGE.itemsize, tensorrt.STAGE.itemsize)
+    assert (cuda.fake_sizes(0), cuda.fake_sizes(1)) == (native.IMAGE.itemsize, native.STAGE.itemsize)

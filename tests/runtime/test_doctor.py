@@ -71,7 +71,7 @@ def test_a_damaged_bundle_is_no_crash(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_cache_is_listed_and_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    EngineCache(tmp_path).put("tensorrt_rtx 1.7, A small GPU", b"x" * 1_000_000)
+    EngineCache(tmp_path).get("tensorrt_rtx 1.7, A small GPU", lambda: b"x" * 1_000_000)
     assert main(["cache", "--cache-dir", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "1 engines, 1.0 MB" in out

@@ -14,7 +14,7 @@ from PIL import Image
 
 from runtime import OutputFileError, Upscaler, cohort, job, preview
 from runtime.__main__ import main
-from runtime.engines.ort import OrtEngine
+from runtime.engines.portable import PortableEngine
 from runtime.io import nifti
 from runtime.job import Request, Task
 from runtime.scan import Scan
@@ -35,13 +35,13 @@ def panels(sheet: Image.Image) -> list[np.ndarray]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Each call of the network."""
     seen: list[Any] = []
-    encode = OrtEngine.encode
+    encode = PortableEngine.encode
 
-    def counted(self: OrtEngine, image: Any, *told: Any) -> Any:
+    def counted(self: PortableEngine, image: Any, *told: Any) -> Any:
         seen.append(image.shape)
         return encode(self, image, *told)
 
-    monkeypatch.setattr(OrtEngine, "encode", counted)
+    monkeypatch.setattr(PortableEngine, "encode", counted)
     return seen
 
 

@@ -12,7 +12,7 @@ import torch
 
 from runtime import Upscaler, grid
 from runtime.acquired import NOTHING
-from runtime.engines.ort import Features
+from runtime.engines.engine import Features
 from runtime.intensity import Intensity
 from tests import reference
 

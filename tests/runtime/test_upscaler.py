@@ -227,14 +227,14 @@ def test_background_is_skipped_exactly(
     up = Upscaler.load(random_upscaler.bundle, tile=tile)
     encoded, run_trunk = [], up.slices.engine._run_trunk
 
-    def spy(trunk: Any, part: np.ndarray, told: tuple[float, ...]) -> Any:
+    def spy(half: bool, part: np.ndarray, told: tuple[float, ...]) -> Any:
         encoded.append(part.size)
-        return run_trunk(trunk, part, told)
+        return run_trunk(half, part, told)
 
     monkeypatch.setattr(up.slices.engine, "_run_trunk", spy)
     skipped = up(image, "2.5")
     assert sum(encoded) < 0.9 * image.size
-    monkeypatch.setattr("runtime.engines.ort._WORTH_SKIPPING", -1.0)
+    monkeypatch.setattr("runtime.engines.portable._WORTH_SKIPPING", -1.0)
     whole = up(image, "2.5")
     np.testing.assert_allclose(skipped, whole, rtol=0, atol=1e-6 * max(1, np.ptp(whole)))
 

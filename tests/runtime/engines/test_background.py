@@ -10,8 +10,8 @@ import pytest
 from runtime import Upscaler
 from runtime.acquired import NOTHING, Told
 from runtime.bundle import Bundle
-from runtime.engines import ort
-from runtime.engines.ort import OrtEngine
+from runtime.engines import portable
+from runtime.engines.portable import PortableEngine
 from runtime.intensity import UNIT
 from tests.conftest import bundle_of, random_generator
 
@@ -19,8 +19,8 @@ SIGMAS = (0.0, 0.05, 0.01, 0.05, 0.0)  # the last two are kept from before
 
 
 @pytest.fixture(scope="module")
-def engine(told: Bundle) -> OrtEngine:
-    return OrtEngine(told)
+def engine(told: Bundle) -> PortableEngine:
+    return PortableEngine(told)
 
 
 @pytest.fixture
@@ -31,22 +31,22 @@ def island() -> np.ndarray:
     return image
 
 
-def features(engine: OrtEngine, image: np.ndarray, told: Told = NOTHING) -> np.ndarray:
+def features(engine: PortableEngine, image: np.ndarray, told: Told = NOTHING) -> np.ndarray:
     return engine.encode(image, UNIT, told).value.numpy()
 
 
 def test_skipped_background_equals_the_whole_trunk_at_every_noise(
-    engine: OrtEngine, island: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    engine: PortableEngine, island: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = island, np.zeros_like(island)
     skipped = [features(engine, image, (sigma, 0.1, 0.3)) for sigma in SIGMAS for image in images]
-    monkeypatch.setattr(ort, "_WORTH_SKIPPING", -1.0)
+    monkeypatch.setattr(portable, "_WORTH_SKIPPING", -1.0)
     whole = [features(engine, image, (sigma, 0.1, 0.3)) for sigma in SIGMAS for image in images]
     for actual, expected in zip(skipped, whole):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def test_features_follow_the_noise_from_a_thousandth_of_white(engine: OrtEngine, island: np.ndarray) -> None:
+def test_features_follow_the_noise_from_a_thousandth_of_white(engine: PortableEngine, island: np.ndarray) -> None:
     none, little, some, more = (features(engine, island, (sigma, 0.0, 0.0)) for sigma in (0.0, 1e-3, 2e-3, 0.05))
     np.testing.assert_array_equal(features(engine, island), none)
     np.testing.assert_array_equal(little, none)
@@ -57,14 +57,14 @@ def test_features_follow_the_noise_from_a_thousandth_of_white(engine: OrtEngine,
 
 
 def test_a_model_that_is_not_told_ignores_the_noise(island: np.ndarray) -> None:
-    engine = OrtEngine(bundle_of(random_generator("shallow")))
+    engine = PortableEngine(bundle_of(random_generator("shallow")))
     for image in (island, island[30:50, 70:100]):
         np.testing.assert_array_equal(features(engine, image, (0.05, 0.1, 0.0)), features(engine, image))
     assert len(engine._kept._values) == 1
 
 
 def test_what_is_kept_keeps_within_its_bytes(told: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "_KEPT", 1 << 20)  # five backgrounds of 33×33 pixels
+    monkeypatch.setattr(portable, "_KEPT", 1 << 20)  # five backgrounds of 33×33 pixels
     with Upscaler.load(told, device="cpu") as up:
         for k in range(12):
             view = up.encode(np.zeros((40, 40), np.float32), noise=0.001 * k)

@@ -14,7 +14,7 @@ import pytest
 from runtime import ClosedError, Upscaler, grid
 from runtime.acquired import NOTHING, Told
 from runtime.bundle import Bundle
-from runtime.engines.ort import OrtEngine
+from runtime.engines.portable import PortableEngine
 from runtime.grid import Span
 from runtime.intensity import Intensity
 from tests import reference
@@ -92,7 +92,7 @@ def rendered(up: Upscaler, image: np.ndarray, scales: tuple[Fraction, Fraction],
 def loop(bundle: Bundle, image: np.ndarray, scales: tuple[Fraction, Fraction], turn: Turn) -> np.ndarray:
     """The pixels that one flip or turn gives, each from the place where the turned image has it."""
     model, predictor = bundle.model, bundle.predictor()
-    value = OrtEngine(bundle).encode(turned(image, turn), as_it_is(bundle)).value.numpy()
+    value = PortableEngine(bundle).encode(turned(image, turn), as_it_is(bundle)).value.numpy()
     responses = value.reshape(*turned(image, turn).shape, -1)
     sizes = [n * r for n, r in zip(image.shape, scales)]  # in output pixels, no whole numbers
     larger = scales[::-1] if turn[2] else scales

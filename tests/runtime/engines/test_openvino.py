@@ -31,7 +31,7 @@ from runtime.engines.openvino import Trunk
 from runtime.engines.ort import load_onnxruntime
 load_onnxruntime()
 try:
-    Trunk(b"", 1)
+    Trunk(b"", 1, None)
 except Exception:
     pass
 print("openvino" in sys.modules, "openvino_telemetry" in sys.modules)

@@ -27,7 +27,7 @@ from runtime import ClosedError, DeviceError, DeviceMemoryError, Upscaler, engin
 from runtime.acquired import Acquired, Band
 from runtime.bundle import Bundle
 from runtime.engines import graphs, ort
-from runtime.engines.ort import OrtEngine
+from runtime.engines.portable import PortableEngine
 from runtime.intensity import Intensity
 
 HALF = 3e-3  # of the range: of features, weights and sums of 576 products, each rounded to 5e-4 of itself
@@ -36,7 +36,7 @@ HALF = 3e-3  # of the range: of features, weights and sums of 576 products, each
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU and all that `cuda` needs."""
-    played = dataclasses.replace(ort.DEVICES["cpu"], half=True, in_flight=2, repair=ort.DEVICES["cuda"].repair)
+    played = dataclasses.replace(ort.DEVICES["cpu"], half=True, repair=ort.DEVICES["cuda"].repair)
     monkeypatch.setitem(ort.DEVICES, "cuda", played)
     monkeypatch.setattr(engines, "driver_is_installed", lambda: True)
 
@@ -58,6 +58,11 @@ def test_what_is_added_makes_valid_graphs(shipped: Upscaler, graph: bytes | str)
     onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_planes_make_valid_graphs(shipped: Upscaler, half: bool) -> None:
+    onnx.checker.check_model(onnx.load_from_string(shipped.bundle.trunk(half) + graphs.planes(half)), full_check=True)
+
+
 @pytest.mark.parametrize("scale", ["2", "2.1", "4", "1.7320508", ("2", "3")])
 def test_half_precision_is_near_the_cpus_pixels(gpu: Upscaler, shipped: Upscaler, head: np.ndarray, scale: Any) -> None:
     assert "float16" in gpu.runs_on
@@ -71,11 +76,11 @@ def test_half_precision_that_overflows_is_computed_again_in_float32(
     gpu: Upscaler, shipped: Upscaler, head: np.ndarray, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine: Any = gpu.slices.engine
-    half, run = engine._sessions.trunk, engine._run_trunk
+    run = engine._run_trunk
 
-    def overflow(trunk: Any, image: np.ndarray, told: Any) -> Any:
-        value = run(trunk, image, told).numpy()
-        value[500 if trunk is half else [], 3] = np.inf
+    def overflow(half: bool, image: np.ndarray, told: Any) -> Any:
+        value = run(half, image, told).numpy()
+        value[500 if half else [], 3] = np.inf
         return onnxruntime.OrtValue.ortvalue_from_numpy(value)
 
     monkeypatch.setattr(engine, "_run_trunk", overflow)
@@ -122,10 +127,10 @@ def test_memory_that_runs_out_halves_the_tiles_and_says_so(
     engine: Any = gpu.slices.engine
     run, limit = engine._run_trunk, [60_000]
 
-    def small(trunk: Any, part: np.ndarray, told: Any) -> Any:
+    def small(half: bool, part: np.ndarray, told: Any) -> Any:
         if part.size > limit[0]:
-            raise engine._failure(RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123"))
-        return run(trunk, part, told)
+            raise engine._opener.failure(RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123"))
+        return run(half, part, told)
 
     monkeypatch.setattr(engine, "_run_trunk", small)
     with caplog.at_level(logging.WARNING):
@@ -150,14 +155,16 @@ def test_memory_that_runs_out_halves_the_tiles_and_says_so(
 )
 def test_only_memory_that_ran_out_counts_as_such(gpu: Upscaler, said: str, memory: bool) -> None:
     engine: Any = gpu.slices.engine
-    assert isinstance(engine._failure(RuntimeError(said)), DeviceMemoryError) == memory
+    assert isinstance(engine._opener.failure(RuntimeError(said)), DeviceMemoryError) == memory
 
 
 def test_close_lets_go_of_the_sessions_once_and_is_final(cuda: None, shipped: Upscaler, head: np.ndarray) -> None:
     up = Upscaler.load(shipped.bundle, device="cuda")
     view, engine = up.encode(head), up.slices.engine
     view.render(2)
-    sessions = [weakref.ref(session) for session in engine._sessions]  # type: ignore[attr-defined]
+    trunks, *others = engine._sessions  # type: ignore[attr-defined]
+    sessions = [weakref.ref(session) for session in (*trunks.values(), *others)]
+    del trunks, others
     up.close()
     up.close()
     engine.close()
@@ -168,8 +175,11 @@ def test_close_lets_go_of_the_sessions_once_and_is_final(cuda: None, shipped: Up
             use()
 
 
-def test_closing_amid_the_work_of_others_is_an_error_for_them_only(cuda: None, shipped: Upscaler, head: np.ndarray) -> None:
-    up, said = Upscaler.load(shipped.bundle, device="cuda"), []
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_closing_amid_the_work_of_others_is_an_error_for_them_only(
+    cuda: None, shipped: Upscaler, head: np.ndarray, device: str
+) -> None:
+    up, said = Upscaler.load(shipped.bundle, device=device), []
 
     def work() -> None:
         try:
@@ -192,14 +202,14 @@ def test_what_fails_at_the_first_image_fails_at_load(
     cuda: None, shipped: Upscaler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As a cuDNN that is missing does since onnxruntime-gpu 1.31: `auto` would take cuda, and every image would fail."""
-    run = OrtEngine._run_trunk
+    run = PortableEngine._run_trunk
 
-    def without_cudnn(self: OrtEngine, *arguments: Any) -> Any:
+    def without_cudnn(self: PortableEngine, *arguments: Any) -> Any:
         if self.device == "cuda":
-            raise self._failure(RuntimeError("Failed to load libcudnn.so.9"))
+            raise self._opener.failure(RuntimeError("Failed to load libcudnn.so.9"))
         return run(self, *arguments)
 
-    monkeypatch.setattr(OrtEngine, "_run_trunk", without_cudnn)
+    monkeypatch.setattr(PortableEngine, "_run_trunk", without_cudnn)
     with pytest.raises(DeviceError, match=r"onnxruntime .*: Failed to load libcudnn.so.9: pip install 'onnxruntime-gpu\[cuda"):
         Upscaler.load(shipped.bundle, device="cuda")
     with caplog.at_level(logging.INFO), Upscaler.load(shipped.bundle, device="auto") as up:
@@ -236,7 +246,7 @@ def test_auto_takes_gpu_where_it_is_hardware_and_faster(
 ) -> None:
     # With NVIDIA's driver and the package for any GPU, which is what docs/gpu.md advises, nothing is amiss.
     monkeypatch.setattr(engines, "driver_is_installed", lambda: kind == "driver")
-    monkeypatch.setitem(ort.DEVICES, "gpu", dataclasses.replace(ort.DEVICES["cpu"], in_flight=2))
+    monkeypatch.setitem(ort.DEVICES, "gpu", ort.DEVICES["cpu"])
 
     def adapter() -> Any:
         if kind == "none":

@@ -12,7 +12,7 @@ import pytest
 
 from runtime import DeviceError, Upscaler, engines
 from runtime.bundle import Bundle
-from runtime.engines import tensorrt
+from runtime.engines import graphs, tensorrt
 from tests.fake.environment import ROOT, environment
 
 CAPABILITIES = 75, 80, 86, 89, 120, 121  # that TensorRT for RTX 1.7 serves
@@ -44,13 +44,14 @@ def library() -> Any:
 
 @pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
 def test_builds_the_shipped_trunk(shipped: Upscaler, library: Any, half: bool) -> None:
-    assert len(tensorrt.build(library, shipped.bundle.trunk(half), 64)) > 700_000  # of 393,000 weights, in half precision
+    engine = tensorrt.build(library, shipped.bundle.trunk(half) + graphs.planes(half), 64)
+    assert len(engine) > 700_000  # of 393,000 weights, in half precision
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
 def test_builds_a_told_trunk(told: Bundle, library: Any, half: bool) -> None:
     """For Turing too, which TensorRT for RTX gives no matrix product in float32."""
-    assert tensorrt.build(library, told.trunk(half), 64)
+    assert tensorrt.build(library, told.trunk(half) + graphs.planes(half), 64)
 
 
 def test_the_real_library_has_all_that_the_engine_calls(library: Any) -> None:
