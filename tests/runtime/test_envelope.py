@@ -22,7 +22,7 @@ from runtime.upscaler import open_bundle
 from runtime.viewer.opened import Opened
 from tests.conftest import SCAN
 
-GREY = "grey values are not distributed as in the T1-weighted brain images that it knows"
+GREY = "grey values are not distributed as in the axial, coronal and sagittal T1-weighted brain images that it knows"
 # Air, scalp, skull, fluid, grey and white matter: as parts of white, and in a CT in HU.
 CONTRASTS = {
     "T1": (0, 0.85, 0.1, 0.18, 0.4, 0.5),
