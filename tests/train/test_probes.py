@@ -294,7 +294,7 @@ def test_the_shipped_intervals_hold_a_scan_of_another_scanner_as_often_as_they_s
     inputs = [degradations.resampled("bilinear"), degradations.resampled("kspace", 0.02)]
     model = replace(models.load_model(str(BUNDLE), "true"), name="brain")
     records = probes.hold_truths(scores.Comparison([BICUBIC, model], {"": crops}, inputs, [TWO], 3))
-    assert 0.84 < np.mean([record["held"] for record in records]) < 0.96
+    assert 0.84 < np.mean([record["held"] for record in records]) < 0.98
 
 
 def test_command_prints_it_and_wants_a_bundle_that_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
