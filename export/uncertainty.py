@@ -107,7 +107,7 @@ def _volumes(upscaler: Upscaler, crops: Sequence[data.Crop], count: int) -> Iter
         yield [_example(upscaler, lr, truth, scales, found, rng) for lr, truth in zip(lrs, truths)]
 
 
-def _truth(crop: data.Image, rng: Rng) -> data.Image:
+def _truth(crop: resample.Image, rng: Rng) -> resample.Image:
     """A crop as another scanner would show it, at most a tile."""
     crop = OTHERS.crop(crop, SMALLEST, rng)[:TILE, :TILE]
     return np.minimum(OTHERS.patch(crop, (0, 0), crop.shape, rng), 1)

@@ -82,7 +82,7 @@ class Series:
         for source, numbered in by_file.items():
             found = source.frames(numbered[0][1].header, [frame.index for _, frame in numbered])
             for (k, frame), pixels in zip(numbered, found, strict=True):
-                values = stored.shown(pixels.astype(np.int32))
+                values = stored.shown(pixels.astype(stored.dtype, copy=False))
                 data[:, :, k] = values.T if stored.rescale else rescaled(values, *frame.rescale).T
         (slope, intercept), padding = stored.rescale or (1.0, 0.0), sorted(map(stored.shown, stored.padding or ()))
         return Scan(

@@ -1,27 +1,23 @@
-"""What every engine does alike: turns of threads, half precision that overflows, and being closed."""
+"""What an engine is, and what those of one device do alike: turns of threads, half precision that overflows, being closed."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .. import grid
-from ..acquired import NOTHING, Told
+from ..acquired import NOTHING, Float, Told
 from ..bundle import Bundle
 from ..errors import ClosedError, DeviceError, ImageError
 from ..grid import Span
 from ..intensity import Intensity
 
 log = logging.getLogger(__name__)
-
-Float = NDArray[np.float32]
 
 CLOSED = "this Upscaler is closed: load it again"
 
@@ -36,15 +32,46 @@ class Features:
     half: bool
 
 
-class Engine:
-    """A loaded bundle. Threads may share it, and take turns.
-
-    Where half precision overflows, the image is computed once more in float32, and a warning says so.
-    """
+class Engine(ABC):
+    """A loaded bundle. Threads may share it."""
 
     device: str  # of DEVICES, but not auto
     runs_on: str  # for a person: library, version, precision, processor
     in_flight = 2  # slices of a volume at once: one is prepared while the device computes the other
+
+    @abstractmethod
+    def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Any:
+        """An image (H, W) in grey values → its features.
+
+        `told` is what `acquired.Acquired.told` says of it; a model that is not told ignores it.
+        """
+
+    @abstractmethod
+    def render(self, features: Any, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> None:
+        """Write the pixels rows × cols, in grey values within the range of `levels`, to `out`, float32.
+
+        Raises DeviceError where they are not finite.
+        """
+
+    @abstractmethod
+    def responses(self, features: Any) -> Float:
+        """Features as (H·W, B') on the host."""
+
+    def on_arrays(self) -> Any:
+        """The `NativeEngine` for arrays in a GPU's memory. Raises ImageError where this engine takes none."""
+        computes = f"{self.device} ({self.runs_on}) computes"  # which may be an ensemble
+        raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load cuda or tensorrt alone")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the engine holds. Harmless when repeated."""
+
+
+class DeviceEngine(Engine):
+    """An engine of one device, on which threads take turns.
+
+    Where half precision overflows, the image is computed once more in float32, and a warning says so.
+    """
 
     def __init__(self, bundle: Bundle, half: bool) -> None:
         """With `half`, the trunk computes in half precision."""
@@ -53,20 +80,14 @@ class Engine:
         self._closed = False
 
     def encode(self, image: Any, levels: Intensity, told: Told = NOTHING) -> Any:
-        """An image (H, W) in grey values → its features.
-
-        `told` is what `acquired.Acquired.told` says of it; a model that is not told ignores it.
-        """
+        """As any engine does."""
         told, standard = told if self._model.told else NOTHING, self._standardise(image, levels)
         with self.working():
             value = self._features(standard, told, self._half)
             return Features(value, standard if self._half else None, told, self._half)
 
     def render(self, features: Any, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> None:
-        """Write the pixels rows × cols, in grey values within the range of `levels`, to `out`, float32.
-
-        Raises DeviceError where they are not finite.
-        """
+        """As any engine does."""
         with self.working():
             while not self._render(features.value, rows, cols, scales, levels, out):
                 if not features.half:
@@ -74,15 +95,6 @@ class Engine:
                     raise DeviceError(f"{self.runs_on}: the result is not finite", repair)
                 log.warning("half precision overflowed: this image is computed again in float32")
                 features.value, features.half = self._features(features.image, features.told, half=False), False
-
-    def responses(self, features: Any) -> Float:
-        """Features as (H·W, B') on the host."""
-        raise NotImplementedError
-
-    def on_arrays(self) -> Any:
-        """The `NativeEngine` for arrays in a GPU's memory. Raises ImageError where this engine takes none."""
-        computes = f"{self.device} ({self.runs_on}) computes"  # which may be an ensemble
-        raise ImageError(f"the image is in a GPU's memory, and {computes}: copy it to the host, or load cuda or tensorrt alone")
 
     def close(self) -> None:
         """Give back what the engine holds. Harmless when repeated."""
@@ -99,17 +111,18 @@ class Engine:
                 raise ClosedError(CLOSED)
             yield
 
+    @abstractmethod
     def _standardise(self, image: Any, levels: Intensity) -> Any:
         """Grey values (H, W) → what the trunk is fed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _features(self, standard: Any, told: Told, half: bool) -> Any:
         """The features of a standardised image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _render(self, value: Any, rows: Span, cols: Span, scales: grid.Scales, levels: Intensity, out: Any) -> bool:
         """Write the pixels; whether all of them are finite."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _release(self) -> None:
-        raise NotImplementedError
+        """Let go of the device."""

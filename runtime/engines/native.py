@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib import resources
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import grid
-from ..acquired import Told
+from ..acquired import Float, Told
 from ..bundle import Bundle
 from ..errors import DeviceError, ImageError
 from ..grid import Span
@@ -22,7 +23,7 @@ from ..intensity import UNIT, Intensity
 from ..memory import BoundedCache
 from . import graphs
 from .cuda import Array, Device
-from .engine import Engine, Features, Float
+from .engine import DeviceEngine, Features
 from .stage import affine
 
 KERNELS = ("standardise", "meta_upscale_float", "meta_upscale_half")
@@ -32,7 +33,7 @@ KINDS = "fehHbB"  # NumPy's characters for the types of pixels that float32 hold
 _CACHED = 8 << 20  # bytes on the GPU of tables and of where pixels lie: 200 kB and 20 kB at most for a slice of 240×240
 
 
-class NativeEngine(Engine):
+class NativeEngine(DeviceEngine):
     """A bundle on an NVIDIA GPU."""
 
     def __init__(self, bundle: Bundle, library: str) -> None:
@@ -48,13 +49,13 @@ class NativeEngine(Engine):
             self._kernels = gpu.load(resources.files(__package__).joinpath("meta_upscale.ptx").read_bytes(), *KERNELS)
             self._trunk(self._half)
 
+    @abstractmethod
     def _open_trunk(self, graph: bytes) -> Any:
         """The library's trunk of a graph."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run(self, trunk: Any, tensors: Mapping[str, Array]) -> None:
         """Compute `features` (1, B', H, W) of `image` (1, 1, H, W), and of `told` where the model is told."""
-        raise NotImplementedError
 
     def responses(self, features: Features) -> Float:
         """Features as (H·W, B') on the host."""

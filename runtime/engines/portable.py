@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import grid
-from ..acquired import NOTHING, Told
+from ..acquired import NOTHING, Float, Told
 from ..bundle import Bundle
 from ..errors import ClosedError
 from ..grid import Span, by_distance_to_the_ends, content
@@ -24,7 +24,7 @@ from ..memory import BoundedCache
 from ..phases import slot_table
 from . import graphs, openvino, stage
 from .cuda import Array
-from .engine import CLOSED, Engine, Features, Float
+from .engine import CLOSED, DeviceEngine, Features
 from .native import NativeEngine
 from .ort import DEVICES, Opener, Run
 
@@ -47,7 +47,7 @@ class _Kept(NamedTuple):
     nbytes: int
 
 
-class PortableEngine(Engine):
+class PortableEngine(DeviceEngine):
     """A bundle on one device of ONNX Runtime. On the CPU, threads do not take turns."""
 
     def __init__(self, bundle: Bundle, name: str = "cpu", threads: int | None = None) -> None:

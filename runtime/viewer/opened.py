@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .. import __version__, grid, measure, volume
-from ..acquired import Acquired
+from ..acquired import Acquired, Float
 from ..errors import ImageError
 from ..intensity import Intensity
 from ..measure import Matrix
@@ -24,8 +24,6 @@ from ..scan import Scan
 from ..slices import Encoded, Slices, output_shape
 from ..uncertainty import COVERAGE
 from ..upscaler import Upscaler, View
-
-Float = NDArray[np.float32]
 
 LARGEST = 1 << 22  # pixels of a slice: 690 MB of responses
 _SHADED = 1 << 20  # of one that goes to the browser: 67 MB of them in half precision. Windows of larger ones are rendered here
