@@ -25,7 +25,7 @@ from .tables import ConfigError, checked, require
 
 CONFIGS = Path(__file__).parent / "configs"
 
-DegradationName = Literal["bilinear", "bicubic", "kspace", "scanner"]  # a `resample.Method`, or `scanner.canonical_patch`
+DegradationName = Literal[resample.Method, "scanner"]  # scanner: `scanner.canonical_patch`
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Number = Annotated[int, Field(ge=0, lt=2**31)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]

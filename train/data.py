@@ -18,7 +18,7 @@ from scipy.ndimage import find_objects
 from tqdm import tqdm
 
 from runtime import grid, io, measure
-from runtime.acquired import Told
+from runtime.acquired import Band, Told
 from runtime.errors import ImageError, InputFileError
 from runtime.grid import evenly as evenly
 from runtime.intensity import Intensity
@@ -217,12 +217,13 @@ class Batches:
         ways = self.stage.degradations
         degradation, sigma = ways[rng.integers(len(ways))], self.stage.augment.sigma(rng)
         around = faint_discs(around, scales, sigma, discs) if discs else around
-        start, rows, cols = (y - top, x - left), 0.0, 0.0  # and the soft ends of the band
+        start = (y - top, x - left)  # and rows, cols: the soft ends of the band
         if degradation == "scanner":
             lr, around, (sigma, rows, cols) = scanner.canonical_patch(around, scales, start, (ny, nx), sigma, rng)
         else:
             taper = resample.TAPER if rng.random() < 0.75 else rng.uniform(0.25, 0.75)  # and scanners differ
             lr = resample.downsample(around, scales, degradation, start, (ny, nx), taper)
+            rows, cols = (Band(taper=taper).soft if degradation == "canonical" and r > 1 else 0.0 for r in scales)
             lr = resample.rician(lr, sigma, rng) if sigma else lr
         my, mx = (grid.output_size(n, r) for n, r in zip((ny, nx), scales))
         hr = around[start[0] : start[0] + my, start[1] : start[1] + mx]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,8 @@ from runtime import grid
 from runtime.acquired import Band, resampling
 
 Image = NDArray[np.float32]
-Method = Literal["bilinear", "bicubic", "kspace"]
-METHODS: tuple[Method, ...] = get_args(Method)
+Method = Literal["bilinear", "bicubic", "kspace", "canonical"]
+METHODS: tuple[Method, ...] = ("bilinear", "bicubic", "kspace")  # that make an image as it is stored
 TAPER = 0.5  # of the kept band, at its edge: Tukey's window as scipy has it by default
 
 
@@ -36,13 +36,14 @@ def downsample(
     """The antialiased low-resolution image of `shape` (without it, all that fits), whose field of view begins at pixel `start`.
 
     Pixels are half-pixel-centred and exactly r times as large; pixels around the field of view take part. bilinear and bicubic
-    widen their kernel by r; kspace keeps the central 1/r of the mirrored image's spectrum through a Tukey window of `taper`.
+    widen their kernel by r; kspace keeps the central 1/r of the mirrored image's spectrum through a Tukey window of `taper`;
+    canonical is kspace with the window undone, as far as `runtime.acquired` undoes it.
     """
     top, left = start
     height, width = shape or (int((n - first) / r) for n, first, r in zip(image.shape, start, scales))
-    if method == "kspace":
+    if method in ("kspace", "canonical"):
         axes = zip(image.shape, scales, start, (height, width))
-        rows, cols = (_band_limited(*axis, taper) for axis in axes)
+        rows, cols = (_band_limited(*axis, taper, method == "canonical") for axis in axes)
         return rows @ np.asarray(image, np.float32) @ cols.T
     box = (float(left), float(top), float(left + width * scales[1]), float(top + height * scales[0]))
     return resize(image, (height, width), method, box)
@@ -60,11 +61,12 @@ def halved(image: Image) -> Image:
     return np.asarray(image[: 2 * rows, : 2 * cols].reshape(rows, 2, cols, 2).mean((1, 3)))
 
 
-def _band_limited(size: int, scale: Fraction, start: int, count: int, taper: float) -> Image:
+def _band_limited(size: int, scale: Fraction, start: int, count: int, taper: float, undone: bool) -> Image:
     """The matrix (count, size) from the pixels of an axis to band-limited samples of it, by way of their cosine transform."""
     if scale == 1:
         return np.eye(count, size, start, dtype=np.float32)
-    window = Band(1 / float(scale), taper).window(math.ceil(size / scale), size)
+    band, cosines = Band(1 / float(scale), taper), math.ceil(size / scale)
+    window = band.window(cosines, size) * (band.gains(cosines, size) if undone else 1)
     return resampling(size, start + (np.arange(count) + 0.5) * float(scale), window)
 
 

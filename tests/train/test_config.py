@@ -97,7 +97,7 @@ def test_data_fills_what_names_none_and_the_last() -> None:
         ("[stage.brain]\ndegradations = []", "stage.brain.degradations is .*at least 1 item"),
         (
             "[stage.brain]\ndegradations = ['sinc']",
-            "stage.brain.degradations.0 is 'sinc': it should be 'bilinear', 'bicubic', 'kspace' or 'scanner'",
+            "stage.brain.degradations.0 is 'sinc': it should be 'bilinear', 'bicubic', 'kspace', 'canonical' or 'scanner'",
         ),
         ("[stage.brain]\ndegradations = 'kspace'", "stage.brain.degradations is 'kspace': it should be a valid array"),
         ("[stage.brain]\nscales = [0.5]", "stage.brain.scales.0: scale 0.5"),

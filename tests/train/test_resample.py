@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from runtime.acquired import Acquired, Band
 from tests import reference
 from train import resample
 
@@ -46,6 +47,14 @@ def test_kspace_equals_its_definition(scale: str, taper: float) -> None:
     actual = resample.downsample(image, (r, r), "kspace", taper=taper)
     rows = np.stack([reference.kspace(column, r, taper) for column in image.T], 1)
     np.testing.assert_allclose(actual, np.stack([reference.kspace(row, r, taper) for row in rows]), atol=1e-5)
+
+
+@pytest.mark.parametrize("taper", [0.0, 0.5])
+def test_canonical_is_what_the_runtime_makes_of_kspace(taper: float) -> None:
+    image, scales = np.random.default_rng(0).random((96, 80), np.float32), (Fraction(2), Fraction(2))
+    stored = resample.downsample(image, scales, "kspace", taper=taper)
+    expected, _ = Acquired((Band(taper=taper),) * 2).canonical(stored)
+    np.testing.assert_allclose(resample.downsample(image, scales, "canonical", taper=taper), expected, atol=1e-5)
 
 
 def test_kspace_keeps_what_it_resolves_and_drops_the_rest() -> None:
