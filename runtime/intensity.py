@@ -76,6 +76,11 @@ class Intensity:
         return cls(low, high, black, white, floor, ceiling, volume.size - values.size, padding=padding)
 
     @property
+    def width(self) -> float:
+        """How far white lies from black; 0 of a constant image."""
+        return abs(self.white - self.black)
+
+    @property
     def said(self) -> str:
         """One line about the values that are set aside."""
         return (
@@ -86,8 +91,7 @@ class Intensity:
     def fits_float32(self, dtype: DTypeLike) -> bool:
         """Whether grey values in `dtype` come out right, to 5e-7 of white less black, where float32 computes them."""
         wide = np.dtype(dtype).itemsize > 2 and dtype != np.float32
-        width = abs(self.white - self.black)
-        near = max(abs(self.black), abs(self.white)) <= _OFFSET * width and 1e-30 < width < 1e30
+        near = max(abs(self.black), abs(self.white)) <= _OFFSET * self.width and 1e-30 < self.width < 1e30
         return near and not wide and (self.slope, self.inter) == (1, 0)
 
     def is_aside(self, image: NDArray[Any]) -> NDArray[np.bool_]:

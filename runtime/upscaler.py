@@ -287,7 +287,7 @@ class View:
         scales, _ = self._place(scale, shape, None)
         intensity, found = self._intensity, Consistency()
         sr = intensity.normalise(self.render(scales, grain=grain))
-        found.add(self.acquired.difference(self._encoded.unit, sr, scales), abs(intensity.white - intensity.black))
+        found.add(self.acquired.difference(self._encoded.unit, sr, scales), intensity.width)
         return found
 
     def uncertainty(
@@ -306,7 +306,7 @@ class View:
         out = self._slices.uncertainty(self._encoded, scales, window)
         if grain := measure.checked_grain(grain):
             out += np.abs(self._given_back(grain, scales, window))
-        return out * np.float32(abs(self._intensity.white - self._intensity.black))
+        return out * np.float32(self._intensity.width)
 
     def _given_back(self, grain: float, scales: grid.Scales, window: Window) -> Float:
         """What `grain` adds to a window of the output; white is 1."""

@@ -145,7 +145,7 @@ def upscale(
             _compare(consistency, scan, volume, target, scales, intensity, measured)
         intensity.put_back(target, volume, slices.sources(volume.shape, scales))
         if widths is not None:
-            widths *= abs(intensity.white - intensity.black) * abs(scan.slope)
+            widths *= intensity.width * abs(scan.slope)
     return replace(found[0], notes=(*found[0].notes, *_doubt(scan)))
 
 
@@ -169,7 +169,7 @@ def _compare(
     if max(volume.shape[k] for k in pair) > LARGEST:
         return
     thick, thin = _slices(volume, pair), _slices(target, pair)
-    white = abs(scan.slope) * (abs(intensity.white - intensity.black) or 1.0)
+    white = abs(scan.slope) * (intensity.width or 1.0)
     shares = grid.overlap(len(thick), scales[scan.axis])
     for image, of in zip(thick, shares / shares.sum(1, keepdims=True)):
         sr = np.sum([float(of[k]) * intensity.normalise_output(thin[k]) for k in np.flatnonzero(of)], axis=0)
@@ -206,7 +206,7 @@ def intensities(scan: Scan) -> list[Intensity]:
 
     if scan.pixels.ndim > 3 and not scan.alike:
         each = [of(scan.pixels[(..., *index)]) for index in np.ndindex(scan.shape[3:])]
-        widths = [abs(one.white - one.black) for one in each]
+        widths = [one.width for one in each]
         if max(widths) > _DIFFER * min(widths):
             return each
     return [of(scan.pixels)]

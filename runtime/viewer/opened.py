@@ -232,8 +232,7 @@ class Opened:
         view, intensity, window = shown.view, self._intensity(key), (top, left, height, width)
         ours = [intensity.normalise(view.render(scales, window=window, grain=grain))]
         if uncertainty:
-            white = abs(intensity.white - intensity.black) or 1.0
-            ours.append(view.uncertainty(scales, window=window, grain=grain) / np.float32(white))
+            ours.append(view.uncertainty(scales, window=window, grain=grain) / np.float32(intensity.width or 1.0))
         stored = self.stored(key)
         y, x = shown.slices.sources(plane.shape, scales)
         box = float(left / scales[1]), float(top / scales[0]), float(right / scales[1]), float(bottom / scales[0])
