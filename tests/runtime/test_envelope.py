@@ -18,7 +18,7 @@ from runtime.envelope import Envelope, statistics
 from runtime.job import Request, Task
 from runtime.scan import Scan
 from runtime.sizes import Size
-from runtime.upscaler import open_bundle
+from runtime.upscaler import MODELS, open_bundle
 from runtime.viewer.opened import Opened
 from tests.conftest import SCAN
 
@@ -70,7 +70,7 @@ def said(scan: Scan, envelope: Envelope, **known: Any) -> tuple[str, ...]:
     return envelope.outside(scan, intensity, measure.of(scan.pixels, scan.in_plane, intensity, **known))
 
 
-@pytest.fixture(scope="module", params=["brain", "fast", "perceptual"])
+@pytest.fixture(scope="module", params=MODELS)
 def envelope(request: pytest.FixtureRequest) -> Iterator[Envelope]:
     found = open_bundle(request.param).envelope
     assert found is not None

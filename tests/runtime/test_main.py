@@ -17,6 +17,7 @@ from PIL import Image
 from runtime import Upscaler, bundle
 from runtime.__main__ import main
 from runtime.io import pictures
+from runtime.upscaler import MODELS
 from tests.conftest import ROOT, SCAN, run_python
 
 
@@ -221,7 +222,7 @@ def test_bad_input_file_is_one_clear_line(name: str, tmp_path: Path, capsys: pyt
         (["--scale", "2", "--device", "cuda"], "no NVIDIA driver is installed here: install one, or use device 'gpu' or 'cpu'"),
         (["--scale", "2", "--threads", "0"], "threads is 0"),
         (["--scale", "2", "--bundle", "none.bundle"], "none.bundle cannot be read"),
-        (["--scale", "2", "--model", "slow"], "model 'slow' is unknown: use one of brain, fast, perceptual, or the path"),
+        (["--scale", "2", "--model", "slow"], f"model 'slow' is unknown: use one of {', '.join(MODELS)}, or the path"),
         (["--scale", "2", "-o", "out.png"], "cannot become out.png"),
         (["--scale", "2", "-o", "no/such/folder/x.nii"], "no/such/folder is not there"),
         (["--scale", "2", "-o", "no/such/folder/"], "no/such/folder cannot be made (No such file or directory)"),
@@ -248,13 +249,13 @@ def test_models_by_name(picture: Path, tmp_path: Path, capsys: pytest.CaptureFix
     """Each is another network; what the perceptual one is not for is said once, however many inputs there are."""
     np.save(tmp_path / "b.npy", pictures.load(picture))
     said, made = {}, set()
-    for name in (None, "brain", "fast", "perceptual"):
+    for name in (None, *MODELS):
         model = ["--model", name] if name else []
         out = ["-o", f"{tmp_path}/{name}/", "--quiet"]
         assert main([str(picture), str(tmp_path / "b.npy"), "--scale", "2", *model, *out]) == 0
         said[name] = capsys.readouterr().err
         made.add((tmp_path / f"{name}" / "slice_sr.png").read_bytes())
-    assert len(made) == 3
+    assert len(made) == len(MODELS)
     assert said.pop("perceptual") == (
         "note: the perceptual model invents part of what it shows: not for measurement or diagnosis\n"
     )

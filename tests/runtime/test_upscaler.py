@@ -14,6 +14,7 @@ from runtime import BundleError, ClosedError, DeviceError, ImageError, ScaleErro
 from runtime.acquired import STORED
 from runtime.intensity import Intensity
 from runtime.phases import WeightPredictor
+from runtime.upscaler import MODELS
 from tests.conftest import random_generator
 
 
@@ -294,18 +295,18 @@ def test_progress_counts_slices_and_may_stop_the_work(random_upscaler: Upscaler)
 def test_shipped_models_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: np.ndarray) -> None:
     monkeypatch.chdir(tmp_path)
     hashes = []
-    for name in ("brain", "fast", "perceptual"):
+    for name in MODELS:
         (tmp_path / name).write_text("a user's, whose name is ./" + name)
         with Upscaler.load(name) as up:
             assert up(head, 2).shape == (80, 106)
             hashes.append(up.bundle.sha256)
     with Upscaler.load() as up:
         assert hashes.index(up.bundle.sha256) == 0
-    assert len({*hashes}) == 3
+    assert len({*hashes}) == len(MODELS)
     for path in (Path("fast"), "./fast"):
         with pytest.raises(BundleError, match="is no bundle"):
             Upscaler.load(path)
-    with pytest.raises(BundleError, match="model 'quick' is unknown: use one of brain, fast, perceptual, or the path"):
+    with pytest.raises(BundleError, match=f"model 'quick' is unknown: use one of {', '.join(MODELS)}, or the path"):
         Upscaler.load("quick")
 
 
