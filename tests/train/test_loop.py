@@ -519,7 +519,7 @@ def test_command_line_errors_are_one_line(folder: Path, tmp_path: Path, capsys: 
         (f"{data} {out} --set updates=0", "updates is 0: it should be greater than or equal to 1"),
         (f"{data} {out} --set colour=1", "colour is unknown"),
         (f"{data} {out} --set patch", "give key=value"),
-        (f"{data} {out} --config best", "or one of edsr, fidelity"),
+        (f"{data} {out} --config slow", "or one of best, edsr, fidelity"),
         (f"{data} {out} --config srgan", "has a perceptual loss but no features: give --set features="),
         (f"{data} {out} --set stage.brian.updates=3", "is no stage's key: write it like stage.brains"),
         (f"{data} {out} --set stage=3", "is no stage's key"),
