@@ -209,10 +209,8 @@ def validate(
     ours = models.Model("ours", "PyTorch", models.upscale_with(model.eval()), told="true")
     measures = [metrics.PSNR, metrics.SSIM]
     measures += [metrics.vgg(perceptual, next(model.parameters()).device)] if perceptual else []
-    inputs = [
-        SCANNER if name == "scanner" else degradations.resampled("kspace" if name == "canonical" else name)
-        for name in dict.fromkeys(stage.degradations)
-    ]
+    stored = dict.fromkeys("kspace" if name == "canonical" else name for name in stage.degradations)
+    inputs = [SCANNER if name == "scanner" else degradations.resampled(name) for name in stored]
     scales = [pair for pair in scores.PANEL_SCALES if pair[0] in stage.scales] or [(stage.scales[0],) * 2]
     records, _, shown = scores.evaluate(scores.Comparison([ours], {"": crops}, inputs, scales), measures)
     means = [{measure.key: record[measure.key]["mean"] for measure in measures} for record in records]
