@@ -30,7 +30,7 @@ evaluate: .venv/dev/installed  ## score the shipped model on volumes that it was
 
 results: .venv/dev/installed  ## docs/results.md and docs/perceptual/results.md, from the committed checkpoints
 	$(DEV) -m train.evaluate --data $(DATA) --crops 20 --scales 1.1 1.5 2 3 4 6 --out docs --force --models runtime/brain.bundle \
-		runtime/fast.bundle former=models/former.pt@stored paper=models/paper.pt@stored models/edsr-small.pt
+		runtime/fast.bundle runtime/best.bundle former=models/former.pt@stored paper=models/paper.pt@stored models/edsr-small.pt
 	$(DEV) -m train.evaluate --data $(DATA) --inputs scan --scales 1.5 2 3 --crops 6 --out docs/scanner --force --models \
 		former=models/former.pt@stored paper=models/paper.pt@stored new=models/fidelity.pt true=models/fidelity.pt@true
 	$(DEV) -m train.evaluate --data $(DATA) --models models/fidelity.pt models/perceptual.pt --scales 1.1 1.5 2 3 4 \

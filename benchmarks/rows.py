@@ -16,10 +16,13 @@ ROOT = Path(__file__).parent.parent
 CACHE = Path(__file__).parent / ".cache"  # what is too large to commit, and soon made again
 PAPER = ROOT / "models" / "paper.pt"  # 5 blocks of 64 channels, as the public code has
 BUNDLES = {"ours, fp16": ROOT / "runtime" / "brain.bundle", "fast, int8": ROOT / "runtime" / "fast.bundle"}
+BEST = "best, fp16"
 EDSR = {f"EDSR ×{s}": s for s in (2, 3, 4)}
+EDSR_SMALL = "EDSR-small ×2"  # 16 blocks of 64 features
 SRGAN = "SRGAN ×2"
 PUBLIC = "Meta-SR, public formulation"
-ROWS = ("bicubic", *BUNDLES, PUBLIC, SRGAN, *EDSR)
+FILES = {**BUNDLES, BEST: ROOT / "runtime" / "best.bundle", PUBLIC: PAPER}
+ROWS = ("bicubic", *FILES, EDSR_SMALL, SRGAN, *EDSR)
 
 
 def can_load(row: str) -> bool:
@@ -51,17 +54,20 @@ def load(row: str, threads: int) -> Upscale:
 
 def file(row: str) -> Path:
     """The file that a row serves, made and cached where it is not in the repository."""
-    if row in BUNDLES:
-        return BUNDLES[row]
-    if row == PUBLIC:
-        return PAPER
+    if row in FILES:
+        return FILES[row]
     path = CACHE / f"{row.replace(' ×', '-x')}-1.onnx"
     if not path.exists():
         from benchmarks import rivals
 
         CACHE.mkdir(exist_ok=True)
         made = path.with_suffix(".new")
-        made.write_bytes(rivals.srgan(2) if row == SRGAN else rivals.edsr(EDSR[row]))
+        if row == SRGAN:
+            made.write_bytes(rivals.srgan(2))
+        elif row == EDSR_SMALL:
+            made.write_bytes(rivals.edsr(2, channels=64, blocks=16, residual_scale=1.0))
+        else:
+            made.write_bytes(rivals.edsr(EDSR[row]))
         made.replace(path)
     return path
 
@@ -80,5 +86,5 @@ def parameters(row: str) -> int:
         return sum(p.numel() for p in checkpoint.load_generator(PAPER)[0].parameters())
     from runtime.bundle import Bundle
 
-    count: int = Bundle.read(BUNDLES[row]).manifest["parameters"]
+    count: int = Bundle.read(FILES[row]).manifest["parameters"]
     return count

@@ -79,7 +79,8 @@ def test_bicubic_is_the_grids() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [rows.SRGAN, *(pytest.param(r, marks=pytest.mark.full if s > 2 else ()) for r, s in rows.EDSR.items())]
+    "row",
+    [rows.SRGAN, rows.EDSR_SMALL, *(pytest.param(r, marks=pytest.mark.full if s > 2 else ()) for r, s in rows.EDSR.items())],
 )
 def test_a_rivals_picture_is_as_large_as_it_should_be(row: str) -> None:
     scale = int(row[-1])

@@ -32,7 +32,7 @@ def test_x2_beside_all_rows(record: measure.Record, size: int) -> None:
     threefold from one minute to the next. It is held to what the project promises.
     """
     image, rounds = slice_of(size), {120: 3, 240: 3, 512: 1}[size]
-    names = ["bicubic", *rows.BUNDLES, rows.PUBLIC, rows.SRGAN, "EDSR ×2"]
+    names = ["bicubic", *rows.FILES, rows.EDSR_SMALL, rows.SRGAN, "EDSR ×2"]
     ways = {name: partial(rows.load(name, 2), image, Fraction(2)) for name in names if rows.can_load(name)}
     times = measure.side_by_side(ways, rounds)
     for name, time in times.items():

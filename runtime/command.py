@@ -54,8 +54,9 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         dest="bundle",
         metavar="NAME",
-        help="a shipped network: brain (the default); fast, the same in 8-bit integers, which takes less time; "
-        "perceptual, which looks crisper and invents part of what it shows, never for measurement or diagnosis",
+        help="a shipped network: brain (the default); fast, the same in 8-bit integers, which takes less time; best, a larger "
+        "one, which takes three times as long; perceptual, which looks crisper and invents part of what it shows, never for "
+        "measurement or diagnosis",
     )
     either.add_argument("--bundle", type=Path, help="another network, as `metasrgan export` makes it")
     parser.add_argument("--cache-dir", type=Path, help="folder that keeps TensorRT's engines (default: in this user's cache)")

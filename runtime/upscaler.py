@@ -32,7 +32,7 @@ from .slices import TILE, Encoded, Slices, Window, check_slice_shape, output_sha
 ScaleOrPair = grid.ScaleLike | tuple[grid.ScaleLike, grid.ScaleLike]
 ScaleOrAxes = ScaleOrPair | tuple[grid.ScaleLike, grid.ScaleLike, grid.ScaleLike]
 
-MODELS = ("brain", "fast", "perceptual")  # the shipped bundles, the default first
+MODELS = ("brain", "fast", "best", "perceptual")  # the shipped bundles, the default first
 SHIPPED = f"{MODELS[0]}.bundle"
 GRAIN = 0.0  # by default: what is told to be noise is left out
 _NEARLY = Fraction(1, 200)  # how far a scale may lie from the one that is asked for, as a part of it
@@ -61,7 +61,7 @@ class Upscaler:
         ensemble: bool = False,
     ) -> Upscaler:
         """Load a bundle for a device: cpu, openvino, gpu, cuda, tensorrt or auto. A bundle is a path, the name of a
-        shipped one, brain (the default), fast or perceptual, or one in memory.
+        shipped one, brain (the default), fast, best or perceptual, or one in memory.
 
         `auto` takes cuda where it works, else gpu if it is hardware and faster than the CPU, else the CPU, and logs which
         and why; no other name falls back.
